@@ -1,0 +1,39 @@
+"""The errors a user can meet: each says what was found, what was expected and what to do."""
+
+from __future__ import annotations
+
+
+class CsflowError(Exception):
+    """Base of every error csflow raises on purpose. ``exit_code`` is what a command line returns."""
+
+    exit_code = 1
+
+
+class UsageError(CsflowError):
+    """The command was called in a way that cannot work (exit code 2)."""
+
+    exit_code = 2
+
+
+class ConfigError(UsageError):
+    """A line's YAML, or a name given on the command line, is wrong."""
+
+
+class DataError(CsflowError):
+    """Images, masks or a data revision are missing, damaged or contradict each other."""
+
+
+class CacheError(CsflowError):
+    """The feature store cannot be read or written."""
+
+
+class ModelError(CsflowError):
+    """A model, its weights or its input do not fit together, or training diverged."""
+
+
+class RegistryError(CsflowError):
+    """A registered model, version or alias is missing or contradicts what is served."""
+
+
+class DeployError(CsflowError):
+    """An endpoint could not be started, reached or replaced."""
