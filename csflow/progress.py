@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Iterable, Iterator
 from typing import TypeVar
 
 Item = TypeVar("Item")
+
+MARK = "CSFLOW_MARK"
+
+
+def say(text: str) -> None:
+    """Print one line for the person who waits.
+
+    Orchestrators wrap a step's output in their own log; lines that start with the value of
+    ``CSFLOW_MARK`` are what ``python -m pipelines run`` picks out of it again.
+    """
+    print(f"{os.environ.get(MARK, '')}{text}", file=sys.stderr, flush=True)
 
 
 def track(items: Iterable[Item], *, total: int, label: str, every: float = 5.0) -> Iterator[Item]:
@@ -31,4 +43,4 @@ def track(items: Iterable[Item], *, total: int, label: str, every: float = 5.0) 
         now = time.monotonic()
         if now - last >= every or done == total:
             last = now
-            print(f"{label}: {done}/{total} ({done / max(now - start, 1e-9):.1f}/s)", file=sys.stderr, flush=True)
+            say(f"{label}: {done}/{total} ({done / max(now - start, 1e-9):.1f}/s)")

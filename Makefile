@@ -1,0 +1,49 @@
+# The two commands: `make demo` and `make test`. Both set up everything they need below .venv.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+PYTHON ?= python3.11
+PY := .venv/bin/python
+LOCK := requirements/dev.txt
+export DVC_NO_ANALYTICS := 1
+ifneq ($(wildcard ../shared/data),)
+export CSFLOW_TEST_DATA ?= $(abspath ../shared/data)
+endif
+
+.PHONY: help setup demo serve test test-all lint lock clean
+
+help: ## Show this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+setup: .venv/.ready ## Make .venv from the lock, nothing else
+
+.venv/.ready: $(LOCK) pyproject.toml
+	@$(PYTHON) --version >/dev/null 2>&1 || { echo "Python 3.11 to 3.13 is needed: make $(MAKECMDGOALS) PYTHON=python3.12"; exit 1; }
+	@test -x .venv/bin/uv || { $(PYTHON) -m venv .venv && $(PY) -m pip install --quiet uv; }
+	.venv/bin/uv pip sync --quiet --python $(PY) <($(PY) -m pip --version >/dev/null; cat $(LOCK); echo uv; echo pip)
+	.venv/bin/uv pip install --quiet --python $(PY) --no-deps --editable .
+	@touch $@
+
+demo: setup ## Train, register, promote and serve the demo line (FORCE=1: again, with another seed)
+	$(PY) -m pipelines demo $(if $(FORCE),--force)
+
+serve: setup ## Serve the demo line's champion on http://127.0.0.1:8080 (LINE=name for another)
+	.venv/bin/csflow serve $(or $(LINE),demo-texture) --port $(or $(PORT),8080)
+
+test: setup ## The fast suite
+	$(PY) -m pytest -m "not slow and not real and not docker and not postgres and not browser and not gpu" -n 2
+
+test-all: setup ## Everything this machine can run
+	$(PY) -m pytest -m "not gpu"
+
+lint: setup ## Style, types
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/mypy
+
+lock: setup ## Resolve the dependencies again
+	for set in dev serve; do .venv/bin/uv pip compile --quiet --universal --python-version 3.11 --extra $$set \
+	  --no-header --no-annotate --no-emit-index-url --no-emit-find-links --output-file requirements/$$set.txt pyproject.toml \
+	  $$(test $$set = serve && echo --constraint requirements/dev.txt); done
+
+clean: ## Remove the environment and everything csflow made
+	rm -rf .venv .csflow build *.egg-info

@@ -1,0 +1,1 @@
+"""What Kubeflow Pipelines sees of a step: unpack inputs, call one function of ``csflow.steps``, write outputs."""

@@ -1,0 +1,25 @@
+"""Calibrate the threshold, score the test images, assemble the detector and its report."""
+
+from kfp import dsl
+
+from components.image import BASE_IMAGE
+
+
+@dsl.component(base_image=BASE_IMAGE, install_kfp_package=False)
+def evaluate(
+    context: dsl.Input[dsl.Artifact],
+    manifest: dsl.Input[dsl.Dataset],
+    features: dsl.Input[dsl.Dataset],
+    model: dsl.Input[dsl.Model],
+    detector: dsl.Output[dsl.Model],
+    report: dsl.Output[dsl.HTML],
+    metrics: dsl.Output[dsl.Metrics],
+) -> None:
+    """See csflow.steps.evaluate."""
+    from csflow.steps import evaluate
+
+    results = evaluate.evaluate(
+        context.path, manifest.path, features.path, model.path, detector_out=detector.path, report_out=report.path
+    )
+    for name, value in results.items():
+        metrics.log_metric(name, value)

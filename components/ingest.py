@@ -1,0 +1,13 @@
+"""Check out the line's data at its revision and open the MLflow run."""
+
+from kfp import dsl
+
+from components.image import BASE_IMAGE
+
+
+@dsl.component(base_image=BASE_IMAGE, install_kfp_package=False)
+def ingest(line: str, force: bool, context: dsl.Output[dsl.Artifact], manifest: dsl.Output[dsl.Dataset]) -> None:
+    """See csflow.steps.ingest."""
+    from csflow.steps import ingest
+
+    ingest.ingest(line, force=force, context_out=context.path, manifest_out=manifest.path)

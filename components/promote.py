@@ -1,0 +1,13 @@
+"""Let the gate decide; publish, deploy and crown the winner."""
+
+from kfp import dsl
+
+from components.image import BASE_IMAGE
+
+
+@dsl.component(base_image=BASE_IMAGE, install_kfp_package=False)
+def promote(context: dsl.Input[dsl.Artifact], manifest: dsl.Input[dsl.Dataset], version: int) -> str:
+    """See csflow.steps.promote. Returns the outcome."""
+    from csflow.steps import promote
+
+    return promote.promote(context.path, manifest.path, version=version)

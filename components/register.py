@@ -1,0 +1,13 @@
+"""Register the detector as a version of the line's model, with its lineage."""
+
+from kfp import dsl
+
+from components.image import BASE_IMAGE
+
+
+@dsl.component(base_image=BASE_IMAGE, install_kfp_package=False)
+def register(context: dsl.Input[dsl.Artifact], detector: dsl.Input[dsl.Model]) -> int:
+    """See csflow.steps.register. Returns the version, 0 if nothing was registered."""
+    from csflow.steps import register
+
+    return register.register(context.path, detector.path)

@@ -1,0 +1,1 @@
+"""The steps of a line's retraining: one function each, plain inputs and outputs, idempotent."""

@@ -1,0 +1,94 @@
+"""Fit the flow to the features of the good images that have the role *fit*."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from csflow.files import new_directory, sha256_json, write_json
+from csflow.progress import say
+from csflow.steps.context import RunContext, code_version, load_manifest, step
+from csflow.workspace import Workspace
+
+if TYPE_CHECKING:
+    from csflow.cache import CacheManifest
+    from csflow.training import EpochResult
+
+
+def train(
+    context_path: str | Path, manifest_path: str | Path, features_path: str | Path, *, model_out: str | Path
+) -> None:
+    """Train, or find the model that equal inputs made before; a killed training resumes.
+
+    Args:
+        context_path: What ``ingest`` wrote.
+        manifest_path: The line's manifest.
+        features_path: The cache manifest.
+        model_out: Folder for ``model.safetensors`` and ``training.json`` (one row an epoch).
+
+    Raises:
+        ModelError: If training diverges.
+        CacheError: If a stored feature is damaged.
+    """
+    context = RunContext.load(Path(context_path))
+    if context.unchanged:
+        return
+    with step("train", context):
+        from csflow.adapters import tracking
+        from csflow.cache import CacheManifest
+
+        workspace = Workspace.from_environment()
+        manifest = load_manifest(context, Path(manifest_path)).rows(role="fit")
+        cached = CacheManifest.load(Path(features_path))
+        images = list(manifest.frame["sha256"])
+        key = sha256_json([cached.space, images, context.line.method_digest(), code_version()])
+        folder = workspace.models / key
+        if (folder / "training.json").exists():
+            say(f"train: found the model of these {len(images)} images, configuration and seed")
+        else:
+            _fit(context, cached, images, folder)
+        epochs = json.loads((folder / "training.json").read_text())
+        tracking.log_epochs(workspace, context.run_id, epochs)
+        shutil.copytree(folder, Path(model_out), dirs_exist_ok=True)
+
+
+def _fit(context: RunContext, cached: CacheManifest, images: list[str], folder: Path) -> None:
+    from safetensors.torch import save_file
+
+    from csflow.training import fit
+
+    line, work = context.line, folder.with_suffix(".work")
+    history = _History(work / "history.json")
+    say(f"train: {len(images)} images, {line.training.epochs} epochs, hidden width {line.flow.hidden}")
+    flow = fit(
+        cached.open(images),
+        line.flow,
+        line.training,
+        channels=cached.channels,
+        scales=line.features.scales,
+        directory=work,
+        on_epoch=history.add,
+    )
+    with new_directory(folder) as target:
+        save_file({name: t.contiguous().cpu() for name, t in flow.state_dict().items()}, target / "model.safetensors")
+        write_json(target / "training.json", history.rows)
+    shutil.rmtree(work, ignore_errors=True)
+
+
+class _History:
+    """Epochs so far, on disk, so that a resumed training still shows its whole curve."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.rows: list[dict[str, float]] = json.loads(path.read_text()) if path.exists() else []
+
+    def add(self, result: EpochResult) -> None:
+        self.rows = [row for row in self.rows if row["epoch"] < result.epoch] + [asdict(result)]
+        write_json(self.path, self.rows)
+        say(
+            f"train: epoch {result.epoch}/{result.epochs}  nll {result.nll:+.4f} per dimension  "
+            f"gradient {result.grad_norm:.2f}  {result.seconds:.1f} s"
+        )

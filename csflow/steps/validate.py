@@ -1,0 +1,40 @@
+"""Stop the run if the data breaks the line's quality bounds; attach the result either way."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from csflow.errors import DataError
+from csflow.files import write_atomic, write_json
+from csflow.progress import say
+from csflow.steps.context import RunContext, load_manifest, step
+from csflow.workspace import Workspace
+
+
+def validate(context_path: str | Path, manifest_path: str | Path, *, report_out: str | Path) -> None:
+    """Run the data gate over the manifest.
+
+    Args:
+        context_path: What ``ingest`` wrote.
+        manifest_path: The line's manifest.
+        report_out: Where to write the page.
+
+    Raises:
+        DataError: Naming each broken expectation and the offending files.
+    """
+    context = RunContext.load(Path(context_path))
+    if context.unchanged:
+        return
+    with step("validate", context):
+        from csflow.adapters import quality, tracking
+
+        manifest = load_manifest(context, Path(manifest_path))
+        report = quality.validate(manifest, context.line.quality)
+        folder = Workspace.from_environment().runs / context.run_id / "data_quality"
+        write_atomic(folder / "data_quality.html", report.html())
+        write_json(folder / "data_quality.json", report.to_json())
+        write_atomic(Path(report_out), report.html())
+        tracking.log_artifacts(Workspace.from_environment(), context.run_id, folder, "data_quality")
+        if not report.success:
+            raise DataError(report.explanation(context.line.line))
+        say(f"validate: {len(manifest)} images pass the data gate")
