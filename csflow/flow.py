@@ -111,7 +111,8 @@ class CouplingBlock(nn.Module):
         hidden: Hidden channels of both subnets.
         kernel: Odd side of every kernel.
         clamp: Soft clamp ``alpha`` of the log-scale.
-        permutation: ``(scales, channels)`` integers; permuted channel ``c`` of scale ``i`` is ``permutation[i, c]`` of the input.
+        permutation: ``(scales, channels)`` integers; after it, channel ``c`` of scale ``i`` holds channel
+            ``permutation[i, c]`` of the input.
 
     Reference:
         Rudolph et al., Eq. 3; order of the halves as in the authors' code.
