@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from scipy.stats import norm
 from torch import Tensor, nn
 
 from csflow.config import FlowConfig
@@ -15,10 +16,10 @@ from csflow.errors import ModelError
 from csflow.flow import CouplingBlock, CrossScaleFlow, Pyramid, latent_count, soft_clamp
 
 
-def awake_flow(*, channels: int = 5, scales: int = 3, blocks: int = 2, seed: int = 0, hidden: int = 4) -> CrossScaleFlow:
+def awake_flow(*, channels: int = 5, scales: int = 3, seed: int = 0) -> CrossScaleFlow:
     """A float64 flow whose gammas are not zero: a fresh coupling is the identity and would hide every mistake."""
     torch.manual_seed(seed)
-    config = FlowConfig(blocks=blocks, hidden=hidden)
+    config = FlowConfig(blocks=2, hidden=4)
     flow = CrossScaleFlow(config, channels=channels, scales=scales, permutation_seed=seed).double()
     for name, parameter in flow.named_parameters():
         nn.init.normal_(parameter, std=1.0 if name.endswith("gamma") else 0.3)
@@ -114,15 +115,14 @@ def test_log_det_is_that_of_the_jacobian(scales: int) -> None:
     shapes = [level.shape[1:] for level in pyramid]
 
     def flat_forward(flat: Tensor) -> Tensor:
-        parts = flat.split([math.prod(shape) for shape in shapes])
+        parts = torch.split(flat, [math.prod(shape) for shape in shapes])
         latents, _ = flow([part.reshape(1, *shape) for part, shape in zip(parts, shapes, strict=True)])
         return torch.cat([z.flatten() for z in latents])
 
     _, log_det = flow(pyramid)
     for image in range(2):
         flat = torch.cat([level[image].flatten() for level in pyramid])
-        jacobian = torch.autograd.functional.jacobian(flat_forward, flat)
-        assert isinstance(jacobian, Tensor)
+        jacobian = torch.func.jacrev(flat_forward)(flat)
         _, expected = torch.linalg.slogdet(jacobian)
         torch.testing.assert_close(log_det[image], expected, rtol=1e-9, atol=1e-9)
 
@@ -131,9 +131,8 @@ def test_nll_is_that_of_a_standard_normal() -> None:
     flow = awake_flow()
     pyramid = random_pyramid()
     latents, log_det = flow(pyramid)
-    normal = torch.distributions.Normal(torch.zeros((), dtype=torch.float64), 1.0)
-    log_prior = sum(normal.log_prob(z).sum(dim=(1, 2, 3)) for z in latents)
-    torch.testing.assert_close(flow.nll(pyramid), -(log_prior + log_det))
+    log_prior = [sum(norm.logpdf(z[b].detach().numpy()).sum() for z in latents) for b in range(2)]
+    torch.testing.assert_close(flow.nll(pyramid), -(torch.tensor(log_prior) + log_det))
     count = 5 * (4 * 8 + 2 * 4 + 1 * 2)
     assert latent_count(pyramid) == count
     torch.testing.assert_close(flow.per_dimension(flow.nll(pyramid), pyramid), flow.nll(pyramid) / count)
