@@ -158,6 +158,17 @@ def boxes_in_image(map2d: Floats, threshold: float, image_size: tuple[int, int])
     ]
 
 
+def upsample(map2d: Floats, size: tuple[int, int]) -> npt.NDArray[np.float32]:
+    """A map in the size of its image, bilinear, exactly like torch's ``interpolate(align_corners=False)``.
+
+    Args:
+        map2d: One anomaly map ``(h, w)``.
+        size: Width and height wanted; a smaller size than the map's averages instead.
+    """
+    picture = Image.fromarray(np.ascontiguousarray(_checked_map(map2d), dtype=np.float32))
+    return np.asarray(picture.resize(size, Image.Resampling.BILINEAR))
+
+
 def colours(values: Floats) -> Bytes:
     """Colours of values in [0, 1] (clipped) as ``(..., 3)`` RGB bytes, dark to light."""
     table = np.asarray(_INFERNO, dtype=np.float64)
@@ -178,7 +189,7 @@ def heatmap_png(map2d: Floats, map_range: tuple[float, float], size: tuple[int, 
         size: Width and height of the picture.
     """
     buffer = io.BytesIO()
-    Image.fromarray(colours(_on_scale(_resized(map2d, size), map_range))).save(buffer, "PNG")
+    Image.fromarray(colours(_on_scale(upsample(map2d, size), map_range))).save(buffer, "PNG")
     return buffer.getvalue()
 
 
@@ -203,7 +214,7 @@ def overlay(
         A new RGB image of the size of ``image``.
     """
     base = image.convert("RGB")
-    values = _on_scale(_resized(map2d, base.size), map_range)
+    values = _on_scale(upsample(map2d, base.size), map_range)
     low, high = map_range
     floor = THRESHOLD_POSITION if region_threshold is None else (region_threshold - low) / (high - low)
     strength = np.clip((values - floor) / max(1.0 - floor, 1e-6), 0.0, 1.0)
@@ -230,12 +241,6 @@ def _on_scale(values: Floats, map_range: tuple[float, float]) -> Floats:
         raise DataError(f"The colour scale must run from low to high, got {map_range}. Calibrate the detector again.")
     scaled: Floats = (values.astype(np.float64) - low) / (high - low)
     return scaled
-
-
-def _resized(map2d: Floats, size: tuple[int, int]) -> Floats:
-    # Pillow's bilinear filter upsamples exactly like torch's interpolate(align_corners=False).
-    picture = Image.fromarray(np.ascontiguousarray(_checked_map(map2d), dtype=np.float32))
-    return np.asarray(picture.resize(size, Image.Resampling.BILINEAR))
 
 
 def _scaled(box: Box, *, width: int, columns: int, height: int, rows: int) -> Box:
