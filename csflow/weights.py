@@ -107,7 +107,7 @@ def _from_s3(uri: str, cache: Path) -> Path:
             cache.mkdir(parents=True, exist_ok=True)
             part = cache / f".{target.name}.{os.getpid()}"
             client.download_file(bucket, key, str(part))
-            os.replace(part, target)
+            part.replace(target)
     except (BotoCoreError, ClientError, OSError) as error:
         raise ModelError(f"Cannot download weights {uri}: {error}. Check the address and AWS_* settings.") from error
     finally:

@@ -1,0 +1,134 @@
+"""Reading images of any common kind the same way every time, and sizing them for the backbone.
+
+=====================  ==========================================================================
+Image                  Becomes 8-bit RGB by
+=====================  ==========================================================================
+gray, 1-bit            repeating the gray value
+16-bit gray            dividing by 257 (65535 -> 255), never by the image's own range
+16-bit colour          dropping the lower byte (Pillow's reader)
+palette                its colours
+alpha (any kind)       compositing on black
+CMYK, YCbCr            Pillow's conversion, without ICC profiles
+EXIF orientation       turning upright
+several frames         taking the first
+=====================  ==========================================================================
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
+from torch.nn import functional as F
+
+from csflow.config import FeatureConfig
+from csflow.errors import DataError
+
+FORMATS = ("PNG", "JPEG", "MPO", "BMP", "TIFF", "WEBP")
+"""Pillow readers allowed. Others can start outside programs (EPS) or are not image files of a camera."""
+
+MAX_PIXELS = 89_478_485
+"""Largest image opened (9459 squared, where Pillow begins to warn): a small file can claim to hold terabytes."""
+
+
+def read_image(source: Path | bytes) -> Image.Image:
+    """Decode an image to 8-bit RGB, upright.
+
+    Args:
+        source: An image file, or the bytes of one.
+
+    Raises:
+        DataError: Naming the file, if it is missing, no image, truncated, of an unknown kind or too large.
+    """
+    if isinstance(source, bytes):
+        return decode_image(source, name=f"image of {len(source)} bytes")
+    try:
+        content = source.read_bytes()
+    except OSError as error:
+        raise DataError(f"Cannot read {source}: {error.strerror or error}.") from error
+    return decode_image(content, name=str(source))
+
+
+def decode_image(content: bytes, *, name: str) -> Image.Image:
+    """Decode the bytes of an image file; ``name`` stands for it in errors. See :func:`read_image`."""
+    try:
+        with Image.open(io.BytesIO(content), formats=FORMATS) as image:
+            _refuse_bomb(image.size, name)
+            image.load()
+            upright = ImageOps.exif_transpose(image)
+        return _to_rgb(upright, name)
+    except DataError:
+        raise
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise DataError(f"{name}: {error} Crop or shrink it.") from error
+    except UnidentifiedImageError as error:
+        what = "is empty" if not content else "is no image"
+        raise DataError(f"{name} {what}. Expected one of {', '.join(FORMATS)}.") from error
+    except Exception as error:  # on damaged bytes Pillow's readers raise nearly every kind of error
+        raise DataError(f"{name} is damaged: {error}. Copy or export it again.") from error
+
+
+def to_pyramid_inputs(
+    image: Image.Image, features: FeatureConfig, mean: Sequence[float], std: Sequence[float]
+) -> list[Tensor]:
+    """Size and normalise an image for every scale of the pyramid.
+
+    The image is stretched to a square. ``antialias`` sizes the image anew for every scale (paper 4.2),
+    ``nearest`` takes every second place of the largest input (the authors' code).
+
+    Args:
+        image: 8-bit RGB, as :func:`read_image` gives it.
+        features: Names image size, number of scales and the way of downscaling.
+        mean: Mean of each colour (0 to 1) to subtract.
+        std: Standard deviation of each colour to divide by.
+
+    Returns:
+        Float tensors, finest first; level ``i`` is ``(3, s, s)`` with ``s = image_size / 2**i``.
+    """
+    sizes = [features.image_size // 2**scale for scale in range(features.scales)]
+    if features.downscale == "antialias":
+        return [_normalised(image, size, mean, std) for size in sizes]
+    largest = _normalised(image, sizes[0], mean, std)
+    return [largest, *(F.interpolate(largest[None], size=(size, size), mode="nearest")[0] for size in sizes[1:])]
+
+
+def _normalised(image: Image.Image, size: int, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """``(3, size, size)``; Pillow's bilinear filter widens with the factor, so it does not alias."""
+    resized = image.resize((size, size), Image.Resampling.BILINEAR)
+    pixels = torch.from_numpy(np.array(resized)).permute(2, 0, 1).float()
+    offset, scale = torch.tensor(mean)[:, None, None], torch.tensor(std)[:, None, None]
+    return pixels.div_(255).sub_(offset).div_(scale)
+
+
+def _to_rgb(image: Image.Image, name: str) -> Image.Image:
+    if image.mode.startswith("I"):
+        return _from_16_bit(image, name)
+    if image.mode == "F":
+        raise DataError(f"{name} holds floating-point values, whose range is not known. Export it as 8 or 16 bit.")
+    if image.has_transparency_data:
+        black = Image.new("RGBA", image.size, (0, 0, 0, 255))
+        return Image.alpha_composite(black, image.convert("RGBA")).convert("RGB")
+    return image.convert("RGB")
+
+
+def _from_16_bit(image: Image.Image, name: str) -> Image.Image:
+    """Scale by the fixed range of 16 bit: by its own range, a part's look would depend on its defects."""
+    values = np.asarray(image).astype(np.int64)
+    low, high = int(values.min()), int(values.max())
+    if low < 0 or high > 65535:
+        raise DataError(f"{name} holds values from {low} to {high}, expected 16 bit (0 to 65535).")
+    gray = ((values + 128) // 257).astype(np.uint8)
+    return Image.fromarray(gray).convert("RGB")
+
+
+def _refuse_bomb(size: tuple[int, int], name: str) -> None:
+    width, height = size
+    if width * height > MAX_PIXELS:
+        raise DataError(
+            f"{name} is {width} x {height} pixels, expected at most {MAX_PIXELS} in all. Crop or shrink it."
+        )
