@@ -66,13 +66,10 @@ def image_auroc(scores: npt.ArrayLike, labels: npt.ArrayLike) -> float:
     Raises:
         DataError: If a score is NaN, a class is missing or the lengths differ.
     """
-    from scipy import stats
-
     values, defective = _checked(scores, labels)
-    ranks = stats.rankdata(values)
-    positives = int(defective.sum())
-    above = ranks[defective].sum() - positives * (positives + 1) / 2
-    return float(above / (positives * (values.size - positives)))
+    good, bad = np.sort(values[~defective]), values[defective]
+    doubled_wins = np.searchsorted(good, bad, side="left") + np.searchsorted(good, bad, side="right")
+    return float(doubled_wins.sum() / (2 * good.size * bad.size))
 
 
 def roc_curve(scores: npt.ArrayLike, labels: npt.ArrayLike) -> RocCurve:
@@ -254,9 +251,7 @@ def _aurocs(values: Floats, defective: Labels, counts: Counts) -> Floats:
     order = np.argsort(values, kind="stable")
     ordered = values[order]
     starts = np.concatenate([[0], np.flatnonzero(ordered[1:] != ordered[:-1]) + 1])
-    sorted_counts = counts[:, order]
-    bad = np.add.reduceat(sorted_counts * defective[order], starts, axis=1)
-    good = np.add.reduceat(sorted_counts * ~defective[order], starts, axis=1)
+    bad, good = (np.add.reduceat((counts * kind)[:, order], starts, axis=1) for kind in (defective, ~defective))
     doubled_wins = (bad * (2 * good.cumsum(axis=1) - good)).sum(axis=1)
     positives = int(defective.sum())
     return np.asarray(doubled_wins / (2 * positives * (defective.size - positives)), dtype=np.float64)

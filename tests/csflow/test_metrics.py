@@ -87,10 +87,10 @@ def test_the_interval_does_not_depend_on_the_portions(monkeypatch: pytest.Monkey
 def test_the_interval_covers_the_true_auroc_as_often_as_it_says() -> None:
     true = stats.norm.cdf(1 / np.sqrt(2))
     hits = 0
-    for seed in range(200):
-        low, high = bootstrap_interval(*sample(seed, 60, 60), samples=300)
+    for seed in range(120):
+        low, high = bootstrap_interval(*sample(seed, 60, 60), samples=200)
         hits += low <= true <= high
-    assert 0.90 <= hits / 200 <= 0.99
+    assert 0.90 <= hits / 120 <= 0.99
 
 
 @pytest.mark.parametrize("images", [(4, 4), (20, 20), (191, 392)])
@@ -133,11 +133,11 @@ def test_a_detector_does_not_differ_from_itself_on_another_scale() -> None:
 def test_the_paired_p_value_is_rarely_small_when_both_are_equally_good() -> None:
     rng = np.random.default_rng(0)
     small = 0
-    for seed in range(200):
+    for seed in range(120):
         scores, labels = sample(seed, 50, 50)
         first, second = scores + 0.7 * rng.normal(size=(2, 100))
-        small += paired_bootstrap(first, second, labels, samples=300).p_value <= 0.05
-    assert small / 200 <= 0.10
+        small += paired_bootstrap(first, second, labels, samples=200).p_value <= 0.05
+    assert small / 120 <= 0.10
 
 
 @pytest.mark.parametrize(("events", "trials"), [(0, 10), (10, 10), (3, 40), (1, 1), (0, 1), (17, 333)])

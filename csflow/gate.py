@@ -1,0 +1,244 @@
+"""May a challenger replace the champion? A pure decision with its reasons.
+
+Both detectors are scored on the same current images. The reference is the *best* champion so far, chosen
+by the caller: measured against the last one, a small loss could be taken again every night.
+
+The rule, with ``d`` the AUROC of challenger minus reference and ``[low, high]`` its paired bootstrap interval:
+
+* promoted if ``low >= -margin``: it is shown that no more than the margin is lost;
+* kept, worse, if ``d < -margin`` and ``high < 0``, or if the challenger separates no better than chance;
+* kept, not enough evidence, otherwise, with an estimate of how many images would decide.
+
+Fewer than `MIN_IMAGES` images of either kind never promote over a champion: detectors that agree on so few
+images have not been compared. ``docs/decisions`` holds the reasons.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from csflow.config import GateConfig
+from csflow.errors import DataError
+from csflow.metrics import (
+    Interval,
+    PairedDifference,
+    bootstrap_interval,
+    clopper_pearson,
+    image_auroc,
+    paired_bootstrap,
+)
+
+Outcome = Literal["promoted", "kept_worse", "kept_insufficient"]
+Evidence = dict[str, float | int | str]
+
+MIN_IMAGES = 10
+"""Good, and defective, images below which no champion is replaced."""
+
+_IMPRACTICAL = 1_000_000
+
+
+@dataclass(frozen=True)
+class GateDecision:
+    """What the gate decided, why, and the numbers it looked at."""
+
+    outcome: Outcome
+    reason: str
+    evidence: Evidence = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class GoodOnlyEvidence:
+    """What one detector says about a line without labelled defects.
+
+    Attributes:
+        good_scores: Scores of the gate images ``(n,)``.
+        synthetic_scores: Scores of synthetic defects pasted on gate images ``(m,)``, the same for both detectors.
+        threshold: The detector's own threshold; None without calibration.
+    """
+
+    good_scores: npt.NDArray[np.floating]
+    synthetic_scores: npt.NDArray[np.floating]
+    threshold: float | None
+
+    @property
+    def labels(self) -> npt.NDArray[np.bool_]:
+        """Labels of `scores`."""
+        return np.arange(len(self.good_scores) + len(self.synthetic_scores)) >= len(self.good_scores)
+
+    @property
+    def scores(self) -> npt.NDArray[np.float64]:
+        """Good images first, then synthetic defects."""
+        return np.concatenate([self.good_scores, self.synthetic_scores]).astype(np.float64)
+
+    @property
+    def false_alarms(self) -> int | None:
+        """Gate images called defective."""
+        return None if self.threshold is None else int((np.asarray(self.good_scores) > self.threshold).sum())
+
+
+def decide_labelled(
+    reference_scores: npt.ArrayLike, challenger_scores: npt.ArrayLike, labels: npt.ArrayLike, config: GateConfig
+) -> GateDecision:
+    """Compare two detectors on the same labelled test images by the rule of this module.
+
+    Args:
+        reference_scores: Of the best champion so far ``(n,)``.
+        challenger_scores: Of the new detector for the same images ``(n,)``.
+        labels: ``(n,)``, True = defective.
+        config: Margin, confidence of the two-sided interval, number of resamples.
+
+    Raises:
+        DataError: If a score is NaN, a class is missing or lengths differ.
+    """
+    defective = np.asarray(labels, dtype=bool)
+    found = paired_bootstrap(
+        reference_scores, challenger_scores, defective, confidence=config.confidence, samples=config.bootstrap
+    )
+    auroc = image_auroc(challenger_scores, defective)
+    counts = (int((~defective).sum()), int(defective.sum()))
+    evidence: Evidence = {
+        "reference_auroc": image_auroc(reference_scores, defective), "challenger_auroc": auroc,
+        "difference": found.difference, "difference_low": found.low, "difference_high": found.high,
+        "p_value": found.p_value, "margin": config.margin, "confidence": config.confidence,
+        "good_images": counts[0], "defective_images": counts[1],
+    }  # fmt: skip
+    seen = _describe(evidence)
+    if auroc <= 0.5:
+        return GateDecision("kept_worse", f"The challenger separates no better than chance. {seen}", evidence)
+    if min(counts) < MIN_IMAGES:
+        missing = f"{counts[0]} good and {counts[1]} defective images are too few to compare detectors"
+        need = f"Needs at least {MIN_IMAGES} of each."
+        evidence["images_needed"] = 2 * MIN_IMAGES
+        return GateDecision("kept_insufficient", f"{missing}. {need} {seen}", evidence)
+    if found.low >= -config.margin:
+        return GateDecision("promoted", f"No more than the margin of {config.margin:g} is lost. {seen}", evidence)
+    if found.difference < -config.margin and found.high < 0:
+        return GateDecision("kept_worse", f"More than the margin of {config.margin:g} is lost. {seen}", evidence)
+    needed = _images_needed(sum(counts), found, config.margin)
+    evidence["images_needed"] = needed
+    reason = f"The images cannot tell whether more than the margin of {config.margin:g} is lost."
+    return GateDecision("kept_insufficient", f"{reason} {_wish(needed, counts)} {seen}", evidence)
+
+
+def decide_good_only(
+    reference: GoodOnlyEvidence, challenger: GoodOnlyEvidence, config: GateConfig, alpha: float | None
+) -> GateDecision:
+    """Compare two detectors of a line that has good images only.
+
+    First the challenger's false alarms on gate images: it is worse if the exact (Clopper–Pearson) interval
+    of their rate lies above ``alpha``, that is, if the promise of its threshold is refuted. Then the rule of
+    this module on gate images against synthetic defects.
+
+    Args:
+        reference: Of the best champion so far.
+        challenger: Of the new detector, on the same images.
+        config: As in `decide_labelled`.
+        alpha: Promised false-alarm rate; None without calibration (then false alarms are not judged).
+
+    Raises:
+        DataError: If the two did not see the same number of images, or a score is NaN.
+    """
+    sizes = [(len(e.good_scores), len(e.synthetic_scores)) for e in (reference, challenger)]
+    if sizes[0] != sizes[1]:
+        raise DataError(
+            f"Both detectors must score the same images, got {sizes[0]} (good, synthetic) of the reference and "
+            f"{sizes[1]} of the challenger. Score both on the current gate images."
+        )
+    refuted, alarms, evidence = _false_alarms(challenger, config, alpha)
+    if reference.false_alarms is not None:
+        evidence["reference_false_alarms"] = reference.false_alarms
+    compared = decide_labelled(reference.scores, challenger.scores, challenger.labels, config)
+    evidence = {**compared.evidence, **evidence, "defects": "synthetic"}
+    if refuted:
+        return GateDecision("kept_worse", f"{alarms} {compared.reason}", evidence)
+    return GateDecision(compared.outcome, f"{compared.reason} Defects are synthetic. {alarms}".strip(), evidence)
+
+
+def decide_first(scores: npt.ArrayLike, labels: npt.ArrayLike, config: GateConfig) -> GateDecision:
+    """A line's first detector: promoted if the interval of its AUROC lies above 0.5.
+
+    Args:
+        scores: Of the labelled test images, or of gate images and synthetic defects (`GoodOnlyEvidence`).
+        labels: ``(n,)``, True = defective.
+        config: Confidence of the two-sided interval, number of resamples.
+
+    Raises:
+        DataError: If a score is NaN, a class is missing or lengths differ.
+    """
+    defective = np.asarray(labels, dtype=bool)
+    auroc = image_auroc(scores, defective)
+    interval = bootstrap_interval(scores, defective, confidence=config.confidence, samples=config.bootstrap)
+    counts = (int((~defective).sum()), int(defective.sum()))
+    evidence: Evidence = {
+        "challenger_auroc": auroc, "auroc_low": interval.low, "auroc_high": interval.high,
+        "confidence": config.confidence, "good_images": counts[0], "defective_images": counts[1],
+    }  # fmt: skip
+    seen = (
+        f"AUROC {auroc:.4f} [{interval.low:.4f}, {interval.high:.4f}] on {counts[0]} good and {counts[1]} defective "
+        "images."
+    )
+    if interval.low > 0.5:
+        return GateDecision(
+            "promoted", f"The first detector of the line separates better than chance. {seen}", evidence
+        )
+    if auroc <= 0.5:
+        return GateDecision("kept_worse", f"The detector separates no better than chance. {seen}", evidence)
+    needed = _grown(sum(counts), (auroc - interval.low) / (auroc - 0.5))
+    evidence["images_needed"] = needed
+    reason = "The images cannot tell whether the detector separates better than chance."
+    return GateDecision("kept_insufficient", f"{reason} {_wish(needed, counts)} {seen}", evidence)
+
+
+def _false_alarms(challenger: GoodOnlyEvidence, config: GateConfig, alpha: float | None) -> tuple[bool, str, Evidence]:
+    """Whether the promise is refuted, a sentence, and the numbers."""
+    alarms, n = challenger.false_alarms, len(challenger.good_scores)
+    if alarms is None or alpha is None:
+        return False, "", {}
+    rate: Interval = clopper_pearson(alarms, n, confidence=config.confidence)
+    refuted = rate.low > alpha
+    evidence: Evidence = {
+        "false_alarms": alarms, "false_alarm_low": rate.low, "false_alarm_high": rate.high,
+        "alpha": alpha, "gate_images": n,
+    }  # fmt: skip
+    verdict = "above" if refuted else "compatible with"
+    sentence = (
+        f"{alarms} false alarms on {n} good gate images: rate between {rate.low:.3f} and {rate.high:.3f}, "
+        f"{verdict} the promised {alpha:g}."
+    )
+    return refuted, sentence, evidence
+
+
+def _describe(evidence: Evidence) -> str:
+    return (
+        f"AUROC {evidence['challenger_auroc']:.4f} against {evidence['reference_auroc']:.4f} of the best champion: "
+        f"difference {evidence['difference']:+.4f} [{evidence['difference_low']:+.4f}, "
+        f"{evidence['difference_high']:+.4f}] on {evidence['good_images']} good and "
+        f"{evidence['defective_images']} defective images."
+    )
+
+
+def _images_needed(images: int, found: PairedDifference, margin: float) -> int:
+    """Images for a decision if the difference stays what it is and the interval shrinks with the square root."""
+    if found.difference < -margin:
+        return _grown(images, (found.high - found.difference) / -found.difference)
+    room = found.difference + margin
+    return _IMPRACTICAL if room <= 0 else _grown(images, (found.difference - found.low) / room)
+
+
+def _grown(images: int, narrower: float) -> int:
+    return min(_IMPRACTICAL, max(images + 1, math.ceil(images * narrower**2)))
+
+
+def _wish(needed: int, counts: tuple[int, int]) -> str:
+    if needed >= _IMPRACTICAL:
+        return "No practical number of images would decide: the difference sits at the limit."
+    share = needed / sum(counts)
+    return (
+        f"About {math.ceil(share * counts[0])} good and {math.ceil(share * counts[1])} defective images would decide "
+        f"if the difference stays as it is: {needed - sum(counts)} more than now."
+    )
