@@ -1,0 +1,218 @@
+"""Bring the images of a line at a revision into a folder of their own, or nothing at all."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from csflow.adapters.versioning.git import git
+from csflow.adapters.versioning.tracked import (
+    Listing,
+    TrackedFolder,
+    differing_files,
+    listing_digest,
+    md5_file,
+    quiet_dvc,
+    tracked_folder,
+)
+from csflow.config import DataConfig
+from csflow.errors import DataError
+from csflow.files import new_directory, sha256_json, write_json
+from csflow.manifest import shorten
+from csflow.progress import track
+
+if TYPE_CHECKING:
+    from dvc.api import DVCFileSystem
+
+SITE_CACHE = ".dvc-site"
+REMEDY = (
+    "Where the images are complete, run 'dvc push'; delete damaged copies from the remote and the cache first "
+    "(files/md5/XX/REST below each)."
+)
+
+
+@dataclass(frozen=True)
+class CheckedOut:
+    """A line's images as they are in a revision.
+
+    Attributes:
+        root: Folder of the images.
+        git_rev: Full id of the commit.
+        data_md5: DVC's digest of the tracked folder that is or holds the line's, ``….dir``.
+    """
+
+    root: Path
+    git_rev: str
+    data_md5: str
+
+
+def checkout(data: DataConfig, target_parent: Path) -> CheckedOut:
+    """Place the files of ``data.path`` at ``data.rev`` below ``target_parent``, each one checked.
+
+    What counts is what is committed: uncommitted changes in the repository are not seen. A folder that was
+    placed before is checked again and used, without calling DVC; a damaged one is replaced.
+
+    Args:
+        data: Repository (folder or URL), revision, path.
+        target_parent: Folder that gets one sub-folder per content.
+
+    Raises:
+        DataError: If the repository, revision or path does not exist, files cannot be had from cache or
+            remote, or one differs from its recorded md5. Nothing is left behind then.
+    """
+    target_parent = target_parent.resolve()
+    path = repository_path(data.path)
+    repository, commit = locate(data, target_parent)
+    out = tracked_folder(repository, commit, path)
+    inside = path.removeprefix(out.folder).strip("/")
+    target = target_parent / "-".join([out.md5.removesuffix(".dir"), *filter(None, inside.split("/"))])
+    if not _is_intact(target):
+        shutil.rmtree(target, ignore_errors=True)
+        with new_directory(target) as temporary:
+            _fetch(repository, commit, out, inside, temporary, target_parent / SITE_CACHE)
+    return CheckedOut(target / "images", commit, out.md5)
+
+
+def repository_path(path: str) -> str:
+    """``data.path`` in the form git and DVC use.
+
+    Raises:
+        DataError: If it is empty, absolute or leads out of the repository.
+    """
+    parts = [part for part in path.split("/") if part not in {"", "."}]
+    if not parts or path.startswith("/") or ".." in parts:
+        raise DataError(f"data.path {path!r} is not a folder inside the repository. Name it like 'data/my-line'.")
+    return "/".join(parts)
+
+
+def locate(data: DataConfig, clones: Path) -> tuple[Path, str]:
+    """The repository as a local folder, and the full commit id of the revision.
+
+    Raises:
+        DataError: If either does not exist.
+    """
+    if is_remote(data.repo):
+        return _clone(data, clones)
+    repository = local_repository(data)
+    return repository, _commit(repository, data.rev, data.rev)
+
+
+def is_remote(repo: str) -> bool:
+    """Whether ``data.repo`` is a URL that has to be cloned; ``file://`` is a local folder."""
+    return ("://" in repo and not repo.startswith("file://")) or bool(re.match(r"[\w.-]+@[\w.-]+:", repo))
+
+
+def local_repository(data: DataConfig) -> Path:
+    """Top folder of a repository on this machine.
+
+    Raises:
+        DataError: If there is none.
+    """
+    folder = Path(data.repo.removeprefix("file://"))
+    if not folder.is_dir():
+        raise DataError(f"The data repository {folder} does not exist. Correct data.repo in the line's YAML.")
+    top = Path(git("rev-parse", "--show-toplevel", repository=folder).strip())
+    if top.resolve() != folder.resolve():
+        raise DataError(f"{folder} is not a repository itself but lies in {top}. Name that as data.repo.")
+    return top
+
+
+def _commit(repository: Path, rev: str, name: str) -> str:
+    try:
+        commit = f"{rev}^{{commit}}"
+        return git("rev-parse", "--verify", "--quiet", "--end-of-options", commit, repository=repository).strip()
+    except DataError as error:
+        shallow = git("rev-parse", "--is-shallow-repository", repository=repository).strip() == "true"
+        remedy = "The clone is shallow: run 'git fetch --unshallow' in it" if shallow else "See 'git log' and 'git tag'"
+        raise DataError(f"{repository} has no revision {name!r}. {remedy}, or correct data.rev.") from error
+
+
+def _clone(data: DataConfig, parent: Path) -> tuple[Path, str]:
+    """A clone with the revision checked out, because a DVC remote may lie inside the repository."""
+    clone = parent / f".repository-{sha256_json(data.repo)[:16]}"
+    if not (clone / ".git").is_dir():
+        with new_directory(clone) as temporary:
+            git("clone", "--quiet", "--no-checkout", data.repo, str(temporary))
+    commit = _known_commit(clone, data.rev)
+    if commit is None:
+        git("fetch", "--quiet", "--tags", "--force", "origin", repository=clone)
+        git("remote", "set-head", "origin", "--auto", repository=clone)
+        branch = f"origin/{data.rev}"
+        commit = _commit(clone, branch if _exists(clone, branch) else data.rev, data.rev)
+    git("checkout", "--quiet", "--force", "--detach", commit, repository=clone)
+    return clone, commit
+
+
+def _known_commit(clone: Path, rev: str) -> str | None:
+    """A full commit id that is already there needs no network."""
+    return rev if re.fullmatch(r"[0-9a-f]{40}", rev) and _exists(clone, rev) else None
+
+
+def _exists(clone: Path, rev: str) -> bool:
+    try:
+        _commit(clone, rev, rev)
+    except DataError:
+        return False
+    return True
+
+
+def _is_intact(target: Path) -> bool:
+    """Whether a folder placed before still holds exactly the files it was made of."""
+    try:
+        listing: Listing = json.loads((target / "listing.json").read_text())
+    except (OSError, ValueError):
+        return False
+    return not differing_files(target / "images", listing)
+
+
+def _fetch(repository: Path, commit: str, out: TrackedFolder, inside: str, target: Path, site_cache: Path) -> None:
+    """Fill ``target`` with ``images/`` and ``listing.json``."""
+    with quiet_dvc(site_cache, f"Reading {out.folder} at {commit[:12]} from {repository}"):
+        from dvc.api import DVCFileSystem
+
+        system = DVCFileSystem(str(repository), rev=commit)
+        listing = committed_listing(system, out)
+        prefix = f"{inside}/" if inside else ""
+        wanted = {name.removeprefix(prefix): md5 for name, md5 in listing.items() if name.startswith(prefix)}
+        if not wanted:
+            folders = sorted({name.split("/")[0] for name in listing})
+            raise DataError(f"{out.folder} at {commit[:12]} has no folder {inside!r}; it holds {shorten(folders)}.")
+        _fetch_files(system, f"{out.folder}/{prefix}", wanted, target / "images")
+    write_json(target / "listing.json", wanted)
+
+
+def committed_listing(system: DVCFileSystem, out: TrackedFolder) -> Listing:
+    """The files of a tracked folder, proved by its committed digest.
+
+    Raises:
+        DataError: If cache or remote hold another listing under that digest.
+    """
+    found = system.find(out.folder, detail=True, dvc_only=True)
+    listing = {name.lstrip("/").removeprefix(f"{out.folder}/"): info["dvc_info"]["md5"] for name, info in found.items()}
+    if listing_digest(listing) != out.md5:
+        raise DataError(f"The list of files {out.md5} is damaged in the cache or the remote. {REMEDY}")
+    return listing
+
+
+def _fetch_files(system: DVCFileSystem, prefix: str, listing: Listing, target: Path) -> None:
+    """Fetch and check file by file, so that each missing or damaged one can be named."""
+
+    def fetch(name: str) -> str:
+        place = target / name
+        place.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            system.get_file(prefix + name, str(place))
+        except FileNotFoundError:
+            return f"{name} (missing)"
+        return "" if md5_file(place) == listing[name] else f"{name} (damaged)"
+
+    with ThreadPoolExecutor() as pool:
+        results = list(track(pool.map(fetch, listing), total=len(listing), label="fetch images"))
+    bad = [f"{prefix}{result}" for result in results if result]
+    if bad:
+        raise DataError(f"{len(bad)} of {len(listing)} files cannot be used: {shorten(bad)}. {REMEDY}")

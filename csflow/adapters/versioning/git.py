@@ -1,0 +1,56 @@
+"""Running git, independent of the caller's repository, locale and identity."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+
+from csflow.errors import DataError
+
+# A hook or another git process sets these; they would redirect every call to its own repository.
+_INHERITED = frozenset({"GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_PREFIX", "GIT_OBJECT_DIRECTORY"})
+
+
+def git(*arguments: str, repository: Path | None = None) -> str:
+    """Output of ``git ARGUMENTS``, run in ``repository``.
+
+    Raises:
+        DataError: With git's own last words, if it fails or is not installed.
+    """
+    environment = {key: value for key, value in os.environ.items() if key not in _INHERITED}
+    environment |= {"LC_ALL": "C", "GIT_TERMINAL_PROMPT": "0"}
+    where = ["-C", str(repository)] if repository else []
+    try:
+        result = subprocess.run(
+            ["git", *where, *arguments], env=environment, capture_output=True, text=True, check=False
+        )
+    except FileNotFoundError as error:
+        raise DataError("git is not installed. Install it; data revisions are git revisions.") from error
+    if result.returncode != 0:
+        words = result.stderr.strip().removeprefix("fatal: ") or f"exit code {result.returncode}"
+        raise DataError(f"git {arguments[0]} failed in {repository or Path.cwd()}: {words}")
+    return result.stdout
+
+
+def commit(repository: Path, files: list[Path], message: str) -> str:
+    """Commit exactly ``files``, whatever else is staged; the full id of the commit that now holds them.
+
+    Without a configured identity the commit is signed ``csflow``. Unchanged files make no commit.
+    """
+    names = [file.relative_to(repository).as_posix() for file in files]
+    git("add", "--", *names, repository=repository)
+    if git("status", "--porcelain", "--", *names, repository=repository):
+        identity = [] if has_identity(repository) else ["-c", "user.name=csflow", "-c", "user.email=csflow@localhost"]
+        git(*identity, "commit", "--quiet", "--message", message, "--", *names, repository=repository)
+    return git("rev-parse", "HEAD", repository=repository).strip()
+
+
+def has_identity(repository: Path) -> bool:
+    """Whether git knows, rather than guesses, who commits in ``repository``."""
+    try:
+        for role in ("AUTHOR", "COMMITTER"):
+            git("-c", "user.useConfigOnly=true", "var", f"GIT_{role}_IDENT", repository=repository)
+    except DataError:
+        return False
+    return True

@@ -1,0 +1,179 @@
+"""Data repositories that csflow may write to: create one, record a folder's new state, push it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from csflow.adapters.versioning.checkout import (
+    committed_listing,
+    is_remote,
+    local_repository,
+    locate,
+    repository_path,
+)
+from csflow.adapters.versioning.git import commit, git
+from csflow.adapters.versioning.tracked import TrackedFolder, differing_files, quiet_dvc, tracked_folder
+from csflow.config import DataConfig
+from csflow.errors import DataError
+from csflow.files import write_atomic
+from csflow.manifest import shorten
+
+
+@dataclass(frozen=True)
+class WorkingCopy:
+    """A line's images where they can be changed.
+
+    Attributes:
+        repository: Top folder of the repository.
+        tracked: Posix path of the folder DVC tracks; it is or holds the line's.
+        root: Folder of the line's images.
+    """
+
+    repository: Path
+    tracked: str
+    root: Path
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """A folder's new state: DVC's digest and the full id of the commit that names it."""
+
+    md5: str
+    commit: str
+
+
+def is_data_repository(folder: Path) -> bool:
+    """Whether ``folder`` is the top of a git repository with DVC."""
+    return (folder / ".git").exists() and (folder / ".dvc").is_dir()
+
+
+def create_data_repository(folder: Path, remote: str | None = None) -> None:
+    """Make ``folder`` a git repository with DVC and a remote that images are pushed to, and commit that.
+
+    Without ``remote`` it is the folder ``NAME-remote`` beside ``folder``, named by a relative path: it
+    outlives ``git clean`` and the removal of the working copy, the pair can be moved together, and clones
+    made beside it find it. A remote given as a folder is named by its absolute path, so that every clone on
+    this machine finds it.
+
+    Args:
+        folder: Missing or empty folder.
+        remote: Folder, or a URL such as ``s3://bucket/prefix``.
+
+    Raises:
+        DataError: If ``folder`` holds something, or git or DVC fail; a folder that was made is removed.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise DataError(f"{folder} is not empty and no data repository. Choose another folder.")
+    folder.mkdir(parents=True, exist_ok=True)
+    folder = folder.resolve()
+    url = _remote_url(folder, remote)
+    try:
+        git("init", "--quiet", "--initial-branch=main", repository=folder)
+        with quiet_dvc(site_cache(folder), f"Making {folder} a DVC repository"):
+            from dvc.repo import Repo
+
+            Repo.init(str(folder)).close()
+        settings = f"[core]\n    analytics = false\n    remote = storage\n['remote \"storage\"']\n    url = {url}\n"
+        write_atomic(folder / ".dvc" / "config", f"{settings}    verify = true\n")
+        names = (".dvc/config", ".dvc/.gitignore", ".dvcignore")
+        commit(folder, [folder / name for name in names], "Data repository")
+    except BaseException:
+        shutil.rmtree(folder)
+        raise
+
+
+def _remote_url(folder: Path, remote: str | None) -> str:
+    """The remote as ``.dvc/config`` names it; relative paths start at ``.dvc``."""
+    if remote is None:
+        return f'"../../{folder.name}-remote"'
+    if any(character in remote for character in '"\n'):
+        raise DataError(f"The remote {remote!r} holds a quote or line break. Give a folder or a URL.")
+    return f'"{remote}"' if "://" in remote else f'"{Path(remote).absolute()}"'
+
+
+def open_working_copy(data: DataConfig) -> WorkingCopy:
+    """The line's images in the repository itself, complete and as committed; pulled if absent.
+
+    Raises:
+        DataError: If the repository is remote or cannot be written, the line is pinned to another revision
+            than ``HEAD``, or the working copy differs from what is committed.
+    """
+    if is_remote(data.repo):
+        raise DataError(f"Images can only be added to a repository on this machine, and {data.repo} is not. Clone it.")
+    repository = local_repository(data)
+    if not os.access(repository, os.W_OK):
+        raise DataError(f"{repository} cannot be written. Clone it, or ask its owner.")
+    _, pinned = locate(data, repository)
+    head = git("rev-parse", "HEAD", repository=repository).strip()
+    if pinned != head:
+        raise DataError(f"data.rev {data.rev!r} is not HEAD of {repository}: the line would not see new images.")
+    path = repository_path(data.path)
+    out = tracked_folder(repository, head, path)
+    _require_committed(repository, out)
+    return WorkingCopy(repository, out.folder, repository / path)
+
+
+def _require_committed(repository: Path, out: TrackedFolder) -> None:
+    """Pull the tracked folder if it is absent; refuse it if it differs from ``HEAD``."""
+    if git("status", "--porcelain", "--", out.dvc_file, repository=repository):
+        raise DataError(f"{repository / out.dvc_file} has uncommitted changes. Commit or restore it first.")
+    folder = repository / out.folder
+    with quiet_dvc(site_cache(repository), f"Pulling {out.folder} in {repository}"):
+        from dvc.api import DVCFileSystem
+        from dvc.repo import Repo
+
+        if not folder.exists():
+            with Repo(str(repository)) as repo:
+                repo.pull(targets=[str(repository / out.dvc_file)])
+        listing = committed_listing(DVCFileSystem(str(repository), rev="HEAD"), out)
+    if changed := differing_files(folder, listing):
+        raise DataError(
+            f"{folder} differs from what is committed: {shorten(changed)}. "
+            f"Run 'dvc checkout {out.dvc_file}' to discard that, or 'dvc add' and commit to keep it."
+        )
+
+
+def add_and_push(repository: Path, path: str, message: str) -> Recorded:
+    """Record the present files of a folder, push them, commit its ``.dvc`` file (and nothing else).
+
+    Args:
+        repository: Top folder of the data repository.
+        path: Posix path of the folder that is tracked, or is to be.
+        message: Of the commit.
+
+    Raises:
+        DataError: If DVC, the remote or git fail; the ``.dvc`` file is then what it was.
+    """
+    repository = repository.resolve()
+    dvc_file = repository / f"{path}.dvc"
+    ours = [dvc_file, dvc_file.parent / ".gitignore"]
+    before = {file: file.read_bytes() if file.exists() else None for file in ours}
+    try:
+        with quiet_dvc(site_cache(repository), f"Recording {path} in {repository}"):
+            from dvc.repo import Repo
+
+            with Repo(str(repository)) as repo:
+                repo.add([str(repository / path)])
+                repo.push(targets=[str(dvc_file)])
+        revision = commit(repository, [file for file in ours if file.exists()], message)
+    except BaseException:
+        _restore(repository, before)
+        raise
+    return Recorded(tracked_folder(repository, revision, path).md5, revision)
+
+
+def _restore(repository: Path, before: dict[Path, bytes | None]) -> None:
+    git("reset", "--quiet", "--", *(str(file) for file in before), repository=repository)
+    for file, content in before.items():
+        if content is None:
+            file.unlink(missing_ok=True)
+        else:
+            write_atomic(file, content)
+
+
+def site_cache(repository: Path) -> Path:
+    """DVC's bookkeeping of a repository, in the folder that its own ``.gitignore`` names."""
+    return repository / ".dvc" / "tmp" / "site"

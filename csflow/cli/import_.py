@@ -1,0 +1,129 @@
+"""``csflow import``: data sets and plain folders into the layout csflow reads."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from csflow.errors import UsageError
+
+if TYPE_CHECKING:
+    from csflow.steps.track import Importer
+
+import_app = typer.Typer(
+    help="Bring a data set or your own folders into the layout csflow reads (MVTec AD's).", no_args_is_help=True
+)
+
+Dest = Annotated[
+    Path, typer.Argument(help="New folder for the images; with --track, the data repository that gets them.")
+]
+Track = Annotated[
+    bool,
+    typer.Option(
+        "--track", help="Put the images under DVC in the repository DEST (made if needed), push and commit them."
+    ),
+]
+Remote = Annotated[
+    str | None,
+    typer.Option(
+        help="With --track, for a new repository: where images are pushed to, a folder or a URL like "
+        "s3://bucket/prefix. [default: the folder DEST-remote beside DEST]"
+    ),
+]
+
+
+@import_app.command("mtd")
+def mtd(
+    source: Annotated[Path, typer.Argument(help="Folder with MT_Free, MT_Blowhole, … and train_filenames.txt.")],
+    dest: Dest,
+    track: Track = False,
+    remote: Remote = None,
+) -> None:
+    """Import Magnetic Tile Defects with the split of CS-Flow's authors.
+
+    That is 761 good images to train with, 191 good and 392 defective ones to test with, and masks.
+    """
+
+    def bring(images: Path) -> list[str]:
+        from csflow.importers import import_mtd
+
+        import_mtd(source, images)
+        return [""]
+
+    _run(bring, dest, track, remote, "Magnetic Tile Defects")
+
+
+@import_app.command("mvtec")
+def mvtec(
+    source: Annotated[
+        Path, typer.Argument(help="Folder of class folders, one class folder, or an archive (.tar, .tar.xz, .zip).")
+    ],
+    dest: Dest,
+    track: Track = False,
+    remote: Remote = None,
+) -> None:
+    """Import MVTec AD, or any data in its layout: each class becomes a folder and a line of its name.
+
+    Names are made lower-case, with '-' for '_'. DEST may already hold other lines.
+    """
+
+    def bring(images: Path) -> list[str]:
+        from csflow.importers import import_mvtec
+
+        return import_mvtec(source, images)
+
+    _run(bring, dest, track, remote, f"MVTec AD layout: {source.name}")
+
+
+@import_app.command("folder")
+def folder(
+    dest: Dest,
+    good: Annotated[Path, typer.Option(help="Folder of good images.")],
+    defective: Annotated[
+        Path | None, typer.Option(help="Folder of defective images; sub-folders name the types of defect.")
+    ] = None,
+    masks: Annotated[
+        Path | None, typer.Option(help="Folder laid out like --defective with masks; defective pixels are not 0.")
+    ] = None,
+    test_share: Annotated[
+        float, typer.Option(min=0.0, max=0.9, help="Share of the good images to test with, chosen by content.")
+    ] = 0.2,
+    track: Track = False,
+    remote: Remote = None,
+) -> None:
+    """Import your own images from a folder of good and, if you have them, one of defective ones."""
+
+    def bring(images: Path) -> list[str]:
+        from csflow.importers import import_folder
+
+        import_folder(images, good=good, defective=defective, masks=masks, test_share=test_share)
+        return [""]
+
+    _run(bring, dest, track, remote, f"Images of {good.name}")
+
+
+def _run(bring: Importer, dest: Path, track: bool, remote: str | None, message: str) -> None:
+    """Import, then print what came in and what to write into the line's YAML."""
+    if remote and not track:
+        raise UsageError("--remote needs --track: only a data repository has a remote.")
+    if not track:
+        for name in bring(dest):
+            _print_line(dest / name)
+        return
+    from csflow.steps.track import import_tracked
+
+    paths, commit = import_tracked(bring, dest, remote, message)
+    for path in paths:
+        _print_line(dest / path)
+        typer.echo(f"data:\n  repo: {dest.resolve()}\n  rev: HEAD\n  path: {path}\n")
+    typer.echo(f"Committed {commit[:12]} in {dest}. Put 'data:' into lines/NAME.yaml; a relative repo starts there.")
+
+
+def _print_line(root: Path) -> None:
+    from csflow.cli.data import print_counts
+    from csflow.config import RolesConfig
+    from csflow.manifest import build_manifest
+
+    print_counts(build_manifest(root, line=root.name, roles=RolesConfig()))
