@@ -1,0 +1,133 @@
+"""``csflow compare``: the last runs of a line side by side."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from csflow.errors import NotRegisteredError
+from csflow.workspace import Workspace
+
+if TYPE_CHECKING:
+    from csflow.adapters.registry import Version
+    from csflow.adapters.tracking import Run
+
+
+@dataclass(frozen=True)
+class Column:
+    """What the table says about one run; ``None`` and empty text where the run has no such thing."""
+
+    run_id: str
+    started: str
+    outcome: str
+    version: int | None
+    alias: str
+    image_auroc: float | None
+    image_auroc_interval: tuple[float, float] | None
+    pixel_auroc: float | None
+    threshold: float | None
+    seconds: float
+    error: str
+    params: dict[str, str]
+
+
+def compare(
+    line: Annotated[str, typer.Argument(metavar="LINE", help="The line.")],
+    last: Annotated[int, typer.Option("--last", "-n", min=1, max=50, help="Number of runs, the newest first.")] = 5,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+) -> None:
+    """Lay the last runs of a line side by side: results, versions and the parameters that differ."""
+    from csflow.adapters import registry, tracking
+    from csflow.config import load_line
+
+    workspace = Workspace.from_environment()
+    registry.model_name(line)
+    try:
+        runs = tracking.list_runs(workspace, line, limit=last)
+    except NotRegisteredError:
+        load_line(line)  # a mistyped name is the likelier reason, and this one suggests the nearest
+        raise
+    try:
+        versions = {version.run_id: version for version in registry.versions(workspace, line)}
+    except NotRegisteredError:
+        versions = {}
+    columns = [_column(run, versions.get(run.run_id)) for run in runs]
+    if as_json:
+        typer.echo(json.dumps([asdict(column) for column in columns], indent=2))
+    else:
+        _print(line, columns)
+
+
+def differing_params(columns: list[Column]) -> dict[str, list[str]]:
+    """Values of the parameters that are not the same in all runs; ``-`` where a run has none."""
+    names = sorted({name for column in columns for name in column.params})
+    values = {name: [column.params.get(name, "-") for column in columns] for name in names}
+    return {name: row for name, row in values.items() if len(set(row)) > 1}
+
+
+def _column(run: Run, version: Version | None) -> Column:
+    low, high = run.metrics.get("image_auroc_low"), run.metrics.get("image_auroc_high")
+    return Column(
+        run_id=run.run_id,
+        started=f"{run.started.astimezone():%Y-%m-%d %H:%M}",
+        outcome=run.outcome,
+        version=version.version if version else None,
+        alias=", ".join(version.aliases) if version else "",
+        image_auroc=run.metrics.get("image_auroc"),
+        image_auroc_interval=None if low is None or high is None else (low, high),
+        pixel_auroc=run.metrics.get("pixel_auroc"),
+        threshold=run.metrics.get("threshold"),
+        seconds=run.seconds,
+        error=run.tags.get("error", ""),
+        params=dict(run.params),
+    )
+
+
+def _print(line: str, columns: list[Column]) -> None:
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table(title=f"Runs of {line}, newest first", title_justify="left", show_lines=False)
+    table.add_column("run", style="bold", no_wrap=True)
+    for column in columns:
+        table.add_column(column.run_id[:8], justify="right")
+    for name, cells in _rows(columns).items():
+        table.add_row(name, *map(escape, cells))
+    differing = differing_params(columns)
+    if differing:
+        table.add_section()
+        for name, cells in differing.items():
+            table.add_row(name, *map(escape, cells))
+    console = Console()
+    console.print(table)
+    for column in columns:
+        if column.error:
+            console.print(f"{column.run_id[:8]} {column.outcome}: {column.error}", markup=False, highlight=False)
+
+
+def _rows(columns: list[Column]) -> dict[str, list[str]]:
+    always = {"epochs": "training.epochs", "hidden width": "flow.hidden", "seed": "training.seed"}
+    rows = {
+        "started": [column.started for column in columns],
+        "outcome": [column.outcome for column in columns],
+        "version": [_number(column.version, "d") for column in columns],
+        "alias": [column.alias or "-" for column in columns],
+        "image AUROC": [_number(column.image_auroc, ".4f") for column in columns],
+        "  interval": [_interval(column.image_auroc_interval) for column in columns],
+        "pixel AUROC": [_number(column.pixel_auroc, ".4f") for column in columns],
+        "threshold": [_number(column.threshold, ".4f") for column in columns],
+        "seconds": [_number(column.seconds, ".1f") for column in columns],
+    }
+    return rows | {label: [column.params.get(name, "-") for column in columns] for label, name in always.items()}
+
+
+def _number(value: float | None, form: str) -> str:
+    return "-" if value is None else format(value, form)
+
+
+def _interval(ends: tuple[float, float] | None) -> str:
+    return "-" if ends is None else f"{ends[0]:.3f}-{ends[1]:.3f}"

@@ -1,0 +1,98 @@
+"""``csflow lines``: every line with what is served for it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from typing import Annotated
+
+import typer
+
+from csflow.config import line_names, lines_folder, load_line
+from csflow.errors import ConfigError
+from csflow.workspace import Workspace
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line; the champion's facts are ``None`` while it has none."""
+
+    line: str
+    description: str
+    champion: int | None
+    image_auroc: float | None
+    threshold: float | None
+    git_rev: str | None
+    endpoint: str | None
+    serves: str | None
+    held: bool
+    error: str
+
+
+def lines(as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False) -> None:
+    """List the lines: champion, its quality and threshold, the data it was made from, its endpoint."""
+    names = line_names()
+    if not names:
+        raise ConfigError(f"No YAML files in {lines_folder()}. Run from the project's folder or set CSFLOW_LINES.")
+    workspace = Workspace.from_environment()
+    rows = [_row(workspace, name) for name in names]
+    if as_json:
+        typer.echo(json.dumps([asdict(row) for row in rows], indent=2))
+    else:
+        _print(rows)
+
+
+def _row(workspace: Workspace, name: str) -> Row:
+    """A broken YAML spoils its own row only."""
+    from csflow.adapters import deployment, registry
+
+    try:
+        line = load_line(name)
+    except ConfigError as error:
+        return Row(name, "", None, None, None, None, None, None, False, str(error))
+    champion = registry.find_champion(workspace, line.line)
+    endpoint = deployment.status(workspace, line.line)
+    return Row(
+        line=line.line,
+        description=line.description,
+        champion=champion.version if champion else None,
+        image_auroc=champion.number("image_auroc") if champion else None,
+        threshold=champion.number("threshold") if champion else None,
+        git_rev=champion.tags.get("git_rev") if champion else None,
+        endpoint=endpoint.url if endpoint else None,
+        serves=endpoint.version if endpoint else None,
+        held=registry.get_hold(workspace, line.line) is not None,
+        error="",
+    )
+
+
+def _print(rows: list[Row]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table("line", "champion", "image AUROC", "threshold", "data", "endpoint")
+    for row in rows:
+        if row.error:
+            table.add_row(row.line, Text("broken", style="red"))
+            continue
+        table.add_row(
+            row.line,
+            "-" if row.champion is None else f"{row.champion}{' (held)' if row.held else ''}",
+            "-" if row.image_auroc is None else f"{row.image_auroc:.4f}",
+            "-" if row.threshold is None else f"{row.threshold:.4f}",
+            (row.git_rev or "-")[:12],
+            _endpoint(row),
+        )
+    console = Console()
+    console.print(table)
+    for row in rows:
+        if row.error:
+            console.print(row.error, markup=False, style="red")
+
+
+def _endpoint(row: Row) -> str:
+    if row.endpoint is None:
+        return "not running"
+    stale = row.serves != str(row.champion)
+    return f"{row.endpoint} (version {row.serves}: csflow reconcile {row.line})" if stale else row.endpoint

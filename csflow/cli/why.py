@@ -1,0 +1,179 @@
+"""``csflow why``: how a version came about, from the data to the decision."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from csflow.errors import NotRegisteredError, RegistryError
+from csflow.workspace import Workspace
+
+if TYPE_CHECKING:
+    from csflow.adapters.registry import Version
+    from csflow.adapters.tracking import Run
+
+Facts = dict[str, str]
+
+
+@dataclass(frozen=True)
+class Story:
+    """The four chapters of a version, each as names and values in reading order."""
+
+    line: str
+    version: int
+    data: Facts
+    run: Facts
+    gate: Facts
+    now: Facts
+
+
+def why(
+    name: Annotated[str, typer.Argument(metavar="LINE[@VERSION]", help="A line's champion, or one of its versions.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")] = False,
+) -> None:
+    """Tell how a version came about: data, run, gate, and what became of it."""
+    from csflow.adapters import registry
+    from csflow.config import load_line
+
+    workspace = Workspace.from_environment()
+    line, _, which = name.partition("@")
+    try:
+        version = registry.find_version(workspace, line, which or registry.CHAMPION)
+    except NotRegisteredError:
+        load_line(line)  # a mistyped name is the likelier reason, and this one suggests the nearest
+        raise
+    story = _story(workspace, version)
+    if as_json:
+        typer.echo(json.dumps(asdict(story), indent=2))
+    else:
+        _print(story)
+
+
+def _story(workspace: Workspace, version: Version) -> Story:
+    from csflow.adapters import tracking
+
+    try:
+        run = tracking.read_run(workspace, version.run_id)
+    except RegistryError:  # somebody deleted the run; the version's tags still know the essentials
+        run = None
+    return Story(
+        line=version.line,
+        version=version.version,
+        data=_data(version, run),
+        run=_run(version, run),
+        gate=_gate(version),
+        now=_now(workspace, version),
+    )
+
+
+def _data(version: Version, run: Run | None) -> Facts:
+    params, metrics = (run.params, run.metrics) if run else ({}, {})
+    counts = [
+        f"{value:.0f} {key.removeprefix('images_')}" for key, value in metrics.items() if key.startswith("images_")
+    ]
+    return _known(
+        {
+            "repository": params.get("data.repo"),
+            "folder": params.get("data.path"),
+            "revision": version.tags.get("git_rev"),
+            "DVC md5": version.tags.get("data_md5"),
+            "digest": version.tags.get("data_digest"),
+            "images": ", ".join(counts),
+        }
+    )
+
+
+def _run(version: Version, run: Run | None) -> Facts:
+    tags = version.tags
+    if run is None:
+        return _known({"id": version.run_id, "state": "no longer in MLflow"})
+    steps = [f"{step} {seconds:.1f}" for step, seconds in _starting_with("seconds_", run.metrics).items()]
+    return _known(
+        {
+            "id": run.run_id,
+            "started": f"{run.started.astimezone():%Y-%m-%d %H:%M:%S %Z}",
+            "backbone": tags.get("backbone"),
+            "image size": run.params.get("features.image_size"),
+            "hidden width": run.params.get("flow.hidden"),
+            "epochs": run.params.get("training.epochs"),
+            "seed": tags.get("seed"),
+            "seconds": ", ".join(steps),
+            "image AUROC": _with_interval(version),
+            "pixel AUROC": _decimal(version, "pixel_auroc"),
+            "threshold": _decimal(version, "threshold"),
+            "promise": tags.get("promise"),
+            "detector": tags.get("detector_digest"),
+        }
+    )
+
+
+def _gate(version: Version) -> Facts:
+    evidence = json.loads(version.tags.get("decision_evidence", "{}"))
+    return _known(
+        {
+            "decision": version.decision or "none yet: the run did not come as far as the gate",
+            "because": version.tags.get("decision_reason"),
+            **{name.replace("_", " "): _plain(value) for name, value in evidence.items()},
+        }
+    )
+
+
+def _now(workspace: Workspace, version: Version) -> Facts:
+    from csflow.adapters import deployment, registry
+
+    champion = registry.find_champion(workspace, version.line)
+    endpoint = deployment.status(workspace, version.line)
+    hold = registry.get_hold(workspace, version.line)
+    return _known(
+        {
+            "alias": ", ".join(version.aliases) or "none",
+            "champion": f"version {champion.version}" if champion else "none",
+            "endpoint": f"{endpoint.url}, serving version {endpoint.version}" if endpoint else "not running",
+            "hold": " ".join(f"{key}: {value}" for key, value in hold.items() if value) if hold else None,
+        }
+    )
+
+
+def _with_interval(version: Version) -> str | None:
+    value, low, high = (version.number(f"image_auroc{end}") for end in ("", "_low", "_high"))
+    if value is None:
+        return None
+    return f"{value:.4f}" if low is None or high is None else f"{value:.4f} (interval {low:.4f} to {high:.4f})"
+
+
+def _decimal(version: Version, tag: str) -> str | None:
+    value = version.number(tag)
+    return None if value is None else f"{value:.4f}"
+
+
+def _plain(value: object) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _starting_with(prefix: str, metrics: Mapping[str, float]) -> dict[str, float]:
+    return {name.removeprefix(prefix): value for name, value in metrics.items() if name.startswith(prefix)}
+
+
+def _known(facts: dict[str, str | None]) -> Facts:
+    return {key: value for key, value in facts.items() if value}
+
+
+def _print(story: Story) -> None:
+    from rich.console import Console
+    from rich.padding import Padding
+    from rich.table import Table
+    from rich.text import Text
+
+    console = Console()
+    console.print(f"[bold]{story.line} version {story.version}[/]")
+    chapters = {"Data": story.data, "Run": story.run, "Gate": story.gate, "Now": story.now}
+    for title, facts in chapters.items():
+        console.print(f"\n[bold]{title}[/]")
+        table = Table.grid(padding=(0, 2))
+        for key, value in facts.items():
+            table.add_row(Text(key, style="dim"), Text(value))
+        console.print(Padding(table, (0, 0, 0, 2)))
