@@ -1,0 +1,192 @@
+"""The object line: a turned steel gear on a tray."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+from scipy.ndimage import gaussian_filter, shift
+
+from csflow.synthetic.noise import Array, blend, blot, curve_distance, smooth_noise, smooth_step, wandering_curve
+
+TEETH, HOLES = 18, 6
+STEEL = np.array([0.70, 0.71, 0.72], dtype=np.float32)
+TRAY = np.array([0.16, 0.29, 0.31], dtype=np.float32)
+# Radii as shares of the tip radius.
+ROOT, WEB_OUTER, WEB_INNER, HOLE_RING, HOLE, BORE = 0.84, 0.73, 0.40, 0.565, 0.105, 0.20
+
+
+@dataclass
+class Gear:
+    """Where the gear lies and what its teeth and holes are like (1 is as designed)."""
+
+    side: int
+    centre: tuple[float, float]
+    radius: float
+    rotation: float
+    tooth_height: Array = field(default_factory=lambda: np.ones(TEETH, dtype=np.float32))
+    hole_size: Array = field(default_factory=lambda: np.ones(HOLES, dtype=np.float32))
+    missing: list[Array] = field(default_factory=list)
+
+    @classmethod
+    def lying(cls, rng: np.random.Generator, side: int) -> Gear:
+        """A good gear, laid down by hand."""
+        x, y = side * (0.5 + rng.uniform(-0.02, 0.02, 2))
+        radius = side * rng.uniform(0.42, 0.43)
+        return cls(side, (float(x), float(y)), float(radius), float(rng.normal(0.0, 0.05)))
+
+    def at(self, radius: float, angle: float) -> tuple[float, float]:
+        """Pixel ``x, y`` of a place given as a share of the tip radius and an angle from the first tooth."""
+        turned = angle + self.rotation
+        return (
+            self.centre[0] + radius * self.radius * float(np.cos(turned)),
+            self.centre[1] + radius * self.radius * float(np.sin(turned)),
+        )
+
+
+def draw_gear(seed: int, defect: str | None, side: int) -> Array:
+    """Draw one picture; without its defect it is the same picture but for the defect.
+
+    Args:
+        seed: Names the gear, how it lies and the place of the defect.
+        defect: A key of ``GEAR_DEFECTS``, or None for a good gear.
+        side: Height and width in pixels.
+
+    Returns:
+        RGB in 0..1, ``(side, side, 3)``.
+    """
+    rng, flaw_rng = np.random.default_rng([seed, 0]), np.random.default_rng([seed, 1])
+    gear = Gear.lying(rng, side)
+    structure, surface = GEAR_DEFECTS[defect] if defect else (None, None)
+    if structure:
+        structure(gear, flaw_rng)
+    solid, height = _shape(gear)
+    colour = _shaded(gear, solid, height, rng)
+    if surface:
+        colour = surface(colour, gear, flaw_rng)
+    return _light(colour, rng)
+
+
+def _shape(gear: Gear) -> tuple[Array, Array]:
+    """Where there is steel (0..1) and how high it stands, both ``(side, side)``."""
+    side, edge = gear.side, gear.side / 256 * 1.2
+    y, x = np.mgrid[:side, :side].astype(np.float32)
+    r = np.hypot(x - gear.centre[0], y - gear.centre[1])
+    turn = (np.arctan2(y - gear.centre[1], x - gear.centre[0]) - gear.rotation) * TEETH / (2 * np.pi)
+    tooth = smooth_step(0.27 - np.abs(turn - np.round(turn)), 0.26)
+    tooth = tooth * gear.tooth_height[np.round(turn).astype(int) % TEETH]
+    outline = gear.radius * (ROOT + (1.0 - ROOT) * tooth) - r
+
+    inside = np.minimum(outline, r - gear.radius * BORE)
+    for k, size in enumerate(gear.hole_size):
+        hx, hy = gear.at(HOLE_RING, 2 * np.pi * k / HOLES)
+        inside = np.minimum(inside, np.hypot(x - hx, y - hy) - gear.radius * HOLE * size if size else inside)
+    for cut in gear.missing:
+        inside = np.minimum(inside, -cut)
+    solid = smooth_step(inside, edge)
+    bevel = smooth_step(inside - side / 110, side / 55)
+    web = smooth_step(gear.radius * WEB_OUTER - r, side / 64) * smooth_step(r - gear.radius * WEB_INNER, side / 64)
+    return solid, bevel - 0.75 * web
+
+
+def _shaded(gear: Gear, solid: Array, height: Array, rng: np.random.Generator) -> Array:
+    """Gear and tray under a lamp from the upper left."""
+    side = gear.side
+    lamp = rng.normal(-2.3, 0.08)
+    slope_y, slope_x = np.gradient(gaussian_filter(height, side / 400))
+    slope = (slope_x * np.cos(lamp) + slope_y * np.sin(lamp)) * side / 256
+    steel = STEEL * (_turned_face(gear, lamp, rng) - 0.10 * (height < 0.6) + 1.5 * -slope)[..., None]
+    reach = side * rng.uniform(0.018, 0.026)
+    shadow = gaussian_filter(shift(solid, (-np.sin(lamp) * reach, -np.cos(lamp) * reach), order=1), side / 70)
+    grain = smooth_noise(rng, side, side, (side / 200, side / 200)) * 0.03
+    tray = TRAY * ((1.0 + grain) * (1.0 - 0.62 * shadow))[..., None]
+    return blend(tray.astype(np.float32), steel.astype(np.float32), solid)
+
+
+def _turned_face(gear: Gear, lamp: float, rng: np.random.Generator) -> Array:
+    """Brightness of a face with turning grooves: rings, and the double fan that a lamp makes on them."""
+    side = gear.side
+    y, x = np.mgrid[:side, :side].astype(np.float32)
+    r = np.hypot(x - gear.centre[0], y - gear.centre[1])
+    theta = np.arctan2(y - gear.centre[1], x - gear.centre[0])
+    grooves = np.interp(r, np.arange(0, side, side / 256), rng.standard_normal(256)).astype(np.float32)
+    fans = np.abs(np.cos(theta - lamp)) ** rng.uniform(5, 9) + 0.5 * np.abs(np.cos(theta - lamp - 1.9)) ** 14
+    stains = smooth_noise(rng, side, side, (side / 7, side / 7))
+    return 0.72 + 0.035 * grooves + 0.38 * fans + 0.025 * stains
+
+
+def _light(colour: Array, rng: np.random.Generator) -> Array:
+    side = len(colour)
+    y, x = np.mgrid[-1 : 1 : side * 1j, -1 : 1 : side * 1j].astype(np.float32)
+    tilt = rng.normal(0.0, 0.05, 2)
+    light = rng.normal(1.05, 0.05) * (1.0 + tilt[0] * x + tilt[1] * y - 0.07 * (x**2 + y**2))
+    return np.clip(colour * light[..., None] * rng.normal(1.0, 0.01, 3), 0.0, 1.0).astype(np.float32)
+
+
+def _chip(gear: Gear, rng: np.random.Generator) -> None:
+    """A bite out of the tip of a tooth."""
+    place = gear.at(rng.uniform(0.95, 1.0), 2 * np.pi * (rng.integers(TEETH) + rng.uniform(-0.15, 0.15)) / TEETH)
+    gear.missing.append(blot(rng, place, gear.side * rng.uniform(0.02, 0.04), gear.side, gear.side))
+
+
+def _missing_tooth(gear: Gear, rng: np.random.Generator) -> None:
+    first, count = int(rng.integers(TEETH)), int(rng.integers(1, 3))
+    gear.tooth_height[(first + np.arange(count)) % TEETH] = rng.uniform(0.0, 0.45)
+
+
+def _bad_hole(gear: Gear, rng: np.random.Generator) -> None:
+    """Not drilled, or with the wrong drill."""
+    gear.hole_size[rng.integers(HOLES)] = 0.0 if rng.random() < 0.5 else rng.uniform(0.45, 0.7)
+
+
+def _crack(colour: Array, gear: Gear, rng: np.random.Generator) -> Array:
+    """A fine dark line that starts at a hole."""
+    angle = 2 * np.pi * rng.integers(HOLES) / HOLES
+    outward = rng.random() < 0.5
+    start = gear.at(HOLE_RING + (HOLE if outward else -HOLE), angle)
+    heading = angle + gear.rotation + (0.0 if outward else np.pi) + rng.normal(0.0, 0.5)
+    curve = wandering_curve(rng, start, heading, gear.radius * rng.uniform(0.2, 0.42), 0.25)
+    distance = curve_distance(curve, gear.side, gear.side)
+    width = gear.side * rng.uniform(0.003, 0.007)
+    return blend(colour, colour * 0.18, rng.uniform(0.6, 1.0) * smooth_step(width - distance, width * 1.5))
+
+
+def _contamination(colour: Array, gear: Gear, rng: np.random.Generator) -> Array:
+    """A drop of oil or a curl of swarf on the face."""
+    side = gear.side
+    place = gear.at(rng.uniform(0.35, 0.8), rng.uniform(0.0, 2 * np.pi))
+    if rng.random() < 0.55:
+        radius = side * rng.uniform(0.025, 0.06)
+        inside = blot(rng, place, radius, side, side)
+        oil = blend(colour, colour * (0.52, 0.36, 0.18), rng.uniform(0.5, 0.9) * smooth_step(inside, radius * 0.4))
+        x, y = place[0] - radius * 0.3, place[1] - radius * 0.3
+        return blend(oil, (0.95, 0.93, 0.88), 0.6 * smooth_step(blot(rng, (x, y), radius * 0.2, side, side), radius))
+    curve = wandering_curve(rng, place, rng.uniform(0.0, 2 * np.pi), side * rng.uniform(0.08, 0.2), 0.5)
+    shadow = smooth_step(side / 128 - curve_distance(curve + side / 170, side, side), side / 128)
+    curl = smooth_step(side / 200 - curve_distance(curve, side, side), side / 200)
+    return blend(blend(colour, colour * 0.45, shadow), (0.80, 0.66, 0.42), curl)
+
+
+def _scratch(colour: Array, gear: Gear, rng: np.random.Generator) -> Array:
+    start = gear.at(rng.uniform(0.3, 0.8), rng.uniform(0.0, 2 * np.pi))
+    heading, length = rng.uniform(0.0, 2 * np.pi), gear.radius * rng.uniform(0.3, 0.8)
+    solid, _ = _shape(gear)
+    for _ in range(int(rng.integers(2, 5))):
+        x, y = start + rng.normal(0.0, gear.radius * 0.02, 2)
+        curve = wandering_curve(rng, (x, y), heading + rng.normal(0.0, 0.04), length * rng.uniform(0.7, 1.0), 0.03)
+        line = smooth_step(gear.side / 300 - curve_distance(curve, gear.side, gear.side), gear.side / 170)
+        colour = blend(colour, (0.96, 0.96, 0.94), rng.uniform(0.4, 0.8) * line * solid)
+    return colour
+
+
+Structure = Callable[[Gear, np.random.Generator], None]
+Surface = Callable[[Array, Gear, np.random.Generator], Array]
+GEAR_DEFECTS: dict[str, tuple[Structure | None, Surface | None]] = {
+    "bad_hole": (_bad_hole, None),
+    "chip": (_chip, None),
+    "contamination": (None, _contamination),
+    "crack": (None, _crack),
+    "missing_tooth": (_missing_tooth, None),
+    "scratch": (None, _scratch),
+}
