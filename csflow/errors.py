@@ -35,5 +35,9 @@ class RegistryError(CsflowError):
     """A registered model, version or alias is missing or contradicts what is served."""
 
 
+class NotRegisteredError(RegistryError):
+    """The line has no registered model yet: its pipeline never came that far."""
+
+
 class DeployError(CsflowError):
     """An endpoint could not be started, reached or replaced."""
