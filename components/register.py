@@ -6,8 +6,8 @@ from components.image import BASE_IMAGE
 
 
 @dsl.component(base_image=BASE_IMAGE, install_kfp_package=False)
-def register(context: dsl.Input[dsl.Artifact], detector: dsl.Input[dsl.Model]) -> int:
+def register(context: dsl.Input[dsl.Artifact], manifest: dsl.Input[dsl.Dataset], detector: dsl.Input[dsl.Model]) -> int:
     """See csflow.steps.register. Returns the version, 0 if nothing was registered."""
     from csflow.steps import register
 
-    return register.register(context.path, detector.path)
+    return register.register(context.path, manifest.path, detector.path)

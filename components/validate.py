@@ -6,9 +6,7 @@ from components.image import BASE_IMAGE
 
 
 @dsl.component(base_image=BASE_IMAGE, install_kfp_package=False)
-def validate(
-    context: dsl.Input[dsl.Artifact], manifest: dsl.Input[dsl.Dataset], report: dsl.Output[dsl.HTML]
-) -> None:
+def validate(context: dsl.Input[dsl.Artifact], manifest: dsl.Input[dsl.Dataset], report: dsl.Output[dsl.HTML]) -> None:
     """See csflow.steps.validate."""
     from csflow.steps import validate
 

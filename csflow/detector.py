@@ -18,9 +18,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from PIL import Image
 from safetensors import SafetensorError
@@ -31,12 +32,14 @@ from csflow.cache import CachedFeatures
 from csflow.calibration import Calibration
 from csflow.config import LineConfig, parse_line_json
 from csflow.errors import ConfigError, ModelError
-from csflow.files import new_directory, sha256_tree, write_json
+from csflow.files import new_directory, write_json
 from csflow.flow import CrossScaleFlow, Pyramid
 from csflow.images import to_pyramid_inputs
 from csflow.scoring import Box, anomaly_map, anomaly_score, boxes_in_image
 
 FORMAT = 1
+
+Floats: TypeAlias = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -57,7 +60,7 @@ class Prediction:
     p_value: float | None
     decision: str | None
     threshold: float | None
-    anomaly_map: np.ndarray
+    anomaly_map: Floats
     image_size: tuple[int, int]
     boxes: list[Box]
 
@@ -97,20 +100,16 @@ class Detector:
         predictions: list[Prediction] = []
         for start in range(0, len(images), batch_size):
             chunk = images[start : start + batch_size]
-            scores, maps = self._score_pyramid(self._extract(chunk))
+            scores, maps = _score(self.flow, self._extract(chunk))
             predictions += [
-                self._prediction(score, map2d, image.size) for score, map2d, image in zip(scores, maps, chunk, strict=True)
+                self._prediction(score, map2d, image.size)
+                for score, map2d, image in zip(scores, maps, chunk, strict=True)
             ]
         return predictions
 
-    def score_features(self, features: CachedFeatures, *, batch_size: int = 32) -> tuple[np.ndarray, np.ndarray]:
-        """Score stored features.
-
-        Returns:
-            Anomaly scores ``(N,)`` and anomaly maps ``(N, h, w)``, both float32.
-        """
-        parts = [self._score_pyramid(features.batch(rows)) for rows in _chunks(len(features), batch_size)]
-        return np.concatenate([scores for scores, _ in parts]), np.concatenate([maps for _, maps in parts])
+    def score_features(self, features: CachedFeatures) -> tuple[Floats, Floats]:
+        """Anomaly scores ``(N,)`` and anomaly maps ``(N, h, w)`` of stored features, both float32."""
+        return score_stored(self.flow, features)
 
     def save(self, directory: Path) -> None:
         """Write the detector directory; either all of it appears or nothing."""
@@ -148,8 +147,7 @@ class Detector:
             line = parse_line_json(json.dumps(config["line"]), source=f"{directory}/config.json")
         except (KeyError, ConfigError) as error:
             raise ModelError(f"{directory}/config.json does not describe a line: {error}") from error
-        flow = CrossScaleFlow(line.flow, channels=config["channels"], scales=line.features.scales)
-        _load_flow(flow, directory / "model.safetensors")
+        flow = load_flow(directory / "model.safetensors", line, channels=config["channels"])
         calibration = Calibration.from_json(_read_json(directory, "calibration.json"))
         backbone = backbone_from_safetensors(line.features, directory / "backbone.safetensors")
         lineage = _read_json(directory, "lineage.json")
@@ -160,12 +158,7 @@ class Detector:
         batch = [torch.stack(same_size).to(self.device) for same_size in zip(*inputs, strict=True)]
         return self.backbone(batch)
 
-    @torch.inference_mode()
-    def _score_pyramid(self, pyramid: Pyramid) -> tuple[np.ndarray, np.ndarray]:
-        latents, _ = self.flow([level.to(self.device, torch.float32) for level in pyramid])
-        return anomaly_score(latents).cpu().numpy(), anomaly_map(latents)[:, 0].cpu().numpy()
-
-    def _prediction(self, score: float, map2d: np.ndarray, size: tuple[int, int]) -> Prediction:
+    def _prediction(self, score: float, map2d: Floats, size: tuple[int, int]) -> Prediction:
         calibration, score = self.calibration, float(score)
         regions = calibration.region_threshold
         return Prediction(
@@ -179,9 +172,39 @@ class Detector:
         )
 
 
-def detector_digest(directory: Path) -> str:
-    """Digest of a detector directory: SHA-256 over its file names and bytes."""
-    return sha256_tree(directory)
+def score_stored(flow: CrossScaleFlow, features: CachedFeatures, *, batch_size: int = 32) -> tuple[Floats, Floats]:
+    """Score stored features with a flow.
+
+    Returns:
+        Anomaly scores ``(N,)`` and anomaly maps ``(N, h, w)``, both float32; empty for no images.
+    """
+    parts = [_score(flow, features.batch(rows)) for rows in _chunks(len(features), batch_size)]
+    if not parts:
+        return np.zeros(0, np.float32), np.zeros((0, 0, 0), np.float32)
+    return np.concatenate([scores for scores, _ in parts]), np.concatenate([maps for _, maps in parts])
+
+
+def load_flow(path: Path, line: LineConfig, *, channels: int) -> CrossScaleFlow:
+    """Read the weights of a line's flow.
+
+    Raises:
+        ModelError: If the file is missing, damaged or of another configuration.
+    """
+    flow = CrossScaleFlow(line.flow, channels=channels, scales=line.features.scales)
+    try:
+        flow.load_state_dict(load_file(path))
+    except FileNotFoundError as error:
+        raise ModelError(f"{path.parent} is not a detector directory: {path.name} is missing.") from error
+    except (SafetensorError, RuntimeError, OSError) as error:
+        raise ModelError(f"{path} does not fit the configuration: {error}. Train or download it again.") from error
+    return flow.eval()
+
+
+@torch.inference_mode()
+def _score(flow: CrossScaleFlow, pyramid: Pyramid) -> tuple[Floats, Floats]:
+    device = flow.feature_mean.device
+    latents, _ = flow([level.to(device, torch.float32) for level in pyramid])
+    return anomaly_score(latents).cpu().numpy(), anomaly_map(latents)[:, 0].cpu().numpy()
 
 
 def _chunks(total: int, size: int) -> Iterator[list[int]]:
@@ -200,12 +223,3 @@ def _read_json(directory: Path, name: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ModelError(f"{path} holds {type(value).__name__}, expected an object.")
     return value
-
-
-def _load_flow(flow: CrossScaleFlow, path: Path) -> None:
-    try:
-        flow.load_state_dict(load_file(path))
-    except FileNotFoundError as error:
-        raise ModelError(f"{path.parent} is not a detector directory: {path.name} is missing.") from error
-    except (SafetensorError, RuntimeError, OSError) as error:
-        raise ModelError(f"{path} does not fit config.json beside it: {error}. Train or download it again.") from error

@@ -29,7 +29,7 @@ def run(
     finished = run_locally(config, force=force, workspace=workspace)
     summary = summarise(finished.context, finished.outcome, workspace)
     write_summary(summary, workspace)
-    render(summary)
+    render(summary, workspace)
 
 
 @app.command()

@@ -75,7 +75,9 @@ def _stream(command: list[str], environment: dict[str, str], log: Path) -> int:
     """
     with (
         log.open("w") as file,
-        subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as child,
+        subprocess.Popen(
+            command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        ) as child,
     ):
         assert child.stdout is not None
         try:

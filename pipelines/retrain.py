@@ -33,7 +33,7 @@ def retrain(line: str, force: bool = False) -> str:
         features=features.outputs["features"],
         model=model.outputs["model"],
     )
-    registered = register(context=context, detector=judged.outputs["detector"])
+    registered = register(context=context, manifest=manifest, detector=judged.outputs["detector"])
     decided = promote(context=context, manifest=manifest, version=registered.output)
     # Steps find their own earlier results by content; the orchestrator's cache would skip their log.
     for task in (data, checked, features, model, judged, registered, decided):

@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
+from csflow.files import sha256_tree
 from csflow.progress import say
-from csflow.steps.context import RunContext, step
+from csflow.steps.context import RunContext, load_manifest, step
 from csflow.workspace import Workspace
 
 
-def register(context_path: str | Path, detector_path: str | Path) -> int:
+def register(context_path: str | Path, manifest_path: str | Path, detector_path: str | Path) -> int:
     """Register once per content key; a repeated call finds the same version.
+
+    Args:
+        context_path: What ``ingest`` wrote.
+        manifest_path: The line's manifest; its first image becomes the model's input example.
+        detector_path: The detector directory.
 
     Returns:
         The version, 0 if nothing changed and so nothing was registered.
 
     Raises:
         RegistryError: If the registry cannot be reached.
-        ModelError: If the detector directory is incomplete.
     """
     context = RunContext.load(Path(context_path))
     if context.unchanged:
@@ -25,8 +31,38 @@ def register(context_path: str | Path, detector_path: str | Path) -> int:
     with step("register", context):
         from csflow.adapters import registry
 
+        example = load_manifest(context, Path(manifest_path)).files[0]
         version = registry.register(
-            Workspace.from_environment(), context.line, context.run_id, Path(detector_path), context.content_key
+            Workspace.from_environment(),
+            Path(detector_path),
+            line=context.line.line,
+            run_id=context.run_id,
+            tags=_version_tags(context, Path(detector_path)),
+            example=example.read_bytes(),
         )
         say(f"register: {context.line.model_name} version {version}")
         return version
+
+
+def _version_tags(context: RunContext, detector: Path) -> dict[str, object]:
+    from csflow.adapters import tracking
+    from csflow.calibration import Calibration
+
+    metrics = tracking.read_run(Workspace.from_environment(), context.run_id).metrics
+    line = context.line
+    return {
+        "content_key": context.content_key,
+        "data_md5": context.data_md5,
+        "data_digest": context.data_digest,
+        "git_rev": context.git_rev,
+        "detector_digest": sha256_tree(detector),
+        "image_auroc": metrics.get("image_auroc"),
+        "image_auroc_low": metrics.get("image_auroc_low"),
+        "image_auroc_high": metrics.get("image_auroc_high"),
+        "pixel_auroc": metrics.get("pixel_auroc"),
+        "threshold": metrics.get("threshold"),
+        "promise": Calibration.from_json(json.loads((detector / "calibration.json").read_text())).statement,
+        "alpha": None if line.calibration == "none" else line.calibration.alpha,
+        "backbone": line.features.backbone,
+        "seed": line.training.seed,
+    }

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 from csflow.files import new_directory, sha256_json, write_json
 from csflow.progress import say
@@ -16,6 +17,8 @@ from csflow.workspace import Workspace
 if TYPE_CHECKING:
     from csflow.cache import CacheManifest
     from csflow.training import EpochResult
+
+OnEpoch: TypeAlias = "Callable[[EpochResult], None]"
 
 
 def train(
@@ -46,22 +49,29 @@ def train(
         images = list(manifest.frame["sha256"])
         key = sha256_json([cached.space, images, context.line.method_digest(), code_version()])
         folder = workspace.models / key
-        if (folder / "training.json").exists():
-            say(f"train: found the model of these {len(images)} images, configuration and seed")
-        else:
-            _fit(context, cached, images, folder)
-        epochs = json.loads((folder / "training.json").read_text())
-        tracking.log_epochs(workspace, context.run_id, epochs)
+        with tracking.epoch_log(workspace, context.run_id) as publish:
+            if (folder / "training.json").exists():
+                say(f"train: found the model of these {len(images)} images, configuration and seed")
+                _republish(folder / "training.json", publish)
+            else:
+                _fit(context, cached, images, folder, publish)
         shutil.copytree(folder, Path(model_out), dirs_exist_ok=True)
 
 
-def _fit(context: RunContext, cached: CacheManifest, images: list[str], folder: Path) -> None:
+def _republish(history: Path, publish: OnEpoch) -> None:
+    from csflow.training import EpochResult
+
+    for row in json.loads(history.read_text()):
+        publish(EpochResult(**row))
+
+
+def _fit(context: RunContext, cached: CacheManifest, images: list[str], folder: Path, publish: OnEpoch) -> None:
     from safetensors.torch import save_file
 
     from csflow.training import fit
 
     line, work = context.line, folder.with_suffix(".work")
-    history = _History(work / "history.json")
+    history = _History(work / "history.json", publish)
     say(f"train: {len(images)} images, {line.training.epochs} epochs, hidden width {line.flow.hidden}")
     flow = fit(
         cached.open(images),
@@ -81,14 +91,27 @@ def _fit(context: RunContext, cached: CacheManifest, images: list[str], folder: 
 class _History:
     """Epochs so far, on disk, so that a resumed training still shows its whole curve."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, publish: OnEpoch) -> None:
         self.path = path
-        self.rows: list[dict[str, float]] = json.loads(path.read_text()) if path.exists() else []
+        self.publish = publish
+        self.rows: list[dict[str, float]] = []
 
     def add(self, result: EpochResult) -> None:
-        self.rows = [row for row in self.rows if row["epoch"] < result.epoch] + [asdict(result)]
+        if not self.rows:
+            self._take_up(before=result.epoch)
+        self.rows.append(asdict(result))
         write_json(self.path, self.rows)
+        self.publish(result)
         say(
             f"train: epoch {result.epoch}/{result.epochs}  nll {result.nll:+.4f} per dimension  "
             f"gradient {result.grad_norm:.2f}  {result.seconds:.1f} s"
         )
+
+    def _take_up(self, *, before: int) -> None:
+        """Epochs of the killed run up to its checkpoint; later ones are trained again."""
+        from csflow.training import EpochResult
+
+        rows = json.loads(self.path.read_text()) if self.path.exists() else []
+        self.rows = [row for row in rows if row["epoch"] < before]
+        for row in self.rows:
+            self.publish(EpochResult(**row))

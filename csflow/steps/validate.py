@@ -34,7 +34,7 @@ def validate(context_path: str | Path, manifest_path: str | Path, *, report_out:
         write_atomic(folder / "data_quality.html", report.html())
         write_json(folder / "data_quality.json", report.to_json())
         write_atomic(Path(report_out), report.html())
-        tracking.log_artifacts(Workspace.from_environment(), context.run_id, folder, "data_quality")
+        tracking.log_artifact(Workspace.from_environment(), context.run_id, folder)
         if not report.success:
             raise DataError(report.explanation(context.line.line))
         say(f"validate: {len(manifest)} images pass the data gate")

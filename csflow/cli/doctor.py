@@ -1,0 +1,115 @@
+"""``csflow doctor``: what this machine has, what is missing, what to do about it."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+
+from csflow.config import line_names, lines_folder, load_line
+from csflow.errors import CsflowError
+from csflow.workspace import Workspace
+
+_PACKAGES = ("torch", "timm", "mlflow", "kfp", "dvc", "great-expectations", "kserve", "boto3")
+_FREE_GIGABYTES = 2.0
+
+
+def doctor() -> None:
+    """Check the environment: interpreter, packages, git, disk, CPU or GPU, weights, lines, registry.
+
+    Exit code 1 if a check fails; each failure says what to do.
+    """
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("check", "found", title="csflow doctor", title_justify="left")
+    failures: list[str] = []
+    for name, check in _CHECKS.items():
+        try:
+            table.add_row(f"[green]ok[/]      {name}", check())
+        except CsflowError as error:
+            failures.append(name)
+            table.add_row(f"[red]problem[/] {name}", str(error))
+    Console().print(table)
+    if failures:
+        raise CsflowError(f"{len(failures)} of {len(_CHECKS)} checks failed: {', '.join(failures)}.")
+
+
+def _python() -> str:
+    if not (3, 11) <= sys.version_info[:2] <= (3, 13):
+        raise CsflowError(
+            f"Python {platform.python_version()}; csflow needs 3.11 to 3.13: make setup PYTHON=python3.11"
+        )
+    return f"Python {platform.python_version()} on {platform.machine()}"
+
+
+def _packages() -> str:
+    found, missing = [], []
+    for name in _PACKAGES:
+        try:
+            found.append(f"{name} {importlib.metadata.version(name)}")
+        except importlib.metadata.PackageNotFoundError:
+            missing.append(name)
+    if missing:
+        raise CsflowError(f"Missing: {', '.join(missing)}. A serving machine needs only kserve; else run: make setup")
+    return ", ".join(found)
+
+
+def _git() -> str:
+    if shutil.which("git") is None:
+        raise CsflowError("git is not on the PATH; data revisions cannot be read. Install git.")
+    return subprocess.run(["git", "--version"], capture_output=True, text=True, check=True).stdout.strip()
+
+
+def _disk() -> str:
+    root = Workspace.from_environment().root
+    existing = next(folder for folder in (root, *root.parents) if folder.exists())
+    free = shutil.disk_usage(existing).free / 1e9
+    if free < _FREE_GIGABYTES:
+        raise CsflowError(
+            f"{free:.1f} GB free at {existing}, expected {_FREE_GIGABYTES:g} GB. Free some or set CSFLOW_HOME."
+        )
+    return f"{free:.0f} GB free at {existing}"
+
+
+def _device() -> str:
+    from csflow.config import TrainingConfig
+    from csflow.training import choose_device, choose_precision
+
+    training = TrainingConfig()
+    return f"trains on {choose_device(training)} in {choose_precision(training, choose_device(training))}"
+
+
+def _weights() -> str:
+    from csflow.backbone import weights_digest
+    from csflow.config import FeatureConfig
+
+    return f"embedded backbone: {weights_digest(FeatureConfig())}"
+
+
+def _lines() -> str:
+    names = line_names()
+    if not names:
+        raise CsflowError(f"No YAML files in {lines_folder()}. Run from the project's folder or set CSFLOW_LINES.")
+    for name in names:
+        load_line(name)
+    return ", ".join(names)
+
+
+def _registry() -> str:
+    return f"{Workspace.from_environment().tracking_uri}"
+
+
+_CHECKS: dict[str, Callable[[], str]] = {
+    "interpreter": _python,
+    "packages": _packages,
+    "git": _git,
+    "disk": _disk,
+    "device": _device,
+    "weights": _weights,
+    "lines": _lines,
+    "tracking and registry": _registry,
+}

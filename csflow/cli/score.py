@@ -1,0 +1,103 @@
+"""``csflow score``: judge image files without any pipeline or server."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from csflow.errors import UsageError
+from csflow.files import write_atomic
+from csflow.workspace import Workspace
+
+
+def score(
+    images: Annotated[list[Path], typer.Argument(help="Image files, or folders of them.")],
+    model: Annotated[
+        str, typer.Option("--model", "-m", help="LINE (its champion), LINE@VERSION, or a detector directory.")
+    ],
+    out: Annotated[Path, typer.Option(help="Folder for the overlays.")] = Path("scores"),
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+) -> None:
+    """Score images and write a heat-map overlay for each."""
+    from csflow.detector import Detector
+    from csflow.images import read_image
+    from csflow.scoring import overlay
+    from csflow.steps.locate import locate_detector
+
+    files = _image_files(images)
+    detector = Detector.load(locate_detector(model, Workspace.from_environment()))
+    calibration = detector.calibration
+    rows = []
+    for file, name in zip(files, _overlay_names(files), strict=True):
+        image = read_image(file)
+        (prediction,) = detector.predict([image])
+        picture = overlay(image, prediction.anomaly_map, calibration.map_range, calibration.region_threshold)
+        write_atomic(out / name, _png(picture))
+        rows.append(
+            {
+                "image": str(file),
+                "score": prediction.score,
+                "p_value": prediction.p_value,
+                "decision": prediction.decision,
+                "overlay": str(out / name),
+            }
+        )
+    if as_json:
+        typer.echo(json.dumps({"threshold": calibration.threshold, "scores": rows}, indent=2))
+    else:
+        _print(rows, calibration.statement)
+
+
+def _image_files(arguments: list[Path]) -> list[Path]:
+    from csflow.manifest import is_image
+
+    files: list[Path] = []
+    for path in arguments:
+        if path.is_dir():
+            inside = sorted(file for file in path.rglob("*") if file.is_file() and is_image(file))
+            if not inside:
+                raise UsageError(f"No images in {path}.")
+            files += inside
+        elif path.exists():
+            files.append(path)
+        else:
+            raise UsageError(f"{path} does not exist.")
+    return files
+
+
+def _overlay_names(files: list[Path]) -> list[str]:
+    """One name a file; equal names from several folders get their folder's name in front."""
+    count = Counter(file.stem for file in files)
+    return [f"{f.stem}.png" if count[f.stem] == 1 else f"{'-'.join(f.with_suffix('').parts[-3:])}.png" for f in files]
+
+
+def _png(picture: object) -> bytes:
+    from io import BytesIO
+
+    from PIL.Image import Image
+
+    assert isinstance(picture, Image)
+    buffer = BytesIO()
+    picture.save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+def _print(rows: list[dict[str, object]], statement: str) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("image", "score", "p-value", "decision", "overlay", caption=statement, caption_justify="left")
+    for row in rows:
+        p_value = row["p_value"]
+        table.add_row(
+            str(row["image"]),
+            f"{row['score']:.4f}",
+            "-" if p_value is None else f"{p_value:.3f}",
+            str(row["decision"] or "-"),
+            str(row["overlay"]),
+        )
+    Console().print(table)

@@ -1,0 +1,114 @@
+"""Judge a detector on a line's test images: what goes into its report."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import overload
+
+import numpy as np
+import numpy.typing as npt
+
+from csflow.calibration import Calibration
+from csflow.images import read_image
+from csflow.manifest import Manifest
+from csflow.metrics import pixel_auroc
+from csflow.report import Evaluation, ImageResult, Sample, SampleGroup, choose_samples
+from csflow.scoring import overlay
+
+
+def evaluate_scores(
+    test: Manifest,
+    scores: npt.NDArray[np.float32],
+    maps: npt.NDArray[np.float32],
+    calibration: Calibration,
+    *,
+    nll: Sequence[float] = (),
+    lineage: Mapping[str, object] | None = None,
+) -> Evaluation:
+    """Put scores and maps of the test images into what a report tells.
+
+    Args:
+        test: The test images ``(N,)``.
+        scores: Their anomaly scores ``(N,)``.
+        maps: Their anomaly maps ``(N, h, w)``.
+        calibration: The detector's threshold.
+        nll: Training curve, nll per dimension of each epoch.
+        lineage: Where the detector came from.
+
+    Raises:
+        DataError: If an image or a mask cannot be read.
+    """
+    results = [_result(row, float(score), calibration) for row, score in zip(_rows(test), scores, strict=True)]
+    samples = [
+        _sample(group, results[index], test.files[index], maps[index], calibration)
+        for group, index in choose_samples(results, calibration.threshold)
+    ]
+    return Evaluation(
+        line=test.frame["line"].iloc[0] if len(test) else "",
+        images=results,
+        calibration=calibration,
+        pixel_auroc=_pixel_auroc(test, maps),
+        samples=samples,
+        nll=nll,
+        lineage=lineage or {},
+    )
+
+
+class MaskSequence(Sequence[npt.NDArray[np.bool_]]):
+    """Ground truth ``(H, W)`` of each image, read when asked: thousands of masks never lie in memory at once."""
+
+    def __init__(self, manifest: Manifest) -> None:
+        self._items = list(zip(manifest.files, manifest.frame["mask"], strict=True))
+        self._root = manifest.root
+
+    def __len__(self) -> int:
+        """Number of images."""
+        return len(self._items)
+
+    @overload
+    def __getitem__(self, index: int) -> npt.NDArray[np.bool_]: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[npt.NDArray[np.bool_]]: ...
+
+    def __getitem__(self, index: int | slice) -> npt.NDArray[np.bool_] | Sequence[npt.NDArray[np.bool_]]:
+        """The mask of one image; all False for a good one."""
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        file, mask = self._items[index]
+        if mask:
+            return np.asarray(read_image(self._root / mask).convert("L")) > 0
+        width, height = read_image(file).size
+        return np.zeros((height, width), dtype=bool)
+
+
+def _pixel_auroc(test: Manifest, maps: npt.NDArray[np.float32]) -> float | None:
+    """Pixel AUROC over good images and those defective ones that have a mask; None without any mask."""
+    known = ((test.frame["mask"] != "") | (test.frame["label"] == "good")).to_numpy()
+    if not (test.frame["mask"] != "").any():
+        return None
+    chosen = Manifest(test.frame[known].reset_index(drop=True), test.root)
+    return pixel_auroc(list(maps[known]), MaskSequence(chosen))
+
+
+def _rows(test: Manifest) -> list[dict[str, str]]:
+    return test.frame.to_dict("records")
+
+
+def _result(row: Mapping[str, str], score: float, calibration: Calibration) -> ImageResult:
+    return ImageResult(
+        path=row["path"],
+        label="good" if row["label"] == "good" else "defective",
+        defect=row["defect"],
+        score=score,
+        p_value=calibration.p_value(score),
+        decision=calibration.decide(score),
+    )
+
+
+def _sample(
+    group: SampleGroup, result: ImageResult, file: Path, map2d: npt.NDArray[np.float32], calibration: Calibration
+) -> Sample:
+    image = read_image(file)
+    return Sample(group, result, image, overlay(image, map2d, calibration.map_range, calibration.region_threshold))

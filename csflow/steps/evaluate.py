@@ -1,0 +1,142 @@
+"""Calibrate the threshold, judge the test images, assemble the detector and its report."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from csflow import __version__
+from csflow.progress import say
+from csflow.steps.context import RunContext, code_version, load_manifest, step
+from csflow.workspace import Workspace
+
+if TYPE_CHECKING:
+    from csflow.cache import CacheManifest
+    from csflow.detector import Detector
+    from csflow.manifest import Manifest
+    from csflow.report import Evaluation
+
+
+def evaluate(
+    context_path: str | Path,
+    manifest_path: str | Path,
+    features_path: str | Path,
+    model_path: str | Path,
+    *,
+    detector_out: str | Path,
+    report_out: str | Path,
+) -> dict[str, float]:
+    """Calibrate on *calibrate* images, judge on *test* images; nothing is chosen on either.
+
+    Args:
+        context_path: What ``ingest`` wrote.
+        manifest_path: The line's manifest.
+        features_path: The cache manifest.
+        model_path: What ``train`` wrote.
+        detector_out: Where to write the detector directory.
+        report_out: Where to write the report page.
+
+    Returns:
+        The run's final metrics by name; empty if nothing changed.
+
+    Raises:
+        DataError: If too few images are held out for the promised false-alarm rate.
+        CacheError: If a stored feature is damaged.
+    """
+    context = RunContext.load(Path(context_path))
+    if context.unchanged:
+        return {}
+    with step("evaluate", context):
+        from csflow.adapters import tracking
+        from csflow.cache import CacheManifest
+        from csflow.report import write_report
+
+        workspace = Workspace.from_environment()
+        manifest, cached = load_manifest(context, Path(manifest_path)), CacheManifest.load(Path(features_path))
+        detector = _assemble(context, manifest, cached, Path(model_path))
+        detector.save(Path(detector_out))
+        epochs = json.loads((Path(model_path) / "training.json").read_text())
+        evaluation = judge(detector, manifest, cached, nll=[row["nll"] for row in epochs])
+        folder = workspace.runs / context.run_id / "report"
+        page = write_report(folder, evaluation)
+        shutil.copyfile(page, report_out)
+        metrics = _metrics(evaluation)
+        tracking.log_metrics(workspace, context.run_id, metrics)
+        tracking.log_artifact(workspace, context.run_id, folder)
+        say(f"evaluate: image AUROC {_text(evaluation.image_auroc)}, pixel AUROC {_text(evaluation.pixel_auroc)}")
+        say(f"evaluate: {evaluation.calibration.statement}")
+        return metrics
+
+
+def judge(
+    detector: Detector, manifest: Manifest, cached: CacheManifest, *, nll: list[float] | None = None
+) -> Evaluation:
+    """Score a line's test images from the feature store.
+
+    Args:
+        detector: The detector; its feature space must be that of ``cached``.
+        manifest: The line's manifest.
+        cached: Features of at least the test images.
+        nll: Training curve to show in the report.
+    """
+    from csflow.evaluation import evaluate_scores
+
+    test = manifest.rows(role="test")
+    scores, maps = detector.score_features(cached.open(list(test.frame["sha256"])))
+    return evaluate_scores(test, scores, maps, detector.calibration, nll=nll or [], lineage=detector.lineage)
+
+
+def _assemble(context: RunContext, manifest: Manifest, cached: CacheManifest, model: Path) -> Detector:
+    """The detector: trunk, trained flow, and thresholds from the images held out for them."""
+    from csflow.backbone import load_backbone
+    from csflow.calibration import calibrate
+    from csflow.detector import Detector, load_flow, score_stored
+
+    line = context.line
+    flow = load_flow(model / "model.safetensors", line, channels=cached.channels)
+    held_out = manifest.rows(role="calibrate")
+    scores, maps = score_stored(flow, cached.open(list(held_out.frame["sha256"])))
+    calibration = calibrate(scores, maps, line.calibration)
+    return Detector(line, load_backbone(line.features), flow, calibration, _lineage(context, manifest))
+
+
+def _lineage(context: RunContext, manifest: Manifest) -> dict[str, object]:
+    counts = manifest.frame["role"].value_counts().to_dict()
+    return {
+        "line": context.line.line,
+        "data_repo": context.line.data.repo,
+        "data_path": context.line.data.path,
+        "git_rev": context.git_rev,
+        "data_md5": context.data_md5,
+        "data_digest": context.data_digest,
+        "images": {role: int(counts.get(role, 0)) for role in ("fit", "calibrate", "gate", "test")},
+        "run_id": context.run_id,
+        "content_key": context.content_key,
+        "seed": context.line.training.seed,
+        "code_version": code_version(),
+        "csflow_version": __version__,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def _metrics(evaluation: Evaluation) -> dict[str, float]:
+    """Final figures of a run, the same names for every run; what does not exist is left out."""
+    interval, calibration = evaluation.interval, evaluation.calibration
+    rates = {"false_alarm_rate": evaluation.false_alarms, "miss_rate": evaluation.misses}
+    values = {
+        "image_auroc": evaluation.image_auroc,
+        "image_auroc_low": interval.low if interval else None,
+        "image_auroc_high": interval.high if interval else None,
+        "pixel_auroc": evaluation.pixel_auroc,
+        "threshold": calibration.threshold,
+        "calibration_images": float(calibration.n),
+        **{name: rate.events / rate.trials if rate and rate.trials else None for name, rate in rates.items()},
+    }
+    return {name: float(value) for name, value in values.items() if value is not None}
+
+
+def _text(value: float | None) -> str:
+    return "unknown" if value is None else f"{100 * value:.2f} %"

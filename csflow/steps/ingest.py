@@ -1,0 +1,83 @@
+"""Check out the data of a line, open the run, and tell whether anything changed since the last decision."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from csflow.config import LineConfig, parse_line_json
+from csflow.errors import NotRegisteredError
+from csflow.files import sha256_json
+from csflow.progress import say
+from csflow.steps.checkout import materialise
+from csflow.steps.context import RunContext, code_version, step
+from csflow.weights import weights_digest
+from csflow.workspace import Workspace
+
+
+def ingest(line_json: str, *, force: bool, context_out: str | Path, manifest_out: str | Path) -> RunContext:
+    """First step of every run.
+
+    Args:
+        line_json: The line's configuration as JSON, presets merged in.
+        force: Train again, from a seed no version has used, even if nothing changed.
+        context_out: Where to write the run's context.
+        manifest_out: Where to write the manifest.
+
+    Raises:
+        ConfigError: If the configuration is wrong.
+        DataError: If the revision, the folder or an image cannot be had, or an image's hash differs.
+    """
+    with step("ingest"):
+        from csflow.adapters import registry, tracking
+
+        workspace = Workspace.from_environment()
+        line = parse_line_json(line_json)
+        manifest, checked_out = materialise(line, workspace)
+        tracking.initialise(workspace)
+        try:
+            versions = registry.versions(workspace, line.line)
+        except NotRegisteredError:
+            versions = []
+        if force:
+            line = line.with_seed(line.training.seed + len(versions))
+        key = content_key(line, manifest.digest)
+        unchanged = any(v.tags.get("content_key") == key and v.tags.get("decision") for v in versions)
+        manifest.save(Path(manifest_out))
+        context = RunContext(
+            line=line,
+            run_id=tracking.start_run(
+                workspace,
+                line.line,
+                params=tracking.flat_params(line),
+                tags={
+                    "content_key": key,
+                    "data_md5": checked_out.data_md5,
+                    "data_digest": manifest.digest,
+                    "git_rev": checked_out.git_rev,
+                },
+            ),
+            git_rev=checked_out.git_rev,
+            data_md5=checked_out.data_md5,
+            data_digest=manifest.digest,
+            content_key=key,
+            data_root=str(manifest.root),
+            unchanged=unchanged,
+        )
+        context.save(Path(context_out))
+    with step("ingest", context):
+        tracking.log_dataset(
+            workspace,
+            context.run_id,
+            name=line.line,
+            digest=checked_out.data_md5,
+            manifest=Path(manifest_out),
+            source=str(manifest.root),
+        )
+        state = "unchanged since the last decision" if unchanged else "new"
+        say(f"ingest: {len(manifest)} images at {checked_out.git_rev[:12]}, data {checked_out.data_md5}: {state}")
+    return context
+
+
+def content_key(line: LineConfig, data_digest: str) -> str:
+    """Digest of everything a detector depends on: data, configuration with seed, weights and code."""
+    return sha256_json([data_digest, line.method_digest(), weights_digest(line.features), code_version()])

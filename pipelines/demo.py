@@ -1,0 +1,97 @@
+"""The demo: the whole pipeline of a demo line, then good and defective parts judged over HTTP."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+from csflow.config import LineConfig
+from csflow.errors import DeployError
+from csflow.workspace import Workspace
+from pipelines.local import run_locally
+
+_GOOD, _PER_DEFECT = 4, 2
+
+
+def run_demo(line: LineConfig, *, force: bool, workspace: Workspace) -> None:
+    """Run the pipeline, score test images through the endpoint, stop it, show what came out.
+
+    Raises:
+        StepError: If a step of the pipeline fails.
+        DeployError: If the endpoint does not answer.
+    """
+    from csflow.adapters import deployment
+    from csflow.steps.summary import render, summarise, write_summary
+
+    start = time.monotonic()
+    print(f"csflow demo: product line {line.line}", flush=True)
+    finished = run_locally(line, force=force, workspace=workspace)
+    summary = summarise(finished.context, finished.outcome, workspace)
+    try:
+        images = _pick(Path(finished.context.data_root))
+        summary.scores = _score_over_http(line.line, images, workspace)
+        summary.overlay = str(_overlays(line.line, images, workspace))
+    finally:
+        deployment.stop(workspace, line.line)
+    summary.seconds["total"] = round(time.monotonic() - start, 1)
+    write_summary(summary, workspace)
+    render(summary, workspace)
+
+
+def _pick(root: Path) -> list[Path]:
+    """Some good test images, and some of every type of defect."""
+    images: list[Path] = []
+    for folder in sorted((root / "test").iterdir(), key=lambda f: (f.name != "good", f.name)):
+        images += sorted(folder.iterdir())[: _GOOD if folder.name == "good" else _PER_DEFECT]
+    return images
+
+
+def _score_over_http(line: str, images: list[Path], workspace: Workspace) -> list[dict[str, Any]]:
+    from csflow.adapters import deployment
+
+    endpoint = deployment.status(workspace, line)
+    if endpoint is None:
+        raise DeployError(f"The endpoint of {line} is not running. See {workspace.endpoints}.")
+    answers = deployment.score(endpoint, [file.read_bytes() for file in images])
+    return [
+        {
+            "image": f"{file.parent.name}/{file.name}",
+            "label": "good" if file.parent.name == "good" else "defective",
+            "score": answer["score"],
+            "decision": answer["decision"],
+        }
+        for file, answer in zip(images, answers, strict=True)
+    ]
+
+
+def _overlays(line: str, images: list[Path], workspace: Workspace) -> Path:
+    """One picture: a good part and one of each defect, as seen and as judged; made once a detector."""
+    from csflow.adapters import deployment
+
+    endpoint = deployment.status(workspace, line)
+    assert endpoint is not None
+    target = workspace.root / "demo" / f"{line}-{endpoint.digest[:12]}.png"
+    if not target.exists():
+        _draw(target, workspace.detectors / line / endpoint.digest, images[:1] + images[_GOOD::_PER_DEFECT])
+    return target
+
+
+def _draw(target: Path, detector_directory: Path, images: list[Path]) -> None:
+    from PIL import Image
+
+    from csflow.detector import Detector
+    from csflow.images import read_image
+    from csflow.scoring import overlay
+
+    detector = Detector.load(detector_directory)
+    calibration = detector.calibration
+    parts = [read_image(file) for file in images]
+    width, height = parts[0].size
+    sheet = Image.new("RGB", (len(parts) * width, 2 * height), "white")
+    for column, (part, prediction) in enumerate(zip(parts, detector.predict(parts), strict=True)):
+        painted = overlay(part, prediction.anomaly_map, calibration.map_range, calibration.region_threshold)
+        sheet.paste(part.resize((width, height)), (column * width, 0))
+        sheet.paste(painted.resize((width, height)), (column * width, height))
+    target.parent.mkdir(parents=True, exist_ok=True)
+    sheet.save(target)

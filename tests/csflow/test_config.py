@@ -1,0 +1,90 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from csflow.config import LineConfig, line_names, load_line, parse_line, parse_line_json, presets
+from csflow.errors import ConfigError
+
+ROOT = Path(__file__).resolve().parents[2]
+MINIMAL = "line: tiles\ndata: {path: data}\n"
+
+
+def parse(text: str, folder: Path = Path("lines")) -> LineConfig:
+    return parse_line(text, source=folder / "tiles.yaml")
+
+
+def test_relative_repository_starts_at_the_yaml_file(tmp_path: Path) -> None:
+    line = parse_line("line: a\ndata: {repo: ../there, path: data}", source=tmp_path / "lines" / "a.yaml")
+    assert line.data.repo == str(tmp_path / "there")
+    assert parse_line("line: a\ndata: {repo: 'https://h/x.git', path: d}", source=tmp_path).data.repo == "https://h/x.git"
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (MINIMAL + "trainig: {epochs: 3}", ["tiles.yaml", "'trainig'", "Did you mean 'training'", "calibration"]),
+        (MINIMAL + "training: {epoch: 3}", ["'training.epoch'", "Did you mean 'epochs'", "batch_size"]),
+        (MINIMAL + "training: {epochs: three}", ["training.epochs", "'three'", "integer"]),
+        (MINIMAL + "training: {epochs: 2.5}", ["training.epochs", "2.5"]),
+        (MINIMAL + "training: {epochs: true}", ["training.epochs", "True"]),
+        (MINIMAL + "calibration: {alfa: 0.1}", ["'calibration.alfa'", "alpha"]),
+        (MINIMAL + "calibration: sometimes", ["calibration", "sometimes"]),
+        (MINIMAL + "roles: {calibrate: 0.7, gate: 0.4}", ["calibrate + gate", "1.1"]),
+        (MINIMAL + "flow: {blocks: 2, kernel_sizes: [3, 4]}", ["2 odd numbers", "[3, 4]"]),
+        (MINIMAL + "preset: papr", ["'papr'", "paper-mtd", "paper-mvtec"]),
+        ("line: Tiles\ndata: {path: data}", ["line", "'Tiles'"]),
+        ("line: tiles", ["'data' is missing"]),
+        ("- a\n- b", ["list"]),
+        ("line: [", ["not YAML"]),
+    ],
+)
+def test_wrong_yaml_is_explained(text: str, words: list[str]) -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse(text)
+    for word in words:
+        assert word in str(caught.value)
+    assert caught.value.exit_code == 2
+
+
+def test_unknown_line_suggests_the_nearest(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CSFLOW_LINES", str(ROOT / "lines"))
+    with pytest.raises(ConfigError, match="Did you mean demo-texture"):
+        load_line("demo-textur")
+    with pytest.raises(ConfigError, match="does not exist"):
+        load_line("nowhere/else.yaml")
+
+
+def test_every_line_of_this_repository_is_valid_and_named_like_its_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CSFLOW_LINES", str(ROOT / "lines"))
+    assert {"demo-texture", "demo-object", "mtd"} <= set(line_names())
+    assert [load_line(name).line for name in line_names()] == line_names()
+
+
+def test_presets_hold_the_papers_settings_and_the_file_wins() -> None:
+    mvtec, mtd = parse(MINIMAL + "preset: paper-mvtec"), parse(MINIMAL + "preset: paper-mtd")
+    for line, size, epochs in ((mvtec, 768, 240), (mtd, 384, 60)):
+        assert (line.features.backbone, line.features.stage) == ("tf_efficientnet_b5", 6)
+        assert (line.features.image_size, line.training.epochs, line.flow.hidden) == (size, epochs, 1024)
+        assert (line.training.learning_rate, line.training.betas, line.training.weight_decay) == (2e-4, (0.5, 0.9), 1e-5)
+        assert (line.flow.kernels, line.flow.clamp, line.training.batch_size) == ((3, 3, 3, 5), 3.0, 16)
+    line = parse(MINIMAL + "preset: [paper-mtd, official]\ntraining: {epochs: 7}")
+    assert (line.training.eps, line.training.betas, line.features.downscale) == (1e-4, (0.9, 0.999), "nearest")
+    assert (line.training.epochs, line.flow.hidden) == (7, 1024)
+    assert all(parse(MINIMAL + f"preset: {name}") for name in presets())
+
+
+def test_configuration_survives_the_way_from_step_to_step() -> None:
+    line = parse(MINIMAL + "calibration: none\nflow: {blocks: 1, kernel_sizes: [5]}")
+    assert parse_line_json(line.model_dump_json()) == line
+
+
+def test_method_digest_counts_what_trains_and_nothing_else() -> None:
+    line = parse(MINIMAL)
+    same = parse(MINIMAL + "training: {device: cpu, checkpoint_seconds: 9}\nserving: {port: 1234}\ngate: {margin: 0.2}")
+    assert line.method_digest() == same.method_digest()
+    for change in ("training: {epochs: 61}", "flow: {hidden: 8}", "features: {image_size: 256}", "roles: {gate: 0.2}",
+                   "calibration: {alpha: 0.2}", "calibration: none", "training: {seed: 1}"):  # fmt: skip
+        assert parse(MINIMAL + change).method_digest() != line.method_digest(), change
+    assert line.with_seed(1).method_digest() == parse(MINIMAL + "training: {seed: 1}").method_digest()

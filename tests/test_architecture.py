@@ -1,0 +1,94 @@
+"""The house rules of docs/architecture.md, enforced on the imports of every file."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+METHOD = sorted((ROOT / "csflow").glob("*.py")) + sorted((ROOT / "csflow/synthetic").glob("*.py"))
+ADAPTERS = sorted((ROOT / "csflow/adapters").rglob("*.py"))
+PACKAGE = sorted((ROOT / "csflow").rglob("*.py"))
+COMPONENTS = sorted((ROOT / "components").glob("*.py"))
+
+
+def imports(file: Path) -> set[str]:
+    """Every module a file imports, at its top or inside a function, relative to no package."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{file}: relative import"
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+def offenders(files: list[Path], forbidden: tuple[str, ...]) -> list[str]:
+    return [
+        f"{file.relative_to(ROOT)} imports {name}"
+        for file in files
+        for name in sorted(imports(file))
+        if any(name == prefix or name.startswith(f"{prefix}.") for prefix in forbidden)
+    ]
+
+
+def test_package_knows_no_orchestrator() -> None:
+    assert offenders(PACKAGE, ("kfp", "components", "pipelines")) == []
+
+
+def test_method_knows_no_outside_system() -> None:
+    outside = ("csflow.adapters", "csflow.steps", "csflow.cli", "mlflow", "kserve", "dvc", "great_expectations")
+    assert offenders(METHOD, outside) == []
+
+
+def test_adapters_know_neither_steps_nor_commands() -> None:
+    assert offenders(ADAPTERS, ("csflow.steps", "csflow.cli")) == []
+
+
+# MLflow is one outside system in three files: runs, models, and the store below both.
+SAME_SYSTEM = {"registry": {"mlflow_model", "mlflow_store", "pyfunc_model"}, "tracking": {"mlflow_store"}}
+
+
+def test_adapters_do_not_know_each_other() -> None:
+    names = {path.stem for path in (ROOT / "csflow/adapters").iterdir() if path.stem != "__init__"}
+    for file in ADAPTERS:
+        own = file.relative_to(ROOT / "csflow/adapters").parts[0].removesuffix(".py")
+        others = names - {own} - SAME_SYSTEM.get(own, set())
+        assert offenders([file], tuple(f"csflow.adapters.{name}" for name in others)) == []
+
+
+@pytest.mark.parametrize("system", ["mlflow", "kserve", "dvc", "great_expectations"])
+def test_an_outside_system_is_known_to_adapters_alone(system: str) -> None:
+    others = [file for file in PACKAGE if file not in ADAPTERS]
+    assert offenders(others, (system,)) == []
+
+
+def test_components_import_csflow_inside_their_body_only() -> None:
+    for file in COMPONENTS:
+        top = [node for node in ast.parse(file.read_text()).body if isinstance(node, ast.Import | ast.ImportFrom)]
+        modules = {node.module if isinstance(node, ast.ImportFrom) else node.names[0].name for node in top}
+        assert not any(name and name.startswith("csflow") for name in modules), file
+
+
+def test_the_rule_checker_sees_a_broken_rule(tmp_path: Path) -> None:
+    bad = ROOT / "csflow" / "flow.py"
+    assert offenders([bad], ("torch",)) != []
+
+
+@pytest.mark.parametrize(
+    ("module", "unwanted"),
+    [
+        ("csflow", ("torch", "mlflow", "kfp", "kserve", "dvc", "great_expectations")),
+        ("csflow.detector", ("mlflow", "kfp", "kserve", "dvc", "great_expectations", "matplotlib")),
+        ("csflow.cli.app", ("torch", "mlflow", "kfp", "kserve", "dvc", "great_expectations", "matplotlib", "pandas")),
+    ],
+)
+def test_importing_pulls_in_nothing_heavy(module: str, unwanted: tuple[str, ...]) -> None:
+    code = f"import sys, {module}; print([n for n in {unwanted!r} if n in sys.modules])"
+    found = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "[]"
