@@ -26,7 +26,7 @@ def show(line: Annotated[str, typer.Argument(help="Line, or the path of its YAML
 
     config = load_line(line)
     manifest, checked_out = materialise(config, Workspace.from_environment())
-    print_counts(manifest)
+    print_counts(manifest, title=f"line {config.line}")
     typer.echo(f"revision {checked_out.git_rev}")
     typer.echo(f"DVC md5  {checked_out.data_md5}")
     typer.echo(f"digest   {manifest.digest}")
@@ -38,7 +38,7 @@ def add(
     line: Annotated[str, typer.Argument(help="Line, or the path of its YAML file.")],
     folder: Annotated[Path, typer.Argument(help="Folder of the new images; its sub-folders are searched too.")],
     split: Annotated[
-        str, typer.Option(help="train or test. [default: train for good images, test for defective ones]")
+        str, typer.Option(help="train or test; without it train for good images, test for defective ones.")
     ] = "",
     defect: Annotated[str, typer.Option(help="Type of defect; without it the images are good.")] = "",
     masks: Annotated[
@@ -47,27 +47,29 @@ def add(
 ) -> None:
     """Bring new images into a line's data repository, for the next training.
 
-    Refuses images that are there already (by content) and results that the data gate does not pass, and
-    changes nothing then. Records with DVC, pushes to its remote and commits the .dvc file; it does not run
-    'git push'.
+    Refuses images that are there already (by content) and results that the data gate does not pass; nothing
+    changes then.
+
+    Records with DVC, pushes to its remote and commits the .dvc file; it does not run 'git push'.
     """
     from csflow.steps.add_images import Addition, add_images
 
     addition = Addition(folder, split or ("test" if defect else "train"), defect, masks)
-    added = add_images(load_line(line), addition)
-    print_counts(added.manifest)
+    config = load_line(line)
+    added = add_images(config, addition)
+    print_counts(added.manifest, title=f"line {config.line}")
     typer.echo(f"added    {len(added.files)} files")
     typer.echo(f"commit   {added.commit}")
     typer.echo(f"DVC md5  {added.data_md5}")
     typer.echo(f"digest   {added.manifest.digest}")
 
 
-def print_counts(manifest: Manifest) -> None:
+def print_counts(manifest: Manifest, *, title: str) -> None:
     """Print how many images there are of each kind, and how many of them have a mask."""
     from rich.console import Console
     from rich.table import Table
 
-    table = Table("split", "role", "kind", "images", "masks", title=f"line {manifest.frame['line'].iloc[0]}")
+    table = Table("split", "role", "kind", "images", "masks", title=title)
     frame = manifest.frame.assign(kind=manifest.frame["defect"].where(manifest.frame["defect"] != "", "good"))
     for (split, role, kind), rows in frame.groupby(["split", "role", "kind"]):
         masks = int((rows["mask"] != "").sum())

@@ -29,7 +29,7 @@ Remote = Annotated[
     str | None,
     typer.Option(
         help="With --track, for a new repository: where images are pushed to, a folder or a URL like "
-        "s3://bucket/prefix. [default: the folder DEST-remote beside DEST]"
+        "s3://bucket/prefix; without it the folder DEST-remote beside DEST."
     ),
 ]
 
@@ -126,4 +126,4 @@ def _print_line(root: Path) -> None:
     from csflow.config import RolesConfig
     from csflow.manifest import build_manifest
 
-    print_counts(build_manifest(root, line=root.name, roles=RolesConfig()))
+    print_counts(build_manifest(root, line=root.name, roles=RolesConfig()), title=str(root))

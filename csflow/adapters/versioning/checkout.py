@@ -176,43 +176,53 @@ def _fetch(repository: Path, commit: str, out: TrackedFolder, inside: str, targe
         from dvc.api import DVCFileSystem
 
         system = DVCFileSystem(str(repository), rev=commit)
-        listing = committed_listing(system, out)
+        entries = committed_entries(system, out)
         prefix = f"{inside}/" if inside else ""
-        wanted = {name.removeprefix(prefix): md5 for name, md5 in listing.items() if name.startswith(prefix)}
+        wanted = {name.removeprefix(prefix): entry for name, entry in entries.items() if name.startswith(prefix)}
         if not wanted:
-            folders = sorted({name.split("/")[0] for name in listing})
+            folders = sorted({name.split("/")[0] for name in entries})
             raise DataError(f"{out.folder} at {commit[:12]} has no folder {inside!r}; it holds {shorten(folders)}.")
         _fetch_files(system, f"{out.folder}/{prefix}", wanted, target / "images")
-    write_json(target / "listing.json", wanted)
+    write_json(target / "listing.json", {name: entry.md5 for name, entry in wanted.items()})
 
 
-def committed_listing(system: DVCFileSystem, out: TrackedFolder) -> Listing:
-    """The files of a tracked folder, proved by its committed digest.
+@dataclass(frozen=True)
+class Entry:
+    """A file of a tracked folder: its md5, and what spares DVC another search for it."""
+
+    md5: str
+    info: dict[str, object]
+
+
+def committed_entries(system: DVCFileSystem, out: TrackedFolder) -> dict[str, Entry]:
+    """The files of a tracked folder by their path in it, proved by its committed digest.
 
     Raises:
         DataError: If cache or remote hold another listing under that digest.
     """
     found = system.find(out.folder, detail=True, dvc_only=True)
-    listing = {name.lstrip("/").removeprefix(f"{out.folder}/"): info["dvc_info"]["md5"] for name, info in found.items()}
-    if listing_digest(listing) != out.md5:
+    entries = {
+        name.lstrip("/").removeprefix(f"{out.folder}/"): Entry(info["dvc_info"]["md5"], info)
+        for name, info in found.items()
+    }
+    if listing_digest({name: entry.md5 for name, entry in entries.items()}) != out.md5:
         raise DataError(f"The list of files {out.md5} is damaged in the cache or the remote. {REMEDY}")
-    return listing
+    return entries
 
 
-def _fetch_files(system: DVCFileSystem, prefix: str, listing: Listing, target: Path) -> None:
+def _fetch_files(system: DVCFileSystem, prefix: str, entries: dict[str, Entry], target: Path) -> None:
     """Fetch and check file by file, so that each missing or damaged one can be named."""
 
     def fetch(name: str) -> str:
         place = target / name
-        place.parent.mkdir(parents=True, exist_ok=True)
         try:
-            system.get_file(prefix + name, str(place))
+            # DVC takes the information out of the mapping it is given.
+            system.get_file(prefix + name, str(place), info=dict(entries[name].info))
         except FileNotFoundError:
             return f"{name} (missing)"
-        return "" if md5_file(place) == listing[name] else f"{name} (damaged)"
+        return "" if md5_file(place) == entries[name].md5 else f"{name} (damaged)"
 
     with ThreadPoolExecutor() as pool:
-        results = list(track(pool.map(fetch, listing), total=len(listing), label="fetch images"))
-    bad = [f"{prefix}{result}" for result in results if result]
-    if bad:
-        raise DataError(f"{len(bad)} of {len(listing)} files cannot be used: {shorten(bad)}. {REMEDY}")
+        results = list(track(pool.map(fetch, entries), total=len(entries), label="fetch images"))
+    if bad := [f"{prefix}{result}" for result in results if result]:
+        raise DataError(f"{len(bad)} of {len(entries)} files cannot be used: {shorten(bad)}. {REMEDY}")

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from csflow.adapters.versioning.checkout import (
-    committed_listing,
+    committed_entries,
     is_remote,
     local_repository,
     locate,
@@ -128,8 +128,8 @@ def _require_committed(repository: Path, out: TrackedFolder) -> None:
         if not folder.exists():
             with Repo(str(repository)) as repo:
                 repo.pull(targets=[str(repository / out.dvc_file)])
-        listing = committed_listing(DVCFileSystem(str(repository), rev="HEAD"), out)
-    if changed := differing_files(folder, listing):
+        entries = committed_entries(DVCFileSystem(str(repository), rev="HEAD"), out)
+    if changed := differing_files(folder, {name: entry.md5 for name, entry in entries.items()}):
         raise DataError(
             f"{folder} differs from what is committed: {shorten(changed)}. "
             f"Run 'dvc checkout {out.dvc_file}' to discard that, or 'dvc add' and commit to keep it."

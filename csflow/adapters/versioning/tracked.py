@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -114,27 +115,49 @@ def md5_file(path: Path) -> str:
 
 @contextmanager
 def quiet_dvc(site_cache: Path, doing: str) -> Iterator[None]:
-    """Call DVC without analytics and with its bookkeeping in ``site_cache``.
+    """Call DVC without analytics or log output and with its bookkeeping in ``site_cache``.
 
     Raises:
         DataError: For whatever goes wrong in DVC or the store behind it, with ``doing`` in front.
     """
-    wanted = {"DVC_NO_ANALYTICS": "1", "DVC_SITE_CACHE_DIR": str(site_cache)}
-    before = {key: os.environ.get(key) for key in wanted}
-    os.environ.update(wanted)
     try:
-        yield
+        with _environment(DVC_NO_ANALYTICS="1", DVC_SITE_CACHE_DIR=str(site_cache)), _silent_loggers():
+            yield
     except DataError:
         raise
     # DVC passes on the errors of every store it knows (botocore, fsspec, SSH, …): no narrower class holds them.
     except Exception as error:
         raise DataError(f"{doing} failed: {_innermost(error)}") from error
+
+
+@contextmanager
+def _environment(**wanted: str) -> Iterator[None]:
+    before = {key: os.environ.get(key) for key in wanted}
+    os.environ.update(wanted)
+    try:
+        yield
     finally:
         for key, value in before.items():
             if value is None:
-                os.environ.pop(key, None)
+                del os.environ[key]
             else:
                 os.environ[key] = value
+
+
+@contextmanager
+def _silent_loggers() -> Iterator[None]:
+    """DVC logs to the standard output, which belongs to the command; what matters comes as an error."""
+    import dvc  # noqa: F401  # importing it sets the levels of its loggers
+
+    loggers = [logging.getLogger(name) for name in ("dvc", "dvc_data", "dvc_objects")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
 
 
 def _innermost(error: BaseException) -> str:
