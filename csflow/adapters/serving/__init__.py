@@ -1,0 +1,60 @@
+"""KServe model server for detector directories: V1 and V2 over REST, V2 over gRPC.
+
+It reads detector directories and nothing else: no tracker, registry or orchestrator is imported here.
+``python -m csflow.adapters.serving --model LINE=DIRECTORY --port 8080`` serves one line.
+
+============== ==========================================================
+``payload.py`` request → images and wishes; says what is wrong with it
+``answer.py``  prediction → what a client reads
+``model.py``   the ``kserve.Model`` of one line
+``wire.py``    V1 and V2 bodies → what the model gets; errors, body limit
+``server.py``  sockets, loopback, start and stop
+============== ==========================================================
+"""
+
+from __future__ import annotations
+
+import socket
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+LOOPBACK = "127.0.0.1"
+
+
+@dataclass(frozen=True)
+class ServedDetector:
+    """A detector directory and the version that answers say it is."""
+
+    directory: Path
+    version: str = ""
+
+
+def serve(models: Mapping[str, ServedDetector], listener: socket.socket, *, grpc_port: int | None = None) -> None:
+    """Load the detectors and answer requests until SIGTERM or Ctrl-C.
+
+    Args:
+        models: Detectors by the name they are served under, the line's.
+        listener: A bound TCP socket; binding it beforehand makes "port in use" a clear early error.
+        grpc_port: Port of the gRPC server on the same address; ``None`` for none.
+
+    Raises:
+        ModelError: If a directory holds no detector.
+        DeployError: If the gRPC port is in use.
+    """
+    with without_arguments():
+        from csflow.adapters.serving.server import DetectorServer
+    DetectorServer(listener, grpc_port=grpc_port).run(models)
+
+
+@contextmanager
+def without_arguments() -> Iterator[None]:
+    """Hide the command line while kserve is imported: it parses ``sys.argv`` as its own."""
+    kept = sys.argv
+    sys.argv = kept[:1]
+    try:
+        yield
+    finally:
+        sys.argv = kept

@@ -1,0 +1,127 @@
+"""The ``kserve.Model`` of one line: checks, decodes and scores off the event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import uuid
+from collections.abc import Sequence
+from concurrent.futures import Executor
+
+from kserve import InferInput, InferOutput, InferRequest, InferResponse, Model
+from kserve.errors import InferenceError, InvalidInput
+from kserve.protocol.infer_type import to_http_parameters
+from PIL import Image
+
+from csflow.adapters.serving import ServedDetector
+from csflow.adapters.serving.answer import DATATYPES, Answer, answer, columns
+from csflow.adapters.serving.payload import WISHES, Item, check_count, images_of_tensor, items_of_instances, wishes_of
+from csflow.detector import Detector
+from csflow.errors import DataError
+from csflow.files import sha256_tree
+from csflow.images import read_image
+
+logger = logging.getLogger("csflow.serving")
+
+
+class DetectorModel(Model):  # type: ignore[misc]
+    """A detector behind KServe's protocols.
+
+    Args:
+        name: The line's name, part of every address.
+        served: Where the detector lies; it is loaded here.
+        executor: Where images are decoded and scored, so that probes are answered meanwhile.
+
+    Raises:
+        ModelError: If the directory holds no detector.
+    """
+
+    def __init__(self, name: str, served: ServedDetector, executor: Executor) -> None:
+        super().__init__(name)
+        self._detector = Detector.load(served.directory)
+        self._version = served.version or sha256_tree(served.directory)[:12]
+        self._executor = executor
+        # The first batch is slow (memory, kernels) and shows whether the detector works at all.
+        self._detector.predict([Image.new("RGB", (64, 64))])
+        self.ready = True
+
+    def get_input_types(self) -> list[dict[str, object]]:
+        """The one input, for ``GET /v2/models/NAME``."""
+        return [{"name": "image", "datatype": "BYTES", "shape": [-1]}]
+
+    def get_output_types(self) -> list[dict[str, object]]:
+        """All outputs a request can get."""
+        return [{"name": name, "datatype": datatype, "shape": [-1]} for name, datatype in DATATYPES.items()]
+
+    async def predict(
+        self,
+        payload: object,
+        headers: dict[str, str] | None = None,
+        response_headers: dict[str, str] | None = None,
+    ) -> dict[str, list[Answer]] | InferResponse:
+        """Score the images of one request.
+
+        Raises:
+            InvalidInput: If the request is wrong; its text says how. A 400 over REST.
+            InferenceError: If scoring fails although the request is right. A 500 that keeps the connection.
+        """
+        work = self._infer if isinstance(payload, InferRequest) else self._predict
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._executor, work, payload)
+        except DataError as error:
+            raise InvalidInput(str(error)) from error
+        except (InvalidInput, InferenceError):
+            raise
+        except Exception as error:
+            logger.exception("%s: scoring failed", self.name)
+            raise InferenceError(f"{self.name} could not score the images. See the server's log.") from error
+
+    def _predict(self, body: object) -> dict[str, list[Answer]]:
+        return {"predictions": self._score(items_of_instances(body), "instances[{}]")}
+
+    def _infer(self, request: InferRequest) -> InferResponse:
+        answers = self._score(_items_of_request(request), "Input 'image'[{}]")
+        outputs = [
+            InferOutput(name=name, shape=[len(values)], datatype=datatype, data=values)
+            for name, datatype, values in columns(answers)
+        ]
+        return InferResponse(
+            response_id=request.id or str(uuid.uuid4()),
+            model_name=self.name,
+            model_version=self._version,
+            infer_outputs=outputs,
+            use_binary_outputs=request.use_binary_outputs,
+            requested_outputs=request.request_outputs,
+        )
+
+    def _score(self, items: Sequence[Item], place: str) -> list[Answer]:
+        images = []
+        for index, item in enumerate(items):
+            try:
+                images.append(read_image(item.content))
+            except DataError as error:
+                raise DataError(f"{place.format(index)}: {error}") from error
+        calibration = self._detector.calibration
+        predictions = self._detector.predict(images)
+        return [
+            answer(prediction, item, calibration, self._version)
+            for prediction, item in zip(predictions, items, strict=True)
+        ]
+
+
+def _items_of_request(request: InferRequest) -> list[Item]:
+    """Read a V2 request; naming ``heatmap`` or ``boxes`` among the wanted outputs is a wish as well."""
+    if not request.inputs:
+        raise DataError("The request has no input. Expected one input named 'image'.")
+    images = [content for tensor in request.inputs for content in _images(tensor)]
+    check_count(len(images))
+    wanted = {output.name for output in request.request_outputs or []}
+    wishes = {name: True for name in WISHES if name in wanted}
+    for parameters in (request.parameters, *(tensor.parameters for tensor in request.inputs)):
+        wishes |= wishes_of(to_http_parameters(parameters) if parameters else None)
+    return [Item(content, **wishes) for content in images]
+
+
+def _images(tensor: InferInput) -> list[bytes]:
+    raw = tensor._raw_data  # kserve has no public way to read a binary tensor that is not UTF-8
+    return images_of_tensor(tensor.name, tensor.datatype, tensor.shape, tensor.data, raw)

@@ -1,0 +1,222 @@
+"""Between HTTP and the model: request bodies KServe does not read by itself, a size limit, clear errors."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import orjson
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from kserve import InferInput, InferRequest, InferResponse
+from kserve.constants.constants import INFERENCE_CONTENT_LENGTH_HEADER, PredictorProtocol
+from kserve.errors import InvalidInput
+from kserve.protocol.dataplane import DataPlane
+from kserve.protocol.infer_type import RequestedOutput
+from starlette.exceptions import HTTPException
+
+if TYPE_CHECKING:
+    from fastapi import Request
+
+logger = logging.getLogger("csflow.serving")
+
+MAX_BODY = 64 * 2**20
+"""Bytes of one request, over REST and gRPC."""
+
+Kind = TypeVar("Kind")
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+App = Callable[[MutableMapping[str, Any], Receive, Send], Awaitable[None]]
+
+
+class DetectorDataPlane(DataPlane):  # type: ignore[misc]
+    """KServe's data plane with three gaps closed.
+
+    A V1 body is JSON whatever its content type says (``; charset=utf-8`` and curl's default reach the model as
+    undecoded bytes otherwise). The V2 binary extension may carry BYTES that are not UTF-8, such as a PNG. And
+    whatever is wrong with either is an ``InvalidInput``, never a stray ``KeyError`` that ends as a 500.
+    """
+
+    def decode(
+        self,
+        body: object,
+        headers: Mapping[str, str],
+        protocol_version: str = PredictorProtocol.REST_V1.value,
+        model_name: str | None = None,
+    ) -> tuple[object, dict[str, object]]:
+        """Turn a body into what the model's ``predict`` gets."""
+        if not isinstance(body, bytes):
+            decoded: tuple[object, dict[str, object]] = super().decode(body, headers, protocol_version, model_name)
+            return decoded
+        if protocol_version.lower() == PredictorProtocol.REST_V2.value:
+            length = _json_length(body, headers)
+            return infer_request(_json(body[:length]), body[length:], model_name or ""), {}
+        return _json(body), {}
+
+    def encode(
+        self, model_name: str, response: object, headers: Mapping[str, str], req_attributes: Mapping[str, object]
+    ) -> tuple[object, dict[str, str]]:
+        """Turn the model's answer into a body and its headers (no cloud events)."""
+        if not isinstance(response, InferResponse):
+            return response, {}
+        encoded, json_length = response.to_rest()
+        return encoded, {} if json_length is None else {INFERENCE_CONTENT_LENGTH_HEADER: str(json_length)}
+
+
+def infer_request(head: object, tail: bytes, model_name: str) -> InferRequest:
+    """Read a V2 request with the binary extension: JSON head, then the tensors' bytes.
+
+    Raises:
+        InvalidInput: Naming the field that is missing or wrong.
+    """
+    fields = _object(head, "The request")
+    inputs: list[InferInput] = []
+    for index, tensor in enumerate(_objects(fields, "inputs")):
+        read, tail = _input(tensor, f"inputs[{index}]", tail)
+        inputs.append(read)
+    if tail:
+        raise InvalidInput(f"{len(tail)} bytes follow the last tensor. Check 'binary_data_size' of every input.")
+    wanted = [
+        RequestedOutput(name=_field(output, "name", str, f"outputs[{index}]"), parameters=_parameters(output))
+        for index, output in enumerate(_objects(fields, "outputs", optional=True))
+    ]
+    return InferRequest(
+        model_name=model_name,
+        infer_inputs=inputs,
+        request_id=str(fields["id"]) if fields.get("id") is not None else None,
+        parameters=_parameters(fields),
+        request_outputs=wanted or None,
+    )
+
+
+class BodyLimit:
+    """ASGI middleware that answers 413 to a body above ``limit`` bytes, declared or streamed.
+
+    Args:
+        app: What to protect.
+        limit: Largest body in bytes.
+    """
+
+    def __init__(self, app: App, limit: int = MAX_BODY) -> None:
+        self._app = app
+        self._limit = limit
+
+    async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
+        """Pass the request on, counting the bytes of its body."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        declared = dict(scope["headers"]).get(b"content-length", b"0")
+        if declared.isdigit() and int(declared) > self._limit:
+            await JSONResponse({"error": self._reason()}, status_code=413)(scope, receive, send)
+            return
+        seen = 0
+
+        async def counted() -> Message:
+            nonlocal seen
+            message = await receive()
+            seen += len(message.get("body", b""))
+            if seen > self._limit:
+                raise HTTPException(413, self._reason())
+            return message
+
+        await self._app(scope, counted, send)
+
+    def _reason(self) -> str:
+        return f"The request is larger than {self._limit} bytes. Send fewer or smaller images at a time."
+
+
+async def refuse_invalid_input(request: Request, error: Exception) -> JSONResponse:
+    """Answer 400 and log one line; a client's mistake is no reason for a traceback."""
+    logger.info("%s: refused: %s", request.url.path, error)
+    return JSONResponse({"error": str(error)}, status_code=400)
+
+
+async def refuse_invalid_body(_: Request, error: Exception) -> JSONResponse:
+    """Answer 400 with the reason where FastAPI would answer 422 with its own structure."""
+    problems = error.errors() if isinstance(error, RequestValidationError) else []
+    # The body may also be bytes for FastAPI; a complaint that it is none helps nobody.
+    chosen = [problem for problem in problems if problem.get("type") != "bytes_type"] or problems
+    reasons = [f"{'.'.join(str(part) for part in problem['loc'])}: {problem['msg']}" for problem in chosen]
+    return JSONResponse({"error": "; ".join(reasons[:5]) or str(error)}, status_code=400)
+
+
+async def refuse(_: Request, error: Exception) -> JSONResponse:
+    """Answer an HTTP error in the shape of all other errors here."""
+    assert isinstance(error, HTTPException)
+    return JSONResponse({"error": error.detail}, status_code=error.status_code)
+
+
+def _json_length(body: bytes, headers: Mapping[str, str]) -> int:
+    """Where the JSON head ends: a header of the extension tells; without it the body is JSON alone."""
+    given = headers.get(INFERENCE_CONTENT_LENGTH_HEADER)
+    if given is None:
+        return len(body)
+    if not (given.isascii() and given.isdigit()) or int(given) > len(body):
+        raise InvalidInput(
+            f"Header {INFERENCE_CONTENT_LENGTH_HEADER} is {given[:40]!r}, "
+            f"expected the length of the JSON part, at most {len(body)}."
+        )
+    return int(given)
+
+
+def _json(body: bytes) -> object:
+    try:
+        return orjson.loads(body)
+    except orjson.JSONDecodeError as error:
+        raise InvalidInput(f"The body is not JSON: {error}.") from error
+
+
+def _input(fields: dict[str, object], place: str, tail: bytes) -> tuple[InferInput, bytes]:
+    """Read one tensor and return what is left of the binary part."""
+    parameters = _parameters(fields) or {}
+    shape = _field(fields, "shape", list, place)
+    if not all(isinstance(side, int) and not isinstance(side, bool) and side >= 0 for side in shape):
+        raise InvalidInput(f"{place}.shape is {shape!r}, expected a list of whole numbers.")
+    tensor = InferInput(
+        name=_field(fields, "name", str, place),
+        shape=shape,
+        datatype=_field(fields, "datatype", str, place),
+        parameters=parameters,
+    )
+    if "data" in fields:
+        tensor.data = _field(fields, "data", list, place)
+        return tensor, tail
+    size = parameters.pop("binary_data_size", None)
+    if not isinstance(size, int) or isinstance(size, bool) or not 0 <= size <= len(tail):
+        raise InvalidInput(
+            f"{place} has no 'data', and its parameter 'binary_data_size' is {size!r}; "
+            f"{len(tail)} bytes follow the JSON part."
+        )
+    tensor._raw_data = tail[:size]
+    return tensor, tail[size:]
+
+
+def _object(value: object, place: str) -> dict[str, object]:
+    if not isinstance(value, dict):
+        raise InvalidInput(f"{place} is not a JSON object.")
+    return value
+
+
+def _objects(fields: dict[str, object], key: str, *, optional: bool = False) -> list[dict[str, object]]:
+    value = fields.get(key)
+    if value is None and optional:
+        return []
+    if not isinstance(value, list):
+        raise InvalidInput(f"Field '{key}' is missing or not a list; found the fields {sorted(fields)[:10]}.")
+    return [_object(each, f"{key}[{index}]") for index, each in enumerate(value)]
+
+
+def _parameters(fields: dict[str, object]) -> dict[str, object] | None:
+    value = fields.get("parameters")
+    return None if value is None else _object(value, "'parameters'")
+
+
+def _field(fields: dict[str, object], key: str, kind: type[Kind], place: str) -> Kind:
+    value = fields.get(key)
+    if not isinstance(value, kind):
+        expected = "text" if kind is str else "a list"
+        raise InvalidInput(f"{place}.{key} is missing or not {expected}; found the fields {sorted(fields)[:10]}.")
+    return value

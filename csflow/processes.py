@@ -1,0 +1,55 @@
+"""Other processes: telling them apart for good, and ending them politely."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import time
+from contextlib import suppress
+from pathlib import Path
+
+
+def start_time(pid: int) -> str | None:
+    """When a process started, as an opaque text; ``None`` if it is not there or only waits to be reaped.
+
+    A process number is used again after a while; together with the start it names one process for good.
+    """
+    if Path("/proc/self/stat").exists():
+        return _from_proc(pid)
+    return _from_ps(pid)
+
+
+def is_running(pid: int, started: str) -> bool:
+    """Whether the process with this number is still the one that started then."""
+    return start_time(pid) == started
+
+
+def end(pid: int, started: str, *, patience: float) -> None:
+    """Ask a process to end, and kill it when it has not after ``patience`` seconds."""
+    for kind, seconds in ((signal.SIGTERM, patience), (signal.SIGKILL, 5.0)):
+        if is_running(pid, started):
+            with suppress(ProcessLookupError):
+                os.kill(pid, kind)
+        last = time.monotonic() + seconds
+        while is_running(pid, started) and time.monotonic() < last:
+            time.sleep(0.05)
+    with suppress(ChildProcessError):
+        os.waitpid(pid, os.WNOHANG)
+
+
+def _from_proc(pid: int) -> str | None:
+    try:
+        # The second field, the command in parentheses, may hold blanks and parentheses itself.
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return None
+    return None if fields[0] in "ZX" else fields[19]
+
+
+def _from_ps(pid: int) -> str | None:
+    """For systems without ``/proc``, such as macOS."""
+    command = ["ps", "-o", "stat=,lstart=", "-p", str(pid)]
+    shown = subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ | {"LC_ALL": "C"})
+    state, _, started = shown.stdout.strip().partition(" ")
+    return None if not state or state.startswith("Z") else started.strip()

@@ -1,0 +1,45 @@
+"""A real detector that takes a second to make: real features, one narrow block, no training."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+MakeDetector = Callable[..., Path]
+
+
+@pytest.fixture(scope="session")
+def make_detector(tmp_path_factory: pytest.TempPathFactory) -> MakeDetector:
+    """A function ``(line, seed=0, calibrated=True) -> directory``; equal arguments give equal bytes."""
+    import torch
+
+    from csflow.backbone import load_backbone
+    from csflow.calibration import calibrate
+    from csflow.config import CalibrationConfig, DataConfig, FeatureConfig, FlowConfig, LineConfig
+    from csflow.detector import Detector
+    from csflow.flow import CrossScaleFlow
+
+    features, shape = FeatureConfig(image_size=128), FlowConfig(blocks=1, hidden=8)
+    backbone = load_backbone(features)
+
+    def make(line: str, *, seed: int = 0, calibrated: bool = True) -> Path:
+        directory = tmp_path_factory.mktemp("detector") / line
+        torch.manual_seed(seed)
+        flow = CrossScaleFlow(shape, channels=backbone.channels, scales=features.scales, permutation_seed=seed)
+        with torch.no_grad():
+            for parameter in flow.parameters():
+                parameter.add_(0.01 * torch.randn_like(parameter))
+        draw = np.random.default_rng(seed)
+        calibration = calibrate(
+            draw.uniform(5.0, 10.0, 40),
+            draw.uniform(0.0, 2000.0, (40, 4, 4)),
+            CalibrationConfig() if calibrated else "none",
+        )
+        config = LineConfig(line=line, data=DataConfig(path=f"data/{line}"), features=features, flow=shape)
+        Detector(config, backbone, flow, calibration, {"seed": seed}).save(directory)
+        return directory
+
+    return make
