@@ -29,7 +29,7 @@ from torch.nn import functional as F
 from csflow.config import FeatureConfig
 from csflow.errors import DataError
 
-FORMATS = ("PNG", "JPEG", "MPO", "BMP", "TIFF", "WEBP")
+FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP")
 """Pillow readers allowed. Others can start outside programs (EPS) or are not image files of a camera."""
 
 MAX_PIXELS = 89_478_485
