@@ -90,6 +90,26 @@ class Calibration:
         """Conformal p-value; for the ``conformal`` kind it is at most alpha exactly if the part is defective."""
         return None if self.kind == "none" else float(p_values(score, self.scores))
 
+    def surprise(self, false_alarms: int, good_images: int) -> float | None:
+        """Probability of at least so many false alarms on new good images like the calibration images.
+
+        Exact, whatever the scores' distribution: how many of m exchangeable scores exceed the k-th of n is
+        beta-binomial. A tiny value says that the new images come from another process.
+
+        Args:
+            false_alarms: New good images called defective.
+            good_images: All new good images.
+
+        Returns:
+            The probability, or None without a threshold.
+        """
+        if self.alpha is None:
+            return None
+        from scipy import stats
+
+        rank = threshold_rank(self.n, self.alpha, self.confidence)
+        return float(stats.betabinom.sf(false_alarms - 1, good_images, self.n - rank + 1, rank))
+
     def to_json(self) -> dict[str, object]:
         """Plain JSON values, read back by `from_json`."""
         return json.loads(json.dumps({**asdict(self), "n": self.n}))  # type: ignore[no-any-return]

@@ -32,8 +32,11 @@ _INFERNO = (
     (221, 81, 58), (243, 120, 25), (252, 165, 10), (246, 215, 70), (252, 255, 164),
 )  # fmt: skip
 
-THRESHOLD_POSITION = 0.5
-"""Where the region threshold lies on the fixed colour scale (0 bottom, 1 top); see `csflow.calibration`."""
+THRESHOLD_POSITION = 0.25
+"""Where the region threshold lies on the fixed colour scale (0 bottom, 1 top); see `csflow.calibration`.
+
+Defects exceed it many times over: three quarters of the colours are left to tell a faint one from a strong one.
+"""
 
 
 @dataclass(frozen=True, order=True)
@@ -201,8 +204,8 @@ def overlay(
 ) -> Image.Image:
     """Paint the anomalous part of a map over its image and frame its regions.
 
-    Nothing is painted below the region threshold (without one: below the middle of the colour scale), so a
-    good part keeps its look. Paint grows from transparent at the threshold to almost opaque at the top.
+    Nothing is painted below the region threshold (without one: below its place on the colour scale), so a
+    good part keeps its look. Paint gets stronger towards the top but never hides the part.
 
     Args:
         image: The original image, any mode Pillow can convert to RGB.
@@ -218,7 +221,7 @@ def overlay(
     low, high = map_range
     floor = THRESHOLD_POSITION if region_threshold is None else (region_threshold - low) / (high - low)
     strength = np.clip((values - floor) / max(1.0 - floor, 1e-6), 0.0, 1.0)
-    opacity = np.where(values > floor, 0.35 + 0.45 * strength, 0.0)[..., None]
+    opacity = np.where(values > floor, 0.35 + 0.3 * strength, 0.0)[..., None]
     mixed = np.asarray(base, dtype=np.float64) * (1.0 - opacity) + colours(values) * opacity
     painted = Image.fromarray(np.rint(mixed).astype(np.uint8))
     if region_threshold is not None:
@@ -251,12 +254,12 @@ def _scaled(box: Box, *, width: int, columns: int, height: int, rows: int) -> Bo
 
 
 def _frame(image: Image.Image, boxes: Sequence[Box]) -> None:
-    """Light frames with a dark edge on both sides: visible on any ground, in colour or not."""
+    """Light frames with a dark edge, drawn around the regions: visible on any ground, in colour or not."""
     pen = ImageDraw.Draw(image)
     unit = max(1, round(max(image.size) / 400))
     for box in boxes:
-        corners = (box.x, box.y, box.x + box.width - 1, box.y + box.height - 1)
-        pen.rectangle(corners, outline=(20, 20, 20), width=3 * unit)
-        inset = [corners[0] + unit, corners[1] + unit, corners[2] - unit, corners[3] - unit]
-        if inset[2] > inset[0] and inset[3] > inset[1]:
-            pen.rectangle(tuple(inset), outline=(255, 255, 255), width=unit)
+        for distance, width, grey in ((3 * unit, unit, 20), (2 * unit, 2 * unit, 255)):
+            left, top = max(0, box.x - distance), max(0, box.y - distance)
+            right = min(image.width, box.x + box.width + distance) - 1
+            bottom = min(image.height, box.y + box.height + distance) - 1
+            pen.rectangle((left, top, right, bottom), outline=(grey, grey, grey), width=width)

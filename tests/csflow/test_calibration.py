@@ -152,6 +152,17 @@ def test_the_statement_says_which_promise_holds_and_on_what_grounds() -> None:
         assert part in sure
 
 
+@pytest.mark.parametrize("confidence", [None, 0.9])
+def test_surprise_is_the_probability_of_so_many_false_alarms(confidence: float | None) -> None:
+    rng = np.random.default_rng(0)
+    rank = threshold_rank(60, 0.05, confidence)
+    draws = np.array([(rng.random(40) > np.sort(rng.random(60))[rank - 1]).sum() for _ in range(20_000)])
+    calibration = calibrated(np.arange(60.0), 0.05, confidence)
+    for alarms in (0, 1, 3, 6):
+        assert calibration.surprise(alarms, 40) == pytest.approx((draws >= alarms).mean(), abs=0.012)
+    assert calibrate([1.0], np.ones((1, 1, 1)), "none").surprise(1, 2) is None
+
+
 def test_a_score_that_is_no_number_never_passes_as_good() -> None:
     with pytest.raises(ModelError, match="not a number"):
         calibrated(np.arange(99.0)).decide(math.nan)

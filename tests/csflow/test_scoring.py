@@ -135,20 +135,21 @@ def test_the_heatmap_has_the_size_asked_for_and_a_scale_that_no_image_moves() ->
 def test_a_good_part_keeps_its_look() -> None:
     image = Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 60, 3), dtype=np.uint8))
     below = np.full((4, 6), 4.9)
-    for threshold in (5.0, None):
-        assert np.array_equal(np.asarray(overlay(image, below, (0.0, 10.0), threshold)), np.asarray(image))
+    for threshold, top in ((5.0, 10.0), (None, 20.0)):
+        assert np.array_equal(np.asarray(overlay(image, below, (0.0, top), threshold)), np.asarray(image))
 
 
 def test_only_the_defect_is_painted_and_framed() -> None:
     image = Image.new("L", (80, 80), 128)
     values = np.zeros((8, 8))
-    values[2, 5] = 10.0
+    values[2, 7] = 10.0
     painted = np.asarray(overlay(image, values, (0.0, 10.0), 5.0)).astype(int)
     changed = np.abs(painted - 128).max(axis=2) > 0
     rows, columns = np.nonzero(changed)
-    assert (rows.min(), rows.max(), columns.min(), columns.max()) == (20, 29, 50, 59)
-    assert (painted[20, 50] == 20).all()
-    assert (painted[21, 51] == 255).all()
+    assert (rows.min(), rows.max(), columns.min(), columns.max()) == (17, 32, 67, 79)
+    assert (painted[17, 67] == 20).all()
+    assert (painted[18, 68] == 255).all()
+    assert (painted[25, 74] != 128).any()
 
 
 def test_the_picture_is_upsampled_like_torch() -> None:

@@ -1,0 +1,159 @@
+"""The report's facts are right, its page is complete and needs nothing from outside."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import pytest
+from PIL import Image
+from sklearn.metrics import roc_auc_score
+
+from csflow.calibration import Calibration, calibrate
+from csflow.config import CalibrationConfig
+from csflow.metrics import clopper_pearson
+from csflow.report import Evaluation, ImageResult, Sample, choose_samples, write_report
+
+PICTURE = Image.new("L", (500, 400), 90)
+
+
+def calibration(kind: Literal["conformal", "none"] = "conformal") -> Calibration:
+    scores = np.linspace(0.0, 1.0, 99)
+    config: CalibrationConfig | Literal["none"] = CalibrationConfig(alpha=0.05) if kind == "conformal" else "none"
+    return calibrate(scores, scores[:, None, None] * np.ones((2, 2)), config)
+
+
+def result(calibrated: Calibration, score: float, defect: str = "", number: int = 0) -> ImageResult:
+    label: Literal["good", "defective"] = "defective" if defect else "good"
+    path = f"test/{defect or 'good'}/{number:03d}.png"
+    return ImageResult(path, label, defect, score, calibrated.p_value(score), calibrated.decide(score))
+
+
+def evaluation(kind: Literal["conformal", "none"] = "conformal") -> Evaluation:
+    calibrated, rng = calibration(kind), np.random.default_rng(0)
+    good = [result(calibrated, score, "", i) for i, score in enumerate(rng.random(40))]
+    cracks = [result(calibrated, score, "crack", i) for i, score in enumerate(0.8 + rng.random(20))]
+    holes = [result(calibrated, score, "hole", i) for i, score in enumerate(1.5 + rng.random(5))]
+    images = good + cracks + holes
+    samples = [Sample(group, images[i], PICTURE, PICTURE) for group, i in choose_samples(images, calibrated.threshold)]
+    lineage = {"git_rev": "abc123", "seed": 0}
+    return Evaluation("tiles", images, calibrated, 0.93, samples, [2.0, 1.0, 0.5], lineage)
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("report") / "new"
+    assert write_report(directory, evaluation()) == directory / "report.html"
+    return directory
+
+
+def test_the_json_holds_the_facts(written: Path) -> None:
+    facts = json.loads((written / "report.json").read_text())
+    images = facts["images"]
+    labels = [image["label"] == "defective" for image in images]
+    assert facts["image_auroc"] == pytest.approx(roc_auc_score(labels, [image["score"] for image in images]))
+    assert facts["image_auroc_interval"][0] < facts["image_auroc"] < facts["image_auroc_interval"][1]
+    assert facts["pixel_auroc"] == 0.93
+    threshold = facts["calibration"]["threshold"]
+    alarms = sum(image["score"] > threshold for image in images if image["label"] == "good")
+    assert facts["false_alarms"] == {"events": alarms, "trials": 40, "interval": list(clopper_pearson(alarms, 40))}
+    assert facts["misses"]["trials"] == 25
+    assert [(row["defect"], row["images"]) for row in facts["defects"]] == [("crack", 20), ("hole", 5)]
+    assert facts["defects"][1]["detected"] == 5
+    assert facts["roc"]["tpr"][-1] == 1.0
+    assert facts["nll"] == [2.0, 1.0, 0.5]
+    assert facts["lineage"] == {"git_rev": "abc123", "seed": "0"}
+
+
+def test_the_auroc_of_a_defect_type_is_against_all_good_images() -> None:
+    found = evaluation()
+    crack = np.array([r.defect == "crack" for r in found.images])
+    kept = crack | ~found.labels
+    assert found.defects[0].image_auroc == pytest.approx(roc_auc_score(crack[kept], found.scores[kept]))
+
+
+def test_every_picture_is_written_and_named(written: Path) -> None:
+    facts = json.loads((written / "report.json").read_text())
+    for name in ("scores.png", "roc.png", "training.png", *facts["samples"]):
+        assert Image.open(written / name).size[0] > 100
+    assert Image.open(written / next(iter(facts["samples"]))).size == PICTURE.size
+
+
+def test_the_page_needs_nothing_from_outside(written: Path) -> None:
+    page = (written / "report.html").read_text()
+    assert "http" not in page
+    assert "<script" not in page
+    assert "<link" not in page
+    sources = re.findall(r'(?:src|href)="([^"]{0,30})', page)
+    assert len(sources) > 10
+    assert all(source.startswith("data:image/") for source in sources)
+
+
+def test_the_page_says_what_was_found(written: Path) -> None:
+    page, found = (written / "report.html").read_text(), evaluation()
+    assert found.image_auroc is not None
+    assert found.misses is not None
+    for fact in (f"{found.image_auroc:.4f}", found.calibration.statement, "crack", "hole", "abc123",
+                 f"{25 - found.misses.events} of 25 defective", "Missed defects", "test/good/000.png"):  # fmt: skip
+        assert fact in page
+
+
+def test_text_of_the_user_is_escaped(tmp_path: Path) -> None:
+    found = evaluation()
+    evil = replace(found.images[0], path="test/<script>alert(1)</script>.png")
+    page = write_report(tmp_path, replace(found, images=[evil, *found.images[1:]])).read_text()
+    assert "<script>" not in page
+    assert "&lt;script&gt;" in page
+
+
+@pytest.mark.parametrize(
+    ("kind", "keep", "sentence"),
+    [("none", "all", "65 test images were scored, without decisions"), ("none", "good", "40 test images"),
+     ("conformal", "good", "no defective test images"), ("conformal", "none", "nothing was measured"),
+     ("conformal", "defective", "were found")],
+)  # fmt: skip
+def test_a_report_is_possible_whatever_is_missing(
+    tmp_path: Path, kind: Literal["conformal", "none"], keep: str, sentence: str
+) -> None:
+    full = evaluation(kind)
+    images = [r for r in full.images if keep in (r.label, "all")]
+    bare = Evaluation("tiles", images, full.calibration)
+    assert sentence in write_report(tmp_path, bare).read_text()
+    facts = json.loads((tmp_path / "report.json").read_text())
+    assert (facts["image_auroc"] is None) == (keep != "all")
+    assert (facts["false_alarms"] is None) == (kind == "none")
+
+
+def test_far_too_many_false_alarms_are_said_aloud(tmp_path: Path) -> None:
+    full, calibrated = evaluation(), calibration()
+    assert not full.promise_refuted
+    shifted = replace(full, images=[result(calibrated, 0.9 + i / 100, "", i) for i in range(40)])
+    assert shifted.promise_refuted
+    assert "More false alarms than promised" in write_report(tmp_path, shifted).read_text()
+
+
+def test_samples_are_the_worst_errors_then_the_nearest_and_the_farthest() -> None:
+    calibrated = calibration()
+    scores = [(0.99, ""), (0.97, ""), (0.1, ""), (0.2, ""), (0.9, ""), (0.3, "x"), (0.5, "x"), (3.0, "x"), (1.1, "x")]
+    images = [result(calibrated, score, defect) for score, defect in scores]
+    assert choose_samples(images, 0.95, each=2) == [
+        ("miss", 5), ("miss", 6), ("false_alarm", 0), ("false_alarm", 1),
+        ("least_certain", 4), ("least_certain", 8), ("most_certain", 2), ("most_certain", 7),
+    ]  # fmt: skip
+    assert choose_samples([], 0.5) == []
+    assert {group for group, _ in choose_samples(images, None)} == {"least_certain", "most_certain"}
+
+
+def test_thumbnails_are_small_and_the_page_stays_light(written: Path) -> None:
+    import base64
+
+    page = (written / "report.html").read_text()
+    encoded = re.findall(r"data:image/jpeg;base64,([^\"]+)", page)
+    sizes = [Image.open(io.BytesIO(base64.b64decode(text))).size for text in encoded]
+    assert max(max(size) for size in sizes) <= 320
+    assert len(page) < 2_000_000
