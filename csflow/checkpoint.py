@@ -77,7 +77,7 @@ def save_checkpoint(
         save_file(contiguous, partial, metadata=metadata)
         with partial.open("rb") as file:
             os.fsync(file.fileno())
-        os.replace(partial, path)
+        partial.replace(path)
     except (OSError, SafetensorError) as error:
         partial.unlink(missing_ok=True)
         raise CsflowError(
@@ -89,7 +89,7 @@ def load_checkpoint(path: Path, flow: CrossScaleFlow, optimizer: Adam, identity:
     """Put a saved state into ``flow`` and ``optimizer``.
 
     Raises:
-        ModelError: If the file is damaged or belongs to another configuration. If damaged, ``flow`` may hold a part of it.
+        ModelError: If the file belongs to another configuration, or is damaged (``flow`` may then hold a part of it).
     """
     try:
         with safe_open(path, framework="pt") as file:
