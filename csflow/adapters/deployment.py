@@ -18,7 +18,8 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from csflow.ports import bind, free_port
 from csflow.workspace import Workspace
 
 HOST = "127.0.0.1"
+SERVER = (sys.executable, "-m", "csflow.adapters.serving")
 READY_SECONDS = 180.0
 STOP_SECONDS = 35.0
 LOG_LINES = 15
@@ -115,7 +117,8 @@ def switch(workspace: Workspace, candidate: Candidate) -> Endpoint:
     """Let a candidate serve its line, then stop the server it replaces.
 
     With a fixed port that the former server holds, a second server is started on the same port first: both
-    answer until the former one has finished its requests.
+    answer until the former one has finished its requests. (Only a connection opened in the very moment in
+    which that one stops listening may be reset.)
 
     Raises:
         DeployError: If the candidate is no longer there; the former server then goes on.
@@ -242,12 +245,15 @@ def _launch(
     log.parent.mkdir(parents=True, exist_ok=True)
     digest = digest or sha256_tree(directory)
     grpc_port = free_port(HOST)
-    with _bound(workspace, line, port) as listener, log.open("ab") as output:
+    with ExitStack() as opened:
+        # The child inherits bound sockets: between choosing a port and using it nobody can take it.
+        listeners = [opened.enter_context(listener) for listener in _bound(workspace, line, port)]
+        output = opened.enter_context(log.open("ab"))
         offset = output.tell()
-        url = f"http://{HOST}:{listener.getsockname()[1]}"
-        # The child inherits the bound socket: between choosing a port and using it nobody can take it.
-        command = [sys.executable, "-m", "csflow.adapters.serving", "--model", f"{line}={directory}"]
-        command += ["--version", f"{line}={version}", "--fd", str(listener.fileno()), "--grpc-port", str(grpc_port)]
+        public, private = _url(listeners[0]), _url(listeners[-1])
+        descriptors = [listener.fileno() for listener in listeners]
+        command = [*SERVER, "--model", f"{line}={directory}", "--version", f"{line}={version}"]
+        command += [*(f"--fd={descriptor}" for descriptor in descriptors), f"--grpc-port={grpc_port}"]
         try:
             process = subprocess.Popen(
                 command,
@@ -255,30 +261,39 @@ def _launch(
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
-                pass_fds=(listener.fileno(),),
+                pass_fds=descriptors,
                 env=os.environ | {"PYTHONUNBUFFERED": "1"},
             )
         except OSError as error:
             raise DeployError(f"The server of {line} cannot be started: {error}.") from error
     started = processes.start_time(process.pid) or ""
-    endpoint = Endpoint(line, url, f"{HOST}:{grpc_port}", process.pid, started, digest, version, str(log))
+    endpoint = Endpoint(line, public, f"{HOST}:{grpc_port}", process.pid, started, digest, version, str(log))
     write_json(_record(workspace, endpoint), asdict(endpoint))
     try:
-        _wait_until_ready(endpoint, process, deadline, offset)
+        _wait_until_ready(replace(endpoint, url=private), process, deadline, offset)
     except BaseException:
         _end(workspace, endpoint)
         raise
     return endpoint
 
 
-def _bound(workspace: Workspace, line: str, port: int) -> socket.socket:
-    """Bind the line's port; only the line's own present server may hold a fixed one already."""
+def _bound(workspace: Workspace, line: str, port: int) -> list[socket.socket]:
+    """Bind the line's port; only the line's own present server may hold a fixed one already.
+
+    A fixed port comes with a private one, listened on later: on the fixed one the former server may answer
+    in place of the new, so that only the private one tells when the new is ready.
+    """
     if port == 0:
-        return bind(HOST, 0)
+        return [bind(HOST, 0)]
     present = status(workspace, line)
     if present is None or present.port != port:
         bind(HOST, port).close()  # without sharing: refused if anybody at all uses it
-    return bind(HOST, port, share=True)
+    return [bind(HOST, port, share=True), bind(HOST, 0)]
+
+
+def _url(listener: socket.socket) -> str:
+    host, port = listener.getsockname()
+    return f"http://{host}:{port}"
 
 
 def _wait_until_ready(endpoint: Endpoint, process: subprocess.Popen[bytes], deadline: float, offset: int) -> None:

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import socket
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,13 +32,16 @@ class ServedDetector:
     version: str = ""
 
 
-def serve(models: Mapping[str, ServedDetector], listener: socket.socket, *, grpc_port: int | None = None) -> None:
+def serve(
+    models: Mapping[str, ServedDetector], listeners: Sequence[socket.socket], *, grpc_port: int | None = None
+) -> None:
     """Load the detectors and answer requests until SIGTERM or Ctrl-C.
 
     Args:
         models: Detectors by the name they are served under, the line's.
-        listener: A bound TCP socket; binding it beforehand makes "port in use" a clear early error.
-        grpc_port: Port of the gRPC server on the same address; ``None`` for none.
+        listeners: Bound TCP sockets, listened on in this order; binding them beforehand makes "port in use" a
+            clear early error.
+        grpc_port: Port of the gRPC server on the address of the first; ``None`` for none.
 
     Raises:
         ModelError: If a directory holds no detector.
@@ -46,7 +49,7 @@ def serve(models: Mapping[str, ServedDetector], listener: socket.socket, *, grpc
     """
     with without_arguments():
         from csflow.adapters.serving.server import DetectorServer
-    DetectorServer(listener, grpc_port=grpc_port).run(models)
+    DetectorServer(listeners, grpc_port=grpc_port).run(models)
 
 
 @contextmanager

@@ -24,8 +24,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             name: ServedDetector(Path(directory), versions.get(name, ""))
             for name, directory in (_named(text) for text in options.model)
         }
-        listener = _listener(options)
-        serve(models, listener, grpc_port=options.grpc_port or None)
+        serve(models, _listeners(options), grpc_port=options.grpc_port or None)
     except CsflowError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
@@ -39,12 +38,14 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--host", default=LOOPBACK, help="Address to bind (default %(default)s).")
     parser.add_argument("--port", type=int, default=8080, help="REST port (default %(default)s); 0 takes a free one.")
     parser.add_argument("--grpc-port", type=int, default=0, help="gRPC port; 0 (default) for no gRPC.")
-    parser.add_argument("--fd", type=int, help="Inherited descriptor of a bound socket, instead of host and port.")
+    parser.add_argument("--fd", type=int, action="append", help="Inherited bound socket, instead of host and port.")
     return parser
 
 
-def _listener(options: argparse.Namespace) -> socket.socket:
-    return bind(options.host, options.port) if options.fd is None else socket.socket(fileno=options.fd)
+def _listeners(options: argparse.Namespace) -> list[socket.socket]:
+    if options.fd is None:
+        return [bind(options.host, options.port)]
+    return [socket.socket(fileno=descriptor) for descriptor in options.fd]
 
 
 def _named(text: str) -> tuple[str, str]:

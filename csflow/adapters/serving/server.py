@@ -1,11 +1,11 @@
-"""KServe's model server on a socket of our own: bound to the address asked for, not to all of them."""
+"""KServe's model server on sockets of our own: bound to the address asked for, not to all of them."""
 
 from __future__ import annotations
 
 import asyncio
 import socket
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from fastapi import FastAPI
@@ -35,16 +35,16 @@ from csflow.errors import DeployError
 
 
 class DetectorServer(ModelServer):  # type: ignore[misc]
-    """A model server for detectors, one worker, on an already bound socket.
+    """A model server for detectors, one worker, on already bound sockets.
 
     Args:
-        listener: Bound TCP socket of the REST server.
-        grpc_port: Port of the gRPC server on the same address; ``None`` for none.
+        listeners: Bound TCP sockets of the REST server.
+        grpc_port: Port of the gRPC server on the address of the first; ``None`` for none.
     """
 
-    def __init__(self, listener: socket.socket, *, grpc_port: int | None) -> None:
-        self._listener = listener
-        self._host, port = listener.getsockname()[:2]
+    def __init__(self, listeners: Sequence[socket.socket], *, grpc_port: int | None) -> None:
+        self._listeners = list(listeners)
+        self._host, port = listeners[0].getsockname()[:2]
         super().__init__(http_port=port, grpc_port=grpc_port or 0, enable_grpc=grpc_port is not None, workers=1)
         self.dataplane = DetectorDataPlane(model_registry=self.registered_models)
 
@@ -55,13 +55,13 @@ class DetectorServer(ModelServer):  # type: ignore[misc]
             self.start([DetectorModel(name, served, executor) for name, served in models.items()])
 
     def start(self, models: list[DetectorModel]) -> None:
-        """Register the models and serve; as KServe does, but on our socket and address."""
+        """Register the models and serve; as KServe does, but on our sockets and address."""
         warnings.filterwarnings("ignore", message="ORJSONResponse is deprecated")  # KServe's business, not ours
         self._register_and_check_atleast_one_model_is_ready(models)
         rest = _BoundRestServer(
             FASTAPI_APP_IMPORT_STRING, self.dataplane, self.model_repository_extension, self.http_port
         )
-        self.servers.append(rest.start_on(self._listener))
+        self.servers.append(rest.start_on(self._listeners))
         if self.enable_grpc:
             self._grpc_server = _BoundGrpcServer(self.grpc_port, self.dataplane, self.model_repository_extension, {})
             self.servers.append(self._grpc_server.start_on(self._host))
@@ -72,9 +72,9 @@ class DetectorServer(ModelServer):  # type: ignore[misc]
 class _BoundRestServer(RESTServer):  # type: ignore[misc]
     """KServe's REST server, which otherwise always binds 0.0.0.0."""
 
-    async def start_on(self, listener: socket.socket) -> None:
+    async def start_on(self, listeners: list[socket.socket]) -> None:
         self.create_application()
-        await self._server.serve(sockets=[listener])
+        await self._server.serve(sockets=listeners)
 
     def _add_middlewares(self, app: FastAPI) -> None:
         # Without KServe's timing middleware: it only writes two more lines a request into the log.

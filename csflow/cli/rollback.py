@@ -1,0 +1,25 @@
+"""``csflow rollback``: back to a former champion."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from csflow.workspace import Workspace
+
+
+def rollback(
+    name: Annotated[str, typer.Argument(metavar="LINE", help="The line.")],
+    to: Annotated[int | None, typer.Option(min=1, help="A former champion; else the last one before this.")] = None,
+    reason: Annotated[str, typer.Option(help="For those who find the hold later.")] = "",
+) -> None:
+    """Serve a former champion again and hold it: retrains will not replace it until the hold is released."""
+    from csflow.config import load_line
+    from csflow.steps import promotion
+
+    line = load_line(name)
+    done = promotion.rollback(Workspace.from_environment(), line, to, reason=reason)
+    assert done.endpoint is not None
+    typer.echo(f"{line.line}: version {done.champion} is champion again, served at {done.endpoint.url}")
+    typer.echo(f"Retrains keep it until: csflow promote {line.line} --release-hold")

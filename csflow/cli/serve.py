@@ -1,0 +1,89 @@
+"""``csflow serve``: answer requests in the foreground."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from csflow.errors import UsageError
+from csflow.workspace import Workspace
+
+if TYPE_CHECKING:
+    from csflow.adapters.serving import ServedDetector
+
+
+def serve(
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="LINE…", help="LINE (its champion), LINE@VERSION, or a detector directory."),
+    ] = None,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="REST port; 0 takes a free one.")] = 8080,
+    host: Annotated[str, typer.Option(help="Address to bind; the default answers this machine only.")] = "127.0.0.1",
+    grpc_port: Annotated[int, typer.Option(min=0, max=65535, help="gRPC port; 0 for no gRPC.")] = 0,
+    all_lines: Annotated[bool, typer.Option("--all", help="Serve the champion of every line that has one.")] = False,
+) -> None:
+    """Serve champions (or a detector directory) until Ctrl-C, one or many lines in one server."""
+    from csflow.adapters.serving import serve as serve_detectors
+    from csflow.ports import bind
+
+    workspace = Workspace.from_environment()
+    if bool(names) == all_lines:
+        raise UsageError("Say what to serve: csflow serve LINE…, or csflow serve --all.")
+    with bind(host, port) as listener:
+        models = _champions(workspace) if all_lines else dict(_named(workspace, name) for name in names or [])
+        if len(models) < len(names or []):
+            raise UsageError("Two detectors of the same line cannot be served under one name. Serve them separately.")
+        _print_example(list(models), f"http://{host}:{listener.getsockname()[1]}", f"{host}:{grpc_port}", grpc_port)
+        serve_detectors(models, [listener], grpc_port=grpc_port or None)
+
+
+def _champions(workspace: Workspace) -> dict[str, ServedDetector]:
+    from csflow.adapters import registry
+    from csflow.config import line_names
+
+    lines = [line for line in line_names() if registry.find_champion(workspace, line)]
+    if not lines:
+        raise UsageError("No line has a champion yet. Train one: python -m pipelines run lines/LINE.yaml")
+    return dict(_named(workspace, line) for line in lines)
+
+
+def _named(workspace: Workspace, name: str) -> tuple[str, ServedDetector]:
+    """The name to serve a detector under, and where it lies."""
+    from csflow.adapters.serving import ServedDetector
+
+    if Path(name).is_dir():
+        return _line_of(Path(name)), ServedDetector(Path(name))
+    from csflow.adapters import registry
+    from csflow.config import load_line
+    from csflow.steps.locate import locate_detector
+
+    directory = locate_detector(name, workspace)
+    stem, _, version = name.partition("@")
+    line = load_line(stem).line
+    return line, ServedDetector(directory, str(registry.find_version(workspace, line, version or "champion").version))
+
+
+def _line_of(directory: Path) -> str:
+    """The line a detector directory was made for."""
+    import json
+
+    from csflow.errors import ModelError
+
+    try:
+        return str(json.loads((directory / "config.json").read_text())["line"]["line"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ModelError(f"{directory} is not a detector directory: its config.json names no line.") from error
+
+
+def _print_example(lines: list[str], url: str, grpc_url: str, grpc_port: int) -> None:
+    typer.echo(f"Serving {', '.join(lines)} at {url}" + (f", gRPC at {grpc_url}" if grpc_port else ""))
+    typer.echo("Ready when this prints true:")
+    typer.echo(f"  curl -s {url}/v2/models/{lines[0]}/ready")
+    typer.echo("Then, for an image file part.png:")
+    typer.echo("""  printf '{"instances": [{"image": {"b64": "%s"}, "boxes": true}]}' "$(base64 < part.png)" |""")
+    typer.echo(
+        f"    tr -d '\\n' | curl -s {url}/v1/models/{lines[0]}:predict -H 'Content-Type: application/json' -d @-"
+    )
+    typer.echo("Stop with Ctrl-C.")

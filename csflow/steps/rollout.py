@@ -1,0 +1,125 @@
+"""From a registered version to an endpoint that serves it: publish, start, try, switch."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from csflow.config import LineConfig
+from csflow.errors import DeployError, RegistryError
+from csflow.workspace import Workspace
+
+if TYPE_CHECKING:
+    from csflow.adapters.deployment import Endpoint
+    from csflow.adapters.registry import Version
+    from csflow.manifest import Manifest
+
+SAME_SCORE = 1e-3
+"""Largest relative difference between a score over HTTP and the detector's own."""
+
+
+def deploy(workspace: Workspace, line: LineConfig, version: Version, samples: Sequence[bytes]) -> Endpoint:
+    """Publish a version, start it beside what serves, try it, and let it take over.
+
+    Nothing happens if it serves already. The alias is the caller's to move, afterwards.
+
+    Args:
+        workspace: Where things are.
+        line: The line; names the port to serve on.
+        version: What to serve.
+        samples: Encoded images to try the new endpoint with; none for drawn ones.
+
+    Raises:
+        RegistryError: If the version's files are not those registered.
+        DeployError: If the new endpoint does not start or fails its smoke test; the former one goes on.
+    """
+    from csflow.adapters import deployment
+
+    directory = publish(workspace, version)
+    number, port = str(version.version), line.serving.port
+    present = deployment.status(workspace, line.line)
+    if present is not None and deployment.serves(present, directory.name, number, port):
+        deployment.sweep(workspace, line.line)
+        return present
+    candidate = deployment.start_candidate(workspace, line.line, directory, number, port=port)
+    try:
+        smoke_test(candidate.endpoint, directory, samples)
+        return deployment.switch(workspace, candidate)
+    except BaseException:
+        if deployment.status(workspace, line.line) != candidate.endpoint:
+            deployment.discard(workspace, candidate)
+        raise
+
+
+def publish(workspace: Workspace, version: Version) -> Path:
+    """Lay a version's detector down as ``detectors/LINE/DIGEST/``, checked against the registered digest.
+
+    Raises:
+        RegistryError: If the version has no digest, or its files have another one.
+    """
+    from csflow.adapters import registry
+
+    expected = version.tags.get("detector_digest")
+    folder = registry.download_detector(workspace, version.line, version.version, workspace.detectors / version.line)
+    if folder.name != expected:
+        raise RegistryError(
+            f"Version {version.version} of line {version.line!r} is registered with the detector digest {expected!r}, "
+            f"its files have {folder.name!r}. Do not serve it; train again with --force."
+        )
+    return folder
+
+
+def sample_images(manifest: Manifest) -> list[bytes]:
+    """A few held-out images of the line to try an endpoint with: gate, good and defective test images."""
+    parts = [manifest.rows(role="gate"), manifest.rows("test", label="good"), manifest.rows("test", label="defective")]
+    return [part.files[0].read_bytes() for part in parts if len(part)]
+
+
+def smoke_test(endpoint: Endpoint, directory: Path, samples: Sequence[bytes]) -> None:
+    """Check that the endpoint says over HTTP what the detector itself says.
+
+    Args:
+        endpoint: The endpoint to try.
+        directory: The detector it should serve.
+        samples: Encoded images; none for two drawn ones.
+
+    Raises:
+        DeployError: If it cannot be reached, answers for another version, or a score or decision differs.
+    """
+    from csflow.adapters import deployment
+    from csflow.detector import Detector
+    from csflow.images import read_image
+
+    images = list(samples) or _drawn_samples()
+    answers = deployment.score(endpoint, images)
+    predictions = Detector.load(directory).predict([read_image(image) for image in images])
+    if len(answers) != len(images):
+        raise DeployError(f"{endpoint.url} gave {len(answers)} answers for {len(images)} images. See {endpoint.log}.")
+    for answer, prediction in zip(answers, predictions, strict=True):
+        expected = prediction.score
+        near = abs(answer["score"] - expected) <= SAME_SCORE * abs(expected)
+        undecided = prediction.threshold is not None and (
+            abs(prediction.threshold - expected) <= SAME_SCORE * abs(expected)
+        )
+        agrees = undecided or answer["decision"] == prediction.decision
+        if not (near and agrees and answer["version"] == endpoint.version):
+            raise DeployError(
+                f"Smoke test of {endpoint.url} failed: it answers score {answer['score']:g}, {answer['decision']} "
+                f"(version {answer['version']}); the detector itself says {expected:g}, {prediction.decision} "
+                f"(version {endpoint.version}). The former endpoint goes on. See {endpoint.log}."
+            )
+
+
+def _drawn_samples() -> list[bytes]:
+    """Two pictures for when no image of the line is at hand: an even one and a busy one."""
+    from PIL import Image
+
+    pictures = [Image.new("RGB", (64, 64), (128, 128, 128)), Image.linear_gradient("L").convert("RGB")]
+    encoded = []
+    for picture in pictures:
+        buffer = io.BytesIO()
+        picture.save(buffer, "PNG")
+        encoded.append(buffer.getvalue())
+    return encoded
