@@ -117,9 +117,9 @@ def fit(
         while run.progress.epoch <= training.epochs:
             _train_epoch(run, features, training, received)
             on_epoch(_result(run.progress, training))
+            if received:  # before moving on, so that the resumed run reports this epoch again
+                _save_and_leave(run, received)
             run.progress = Progress(epoch=run.progress.epoch + 1, first_nll=run.progress.first_nll)
-        if received:  # during the last on_epoch
-            _save_and_leave(run, received)
     run.checkpoint.unlink(missing_ok=True)
     return run.flow.cpu().eval()
 
