@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import csflow
-from csflow.adapters.mlflow_store import quiet
 
 if TYPE_CHECKING:
     from mlflow.models import ModelSignature
@@ -33,16 +32,15 @@ def write_model(folder: Path, detector: Path, *, run_id: str, model_id: str, exa
     import pandas as pd
     from mlflow.models import Model
 
-    with quiet():
-        mlflow.pyfunc.save_model(
-            folder,
-            python_model=str(Path(__file__).with_name("pyfunc_model.py")),
-            artifacts={"detector": str(detector)},
-            signature=_signature(),
-            input_example=pd.DataFrame({"image": [example]}),
-            pip_requirements=_requirements(),
-            mlflow_model=Model(run_id=run_id, model_id=model_id),
-        )
+    mlflow.pyfunc.save_model(
+        folder,
+        python_model=str(Path(__file__).with_name("pyfunc_model.py")),
+        artifacts={"detector": str(detector)},
+        signature=_signature(),
+        input_example=pd.DataFrame({"image": [example]}),
+        pip_requirements=_requirements(),
+        mlflow_model=Model(run_id=run_id, model_id=model_id),
+    )
 
 
 def _signature() -> ModelSignature:

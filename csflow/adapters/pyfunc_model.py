@@ -42,9 +42,10 @@ class DetectorModel(PythonModel):
         Raises:
             DataError: If a row holds no image.
         """
-        from csflow.images import read_image
+        from csflow.images import decode_image
 
-        images = [read_image(_encoded_image(value, row)) for row, value in enumerate(model_input["image"])]
+        encoded = [_encoded_image(value, row) for row, value in enumerate(model_input["image"])]
+        images = [decode_image(content, name=f"row {row}") for row, content in enumerate(encoded)]
         predictions = self.detector.predict(images)
         table = {
             "score": [prediction.score for prediction in predictions],

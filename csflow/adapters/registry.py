@@ -31,7 +31,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from csflow.adapters.mlflow_model import write_model
-from csflow.adapters.mlflow_store import client_of, require_database
+from csflow.adapters.mlflow_store import client_of, quiet, require_database
 from csflow.errors import ConfigError, NotRegisteredError, RegistryError
 from csflow.files import exclusive, new_directory, sha256_tree
 from csflow.retry import database_is_locked, retried
@@ -276,7 +276,7 @@ def _fetch(workspace: Workspace, version: Version, scratch: Path) -> Path:
         root = Path(download_artifacts(f"{place}/artifacts", dst_path=str(scratch), tracking_uri=uri))
         return next(path for path in root.iterdir() if path.is_dir())
     except (MlflowException, OSError, StopIteration) as error:
-        raise RegistryError(
+        raise NotRegisteredError(
             f"The files of {model_name(version.line)} version {version.version} cannot be read from {uri}: {error}. "
             "Restore MLflow's artifact folder, or train again with --force."
         ) from error
@@ -290,7 +290,8 @@ def _store(client: MlflowClient, detector: Path, run_id: str, example: bytes) ->
     stored = client.create_logged_model(experiment, name="model", source_run_id=run_id)
     with tempfile.TemporaryDirectory(prefix="csflow-register.") as scratch:
         folder = Path(scratch) / "model"
-        write_model(folder, detector, run_id=run_id, model_id=stored.model_id, example=example)
+        with quiet():
+            write_model(folder, detector, run_id=run_id, model_id=stored.model_id, example=example)
         client.log_model_artifacts(stored.model_id, str(folder))
     client.finalize_logged_model(stored.model_id, "READY")
     client.log_outputs(run_id, [LoggedModelOutput(stored.model_id, step=0)])

@@ -210,12 +210,13 @@ def log_dataset(workspace: Workspace, run_id: str, *, name: str, digest: str, ma
     import pandas as pd
 
     client = client_of(workspace)
+    from mlflow.data.code_dataset_source import CodeDatasetSource
     from mlflow.data.pandas_dataset import from_pandas
     from mlflow.entities import Dataset, DatasetInput, InputTag
 
     frame = pd.read_csv(manifest, keep_default_na=False, dtype=str)
-    # from_pandas takes only sources that exist and that MLflow can read; the true one is put in afterwards.
-    described = from_pandas(frame, source=str(manifest), name=name, digest=digest[:36]).to_dict()
+    # MLflow has no kind of source for DVC: its own makes schema and profile, ours is put in its place.
+    described = from_pandas(frame, source=CodeDatasetSource({}), name=name, digest=digest[:36]).to_dict()
     dataset = Dataset(**described | {"source_type": "dvc", "source": json.dumps({"uri": source})})
     client.log_inputs(run_id, [DatasetInput(dataset, [InputTag("mlflow.data.context", "training")])])
     log_artifact(workspace, run_id, manifest, folder="data")

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from csflow.adapters.registry import Version
     from csflow.adapters.tracking import Run
 
+_ALWAYS = {"epochs": "training.epochs", "hidden width": "flow.hidden", "seed": "training.seed"}
+
 
 @dataclass(frozen=True)
 class Column:
@@ -62,8 +64,11 @@ def compare(
 
 
 def differing_params(columns: list[Column]) -> dict[str, list[str]]:
-    """Values of the parameters that are not the same in all runs; ``-`` where a run has none."""
-    names = sorted({name for column in columns for name in column.params})
+    """Values of the parameters that are not the same in all runs, beside those that are always shown.
+
+    A run that lacks one, for instance because it is older, has ``-`` there.
+    """
+    names = sorted({name for column in columns for name in column.params} - set(_ALWAYS.values()))
     values = {name: [column.params.get(name, "-") for column in columns] for name in names}
     return {name: row for name, row in values.items() if len(set(row)) > 1}
 
@@ -110,7 +115,6 @@ def _print(line: str, columns: list[Column]) -> None:
 
 
 def _rows(columns: list[Column]) -> dict[str, list[str]]:
-    always = {"epochs": "training.epochs", "hidden width": "flow.hidden", "seed": "training.seed"}
     rows = {
         "started": [column.started for column in columns],
         "outcome": [column.outcome for column in columns],
@@ -122,7 +126,7 @@ def _rows(columns: list[Column]) -> dict[str, list[str]]:
         "threshold": [_number(column.threshold, ".4f") for column in columns],
         "seconds": [_number(column.seconds, ".1f") for column in columns],
     }
-    return rows | {label: [column.params.get(name, "-") for column in columns] for label, name in always.items()}
+    return rows | {label: [column.params.get(name, "-") for column in columns] for label, name in _ALWAYS.items()}
 
 
 def _number(value: float | None, form: str) -> str:

@@ -46,14 +46,15 @@ def why(
     except NotRegisteredError:
         load_line(line)  # a mistyped name is the likelier reason, and this one suggests the nearest
         raise
-    story = _story(workspace, version)
+    story = tell(workspace, version)
     if as_json:
         typer.echo(json.dumps(asdict(story), indent=2))
     else:
         _print(story)
 
 
-def _story(workspace: Workspace, version: Version) -> Story:
+def tell(workspace: Workspace, version: Version) -> Story:
+    """Collect what registry, run, gate and endpoint know about a version."""
     from csflow.adapters import tracking
 
     try:
@@ -72,9 +73,7 @@ def _story(workspace: Workspace, version: Version) -> Story:
 
 def _data(version: Version, run: Run | None) -> Facts:
     params, metrics = (run.params, run.metrics) if run else ({}, {})
-    counts = [
-        f"{value:.0f} {key.removeprefix('images_')}" for key, value in metrics.items() if key.startswith("images_")
-    ]
+    counts = [f"{count:.0f} {role}" for role, count in _starting_with("images_", metrics).items()]
     return _known(
         {
             "repository": params.get("data.repo"),
@@ -155,7 +154,7 @@ def _plain(value: object) -> str:
 
 
 def _starting_with(prefix: str, metrics: Mapping[str, float]) -> dict[str, float]:
-    return {name.removeprefix(prefix): value for name, value in metrics.items() if name.startswith(prefix)}
+    return {name.removeprefix(prefix): value for name, value in sorted(metrics.items()) if name.startswith(prefix)}
 
 
 def _known(facts: dict[str, str | None]) -> Facts:
