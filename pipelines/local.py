@@ -9,11 +9,16 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
+from typing import NoReturn
 
 from csflow.config import LineConfig
 from csflow.errors import CsflowError
@@ -55,6 +60,8 @@ def run_locally(line: LineConfig, *, force: bool, workspace: Workspace) -> Local
         MARK: _MARK_VALUE,
         ERROR_FILE: str(root / "error.json"),
         "PYTHONUNBUFFERED": "1",
+        # Threads that spin while they wait starve whatever else runs here, such as the line's endpoint.
+        "OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "passive"),
     }
     command = [sys.executable, "-m", "pipelines.local", line.model_dump_json(), json.dumps(force), str(root)]
     code = _stream(command, environment, log)
@@ -70,13 +77,20 @@ def run_locally(line: LineConfig, *, force: bool, workspace: Workspace) -> Local
 def _stream(command: list[str], environment: dict[str, str], log: Path) -> int:
     """Run ``command``, log all it prints, show the marked lines; its exit code.
 
-    A Ctrl-C or SIGTERM reaches the whole process group's foreground by itself; the children are
-    terminated here as well, so that a training step can write its checkpoint.
+    Interrupted (Ctrl-C or SIGTERM), it passes SIGTERM on to all that the run started and waits, so that
+    a training step can write its checkpoint.
     """
     with (
         log.open("w") as file,
+        _raised_on_sigterm(),
         subprocess.Popen(
-            command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+            command,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            start_new_session=True,
         ) as child,
     ):
         assert child.stdout is not None
@@ -88,9 +102,24 @@ def _stream(command: list[str], environment: dict[str, str], log: Path) -> int:
                 if mark:
                     print(f"  {message}", end="", flush=True)
         except BaseException:
-            child.terminate()
+            os.killpg(child.pid, signal.SIGTERM)
+            file.writelines(child.stdout)
             raise
     return child.returncode
+
+
+@contextmanager
+def _raised_on_sigterm() -> Iterator[None]:
+    """Turn SIGTERM into an exception, as Python does with Ctrl-C by itself."""
+
+    def leave(number: int, _: FrameType | None) -> NoReturn:
+        raise SystemExit(128 + number)
+
+    former = signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, former)
 
 
 def _step_error(error_file: Path, log: Path) -> StepError:

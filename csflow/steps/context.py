@@ -10,7 +10,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from csflow import __version__
 from csflow.config import LineConfig, parse_line_json
 from csflow.errors import CsflowError
 from csflow.files import sha256_file, sha256_json, write_atomic, write_json
@@ -20,6 +19,13 @@ if TYPE_CHECKING:
     from csflow.manifest import Manifest
 
 ERROR_FILE = "CSFLOW_ERROR_FILE"
+
+TRAINING_CODE = ("flow", "training")
+"""Modules that decide what a flow becomes, given features and configuration."""
+
+DETECTOR_CODE = (*TRAINING_CODE, "backbone", "cache", "calibration", "detector", "extraction", "images", "manifest",
+                 "scoring")  # fmt: skip
+"""Modules that decide what a detector is and says, given images and configuration."""
 
 
 @dataclass(frozen=True)
@@ -65,10 +71,10 @@ def load_manifest(context: RunContext, path: Path) -> Manifest:
     return Manifest.load(path, Path(context.data_root))
 
 
-def code_version() -> str:
-    """Digest of the method's source files: another method never counts as unchanged."""
+def code_version(*modules: str) -> str:
+    """Digest of the source of the given modules of the method: other code never counts as unchanged."""
     folder = Path(__file__).resolve().parent.parent
-    return sha256_json([__version__, *([path.name, sha256_file(path)] for path in sorted(folder.glob("*.py")))])
+    return sha256_json([[name, sha256_file(folder / f"{name}.py")] for name in sorted(modules)])
 
 
 @contextmanager

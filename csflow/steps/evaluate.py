@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from csflow import __version__
 from csflow.progress import say
-from csflow.steps.context import RunContext, code_version, load_manifest, step
+from csflow.steps.context import DETECTOR_CODE, RunContext, code_version, load_manifest, step
 from csflow.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -116,7 +116,7 @@ def _lineage(context: RunContext, manifest: Manifest) -> dict[str, object]:
         "run_id": context.run_id,
         "content_key": context.content_key,
         "seed": context.line.training.seed,
-        "code_version": code_version(),
+        "code_version": code_version(*DETECTOR_CODE),
         "csflow_version": __version__,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
     }

@@ -9,7 +9,7 @@ from csflow.errors import NotRegisteredError
 from csflow.files import sha256_json
 from csflow.progress import say
 from csflow.steps.checkout import materialise
-from csflow.steps.context import RunContext, code_version, step
+from csflow.steps.context import DETECTOR_CODE, RunContext, code_version, step
 from csflow.weights import weights_digest
 from csflow.workspace import Workspace
 
@@ -80,4 +80,4 @@ def ingest(line_json: str, *, force: bool, context_out: str | Path, manifest_out
 
 def content_key(line: LineConfig, data_digest: str) -> str:
     """Digest of everything a detector depends on: data, configuration with seed, weights and code."""
-    return sha256_json([data_digest, line.method_digest(), weights_digest(line.features), code_version()])
+    return sha256_json([data_digest, line.method_digest(), weights_digest(line.features), code_version(*DETECTOR_CODE)])

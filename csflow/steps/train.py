@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from csflow.files import new_directory, sha256_json, write_json
 from csflow.progress import say
-from csflow.steps.context import RunContext, code_version, load_manifest, step
+from csflow.steps.context import TRAINING_CODE, RunContext, code_version, load_manifest, step
 from csflow.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ def train(
         manifest = load_manifest(context, Path(manifest_path)).rows(role="fit")
         cached = CacheManifest.load(Path(features_path))
         images = list(manifest.frame["sha256"])
-        key = sha256_json([cached.space, images, context.line.method_digest(), code_version()])
+        key = sha256_json([cached.space, images, context.line.method_digest(), code_version(*TRAINING_CODE)])
         folder = workspace.models / key
         with tracking.epoch_log(workspace, context.run_id) as publish:
             if (folder / "training.json").exists():

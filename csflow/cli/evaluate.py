@@ -1,0 +1,48 @@
+"""``csflow evaluate``: judge a registered detector on its line's present data, without any pipeline."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from csflow.errors import ModelError
+from csflow.workspace import Workspace
+
+
+def evaluate(
+    line: Annotated[str, typer.Argument(help="Name of the line whose data is judged.")],
+    model: Annotated[
+        str | None,
+        typer.Option("--model", "-m", help="LINE@VERSION or a detector directory; default: the line's champion."),
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Folder for report.html, report.json and pictures.")] = Path("evaluation"),
+) -> None:
+    """Score a line's test images with a detector and write the report."""
+    from csflow.cache import FeatureStore
+    from csflow.config import load_line
+    from csflow.detector import Detector
+    from csflow.report import write_report
+    from csflow.steps.checkout import materialise
+    from csflow.steps.evaluate import judge
+    from csflow.steps.locate import locate_detector
+
+    config, workspace = load_line(line), Workspace.from_environment()
+    detector = Detector.load(locate_detector(model or config.line, workspace))
+    manifest, _ = materialise(config, workspace)
+    test = manifest.rows(role="test")
+    if len(test) == 0:
+        raise ModelError(f"Line {config.line} has no test images. Add some: csflow data add {config.line} FOLDER")
+    cached = FeatureStore(workspace.features).extract(test, detector.line.features, detector.backbone)
+    evaluation = judge(detector, manifest, cached)
+    page = write_report(out, evaluation)
+    if evaluation.image_auroc is not None and evaluation.interval is not None:
+        low, high = evaluation.interval
+        typer.echo(
+            f"image AUROC {100 * evaluation.image_auroc:.2f} % (95 % interval {100 * low:.2f} to {100 * high:.2f})"
+        )
+    if evaluation.pixel_auroc is not None:
+        typer.echo(f"pixel AUROC {100 * evaluation.pixel_auroc:.2f} %")
+    typer.echo(evaluation.calibration.statement)
+    typer.echo(f"Report: {page}")

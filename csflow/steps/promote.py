@@ -1,0 +1,48 @@
+"""Let the gate decide; publish, deploy and crown the winner; close the run."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+
+from csflow.progress import say
+from csflow.steps.context import RunContext, load_manifest, step
+from csflow.workspace import Workspace
+
+
+def promote(context_path: str | Path, manifest_path: str | Path, *, version: int) -> str:
+    """Last step of every run.
+
+    Args:
+        context_path: What ``ingest`` wrote.
+        manifest_path: The line's manifest.
+        version: What ``register`` returned, 0 if nothing changed.
+
+    Returns:
+        The outcome: ``promoted``, ``kept_worse``, ``kept_insufficient``, ``held`` or ``unchanged``.
+
+    Raises:
+        RegistryError: If a version's files are not those registered.
+        DeployError: If the endpoint does not start or does not answer as the detector does.
+    """
+    context = RunContext.load(Path(context_path))
+    workspace = Workspace.from_environment()
+    with step("promote", context):
+        from csflow.adapters import tracking
+        from csflow.steps import promotion
+        from csflow.steps.challenge import decide
+        from csflow.steps.rollout import sample_images
+
+        manifest = load_manifest(context, Path(manifest_path))
+        samples = sample_images(manifest)
+        if context.unchanged:
+            promotion.reconcile(workspace, context.line, samples)
+            outcome, reason = "unchanged", "data, configuration and code are those of the last decision"
+        else:
+            judge = partial(decide, workspace, context.line, version, manifest)
+            result = promotion.promote(workspace, context.line, version, judge, samples)
+            outcome, reason = result.outcome, result.reason
+        tracking.set_tags(workspace, context.run_id, {"decision_reason": reason})
+        say(f"promote: {outcome}: {reason}")
+    tracking.finish(workspace, context.run_id, outcome)
+    return outcome
