@@ -128,7 +128,7 @@ def register(
     client, name, texts = client_of(workspace), model_name(line), _texts(tags)
     from mlflow.exceptions import MlflowException
 
-    with exclusive(workspace.root / ".registry.lock"):
+    with exclusive(workspace.root / ".registry.lock"), quiet():
         try:
             _ensure_model(client, name)
             for version in versions(workspace, line):
@@ -290,8 +290,7 @@ def _store(client: MlflowClient, detector: Path, run_id: str, example: bytes) ->
     stored = client.create_logged_model(experiment, name="model", source_run_id=run_id)
     with tempfile.TemporaryDirectory(prefix="csflow-register.") as scratch:
         folder = Path(scratch) / "model"
-        with quiet():
-            write_model(folder, detector, run_id=run_id, model_id=stored.model_id, example=example)
+        write_model(folder, detector, run_id=run_id, model_id=stored.model_id, example=example)
         client.log_model_artifacts(stored.model_id, str(folder))
     client.finalize_logged_model(stored.model_id, "READY")
     client.log_outputs(run_id, [LoggedModelOutput(stored.model_id, step=0)])
