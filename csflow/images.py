@@ -98,11 +98,15 @@ def to_pyramid_inputs(
 
 
 def _normalised(image: Image.Image, size: int, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """``(3, size, size)``; Pillow's bilinear filter widens with the factor, so it does not alias."""
+    """``(3, size, size)``; Pillow's bilinear filter widens with the factor, so it does not alias.
+
+    NumPy and not torch, because decoding threads would each start a team of torch's own threads.
+    """
     resized = image.resize((size, size), Image.Resampling.BILINEAR)
-    pixels = torch.from_numpy(np.array(resized)).permute(2, 0, 1).float()
-    offset, scale = torch.tensor(mean)[:, None, None], torch.tensor(std)[:, None, None]
-    return pixels.div_(255).sub_(offset).div_(scale)
+    factor = np.float32(1) / (255 * np.asarray(std, np.float32))
+    offset = np.asarray(mean, np.float32) / np.asarray(std, np.float32)
+    pixels = np.asarray(resized, np.float32) * factor - offset
+    return torch.from_numpy(pixels).permute(2, 0, 1)
 
 
 def _to_rgb(image: Image.Image, name: str) -> Image.Image:
