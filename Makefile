@@ -17,9 +17,9 @@ help: ## Show this list
 setup: .venv/.ready ## Make .venv from the lock, nothing else
 
 .venv/.ready: $(LOCK) pyproject.toml
-	@$(PYTHON) --version >/dev/null 2>&1 || { echo "Python 3.11 to 3.13 is needed: make $(MAKECMDGOALS) PYTHON=python3.12"; exit 1; }
+	@$(PYTHON) --version >/dev/null 2>&1 || { echo "Python 3.11 to 3.13 is needed, for instance: make $(MAKECMDGOALS) PYTHON=python3.12"; exit 1; }
 	@test -x .venv/bin/uv || { $(PYTHON) -m venv .venv && $(PY) -m pip install --quiet uv; }
-	.venv/bin/uv pip sync --quiet --python $(PY) <($(PY) -m pip --version >/dev/null; cat $(LOCK); echo uv; echo pip)
+	.venv/bin/uv pip sync --quiet --python $(PY) $(LOCK)
 	.venv/bin/uv pip install --quiet --python $(PY) --no-deps --editable .
 	@touch $@
 
