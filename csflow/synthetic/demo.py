@@ -21,7 +21,7 @@ from csflow.synthetic.noise import Array
 
 SIDE = 256
 OVERSAMPLING = 2
-JPEG_QUALITY = 84
+JPEG_QUALITY = 78
 VISIBLE = 0.03  # change of a channel (0..1) that counts as part of the defect
 
 
@@ -105,7 +105,7 @@ def _difference(good: Image.Image, bad: Image.Image) -> Image.Image:
     """Mask of the defect: where the piece differs visibly from the same piece without it."""
     change = np.abs(np.asarray(bad, dtype=np.int16) - np.asarray(good, dtype=np.int16)).max(axis=2)
     differs: NDArray[np.bool_] = change > 255 * VISIBLE
-    closed = binary_closing(np.pad(differs, 4), iterations=2)[4:-4, 4:-4]
+    closed = binary_closing(np.pad(differs, 6), iterations=4)[6:-6, 6:-6]
     opened = binary_opening(closed)
     return Image.fromarray(opened if opened.any() else closed)
 

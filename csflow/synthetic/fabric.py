@@ -76,7 +76,8 @@ def _threads(weave: Weave, rng: np.random.Generator) -> Array:
     # A thread dives under its neighbour at the end of a float, so it is darker there.
     dive = np.where(on_top, 1.0 - 0.9 * across_weft**2, 1.0 - 1.2 * across_warp**2)[..., None]
     colour = np.where(on_top[..., None], warp, weft * 0.78) * dive
-    return (colour * gap[..., None]).astype(np.float32)
+    woven: Array = colour * gap[..., None]
+    return woven.astype(np.float32)
 
 
 def _thread_coordinates(weave: Weave, rng: np.random.Generator) -> tuple[Array, Array]:
@@ -95,7 +96,8 @@ def _yarn(colour: Array, across: Array, thread: NDArray[np.int_], rng: np.random
     """Colour of one system of threads: round, each of its own shade, fibrous."""
     shade = (1.0 + 0.07 * rng.standard_normal(THREADS))[thread]
     roundness = 1.0 - 1.7 * across**2
-    return ((shade * roundness * (1.0 + strength * fibre))[..., None] * colour).astype(np.float32)
+    brightness: Array = shade * roundness * (1.0 + strength * fibre)
+    return brightness[..., None] * colour
 
 
 def _light(colour: Array, rng: np.random.Generator) -> Array:
@@ -104,7 +106,8 @@ def _light(colour: Array, rng: np.random.Generator) -> Array:
     tilt = rng.normal(0.0, 0.06, 2)
     folds = smooth_noise(rng, side, side, (side / 2, side / 2)) * 0.035
     light = rng.uniform(1.12, 1.34) * (1.0 + tilt[0] * x + tilt[1] * y + folds - 0.05 * (x**2 + y**2))
-    return np.clip(colour * light[..., None] * rng.normal(1.0, 0.012, 3), 0.0, 1.0).astype(np.float32)
+    lit: Array = np.clip(colour * light[..., None] * rng.normal(1.0, 0.012, 3), 0.0, 1.0)
+    return lit.astype(np.float32)
 
 
 def _break_thread(weave: Weave, rng: np.random.Generator) -> None:
@@ -125,7 +128,7 @@ def _misweave(weave: Weave, rng: np.random.Generator) -> None:
 
 def _hole(colour: Array, rng: np.random.Generator) -> Array:
     side = len(colour)
-    radius = side * rng.uniform(0.018, 0.05)
+    radius = side * rng.uniform(0.012, 0.045)
     inside = blot(rng, _place(rng, side), radius, side, side)
     frayed = blend(colour, ECRU, 0.55 * smooth_step(inside + radius * 0.5, side / 60))
     return blend(frayed, (0.03, 0.03, 0.04), smooth_step(inside, side / 120))
@@ -133,9 +136,9 @@ def _hole(colour: Array, rng: np.random.Generator) -> Array:
 
 def _stain(colour: Array, rng: np.random.Generator) -> Array:
     side = len(colour)
-    radius = side * rng.uniform(0.06, 0.16)
+    radius = side * rng.uniform(0.07, 0.17)
     inside = blot(rng, _place(rng, side), radius, side, side)
-    cover = smooth_step(inside, radius * 0.35) * rng.uniform(0.2, 0.6)
+    cover = smooth_step(inside, radius * 0.35) * rng.uniform(0.35, 0.8)
     ring = smooth_step(inside, radius * 0.3) * smooth_step(radius * 0.35 - inside, radius * 0.3) * 0.2
     tint = np.asarray([(0.35, 0.24, 0.12), (0.12, 0.12, 0.13), (0.55, 0.50, 0.38)][rng.integers(3)])
     return blend(colour, colour * tint * 1.6, np.clip(cover + ring, 0.0, 1.0))
@@ -143,7 +146,7 @@ def _stain(colour: Array, rng: np.random.Generator) -> Array:
 
 def _cut(colour: Array, rng: np.random.Generator) -> Array:
     side = len(colour)
-    length, width = side * rng.uniform(0.12, 0.42), side * rng.uniform(0.004, 0.012)
+    length, width = side * rng.uniform(0.10, 0.38), side * rng.uniform(0.003, 0.010)
     curve = wandering_curve(rng, _place(rng, side), rng.uniform(0.0, 2 * np.pi), length, 0.08)
     distance = curve_distance(curve, side, side)
     frayed = blend(colour, ECRU * 0.9, rng.uniform(0.2, 0.5) * smooth_step(2.2 * width - distance, 2 * width))

@@ -32,9 +32,9 @@ class Gear:
     @classmethod
     def lying(cls, rng: np.random.Generator, side: int) -> Gear:
         """A good gear, laid down by hand."""
-        x, y = side * (0.5 + rng.uniform(-0.02, 0.02, 2))
+        x, y = side * (0.5 + rng.uniform(-0.012, 0.012, 2))
         radius = side * rng.uniform(0.42, 0.43)
-        return cls(side, (float(x), float(y)), float(radius), float(rng.normal(0.0, 0.05)))
+        return cls(side, (float(x), float(y)), float(radius), float(rng.normal(0.0, 0.02)))
 
     def at(self, radius: float, angle: float) -> tuple[float, float]:
         """Pixel ``x, y`` of a place given as a share of the tip radius and an angle from the first tooth."""
@@ -93,11 +93,11 @@ def _shape(gear: Gear) -> tuple[Array, Array]:
 def _shaded(gear: Gear, solid: Array, height: Array, rng: np.random.Generator) -> Array:
     """Gear and tray under a lamp from the upper left."""
     side = gear.side
-    lamp = rng.normal(-2.3, 0.08)
+    lamp = rng.normal(-2.3, 0.03)
     slope_y, slope_x = np.gradient(gaussian_filter(height, side / 400))
     slope = (slope_x * np.cos(lamp) + slope_y * np.sin(lamp)) * side / 256
     steel = STEEL * (_turned_face(gear, lamp, rng) - 0.10 * (height < 0.6) + 1.5 * -slope)[..., None]
-    reach = side * rng.uniform(0.018, 0.026)
+    reach = side * rng.uniform(0.020, 0.024)
     shadow = gaussian_filter(shift(solid, (-np.sin(lamp) * reach, -np.cos(lamp) * reach), order=1), side / 70)
     grain = smooth_noise(rng, side, side, (side / 200, side / 200)) * 0.03
     tray = TRAY * ((1.0 + grain) * (1.0 - 0.62 * shadow))[..., None]
@@ -111,28 +111,30 @@ def _turned_face(gear: Gear, lamp: float, rng: np.random.Generator) -> Array:
     r = np.hypot(x - gear.centre[0], y - gear.centre[1])
     theta = np.arctan2(y - gear.centre[1], x - gear.centre[0])
     grooves = np.interp(r, np.arange(0, side, side / 256), rng.standard_normal(256)).astype(np.float32)
-    fans = np.abs(np.cos(theta - lamp)) ** rng.uniform(5, 9) + 0.5 * np.abs(np.cos(theta - lamp - 1.9)) ** 14
+    fans = np.abs(np.cos(theta - lamp)) ** rng.uniform(6.5, 7.5) + 0.5 * np.abs(np.cos(theta - lamp - 1.9)) ** 14
     stains = smooth_noise(rng, side, side, (side / 7, side / 7))
-    return 0.72 + 0.035 * grooves + 0.38 * fans + 0.025 * stains
+    brightness: Array = 0.72 + 0.02 * grooves + 0.38 * fans + 0.012 * stains
+    return brightness
 
 
 def _light(colour: Array, rng: np.random.Generator) -> Array:
     side = len(colour)
     y, x = np.mgrid[-1 : 1 : side * 1j, -1 : 1 : side * 1j].astype(np.float32)
-    tilt = rng.normal(0.0, 0.05, 2)
-    light = rng.normal(1.05, 0.05) * (1.0 + tilt[0] * x + tilt[1] * y - 0.07 * (x**2 + y**2))
-    return np.clip(colour * light[..., None] * rng.normal(1.0, 0.01, 3), 0.0, 1.0).astype(np.float32)
+    tilt = rng.normal(0.0, 0.03, 2)
+    light = rng.normal(1.05, 0.035) * (1.0 + tilt[0] * x + tilt[1] * y - 0.07 * (x**2 + y**2))
+    lit: Array = np.clip(colour * light[..., None] * rng.normal(1.0, 0.004, 3), 0.0, 1.0)
+    return lit.astype(np.float32)
 
 
 def _chip(gear: Gear, rng: np.random.Generator) -> None:
     """A bite out of the tip of a tooth."""
     place = gear.at(rng.uniform(0.95, 1.0), 2 * np.pi * (rng.integers(TEETH) + rng.uniform(-0.15, 0.15)) / TEETH)
-    gear.missing.append(blot(rng, place, gear.side * rng.uniform(0.02, 0.04), gear.side, gear.side))
+    gear.missing.append(blot(rng, place, gear.side * rng.uniform(0.028, 0.055), gear.side, gear.side))
 
 
 def _missing_tooth(gear: Gear, rng: np.random.Generator) -> None:
     first, count = int(rng.integers(TEETH)), int(rng.integers(1, 3))
-    gear.tooth_height[(first + np.arange(count)) % TEETH] = rng.uniform(0.0, 0.45)
+    gear.tooth_height[(first + np.arange(count)) % TEETH] = rng.uniform(0.0, 0.3)
 
 
 def _bad_hole(gear: Gear, rng: np.random.Generator) -> None:
@@ -146,10 +148,12 @@ def _crack(colour: Array, gear: Gear, rng: np.random.Generator) -> Array:
     outward = rng.random() < 0.5
     start = gear.at(HOLE_RING + (HOLE if outward else -HOLE), angle)
     heading = angle + gear.rotation + (0.0 if outward else np.pi) + rng.normal(0.0, 0.5)
-    curve = wandering_curve(rng, start, heading, gear.radius * rng.uniform(0.2, 0.42), 0.25)
+    curve = wandering_curve(rng, start, heading, gear.radius * rng.uniform(0.28, 0.5), 0.22)
     distance = curve_distance(curve, gear.side, gear.side)
-    width = gear.side * rng.uniform(0.003, 0.007)
-    return blend(colour, colour * 0.18, rng.uniform(0.6, 1.0) * smooth_step(width - distance, width * 1.5))
+    width = gear.side * rng.uniform(0.004, 0.009)
+    line = smooth_step(width - distance, width * 1.5)
+    solid, _ = _shape(gear)
+    return blend(colour, colour * 0.18, rng.uniform(0.6, 1.0) * line * solid)
 
 
 def _contamination(colour: Array, gear: Gear, rng: np.random.Generator) -> Array:
@@ -157,26 +161,26 @@ def _contamination(colour: Array, gear: Gear, rng: np.random.Generator) -> Array
     side = gear.side
     place = gear.at(rng.uniform(0.35, 0.8), rng.uniform(0.0, 2 * np.pi))
     if rng.random() < 0.55:
-        radius = side * rng.uniform(0.025, 0.06)
+        radius = side * rng.uniform(0.032, 0.07)
         inside = blot(rng, place, radius, side, side)
         oil = blend(colour, colour * (0.52, 0.36, 0.18), rng.uniform(0.5, 0.9) * smooth_step(inside, radius * 0.4))
         x, y = place[0] - radius * 0.3, place[1] - radius * 0.3
         return blend(oil, (0.95, 0.93, 0.88), 0.6 * smooth_step(blot(rng, (x, y), radius * 0.2, side, side), radius))
-    curve = wandering_curve(rng, place, rng.uniform(0.0, 2 * np.pi), side * rng.uniform(0.08, 0.2), 0.5)
+    curve = wandering_curve(rng, place, rng.uniform(0.0, 2 * np.pi), side * rng.uniform(0.12, 0.25), 0.5)
     shadow = smooth_step(side / 128 - curve_distance(curve + side / 170, side, side), side / 128)
     curl = smooth_step(side / 200 - curve_distance(curve, side, side), side / 200)
     return blend(blend(colour, colour * 0.45, shadow), (0.80, 0.66, 0.42), curl)
 
 
 def _scratch(colour: Array, gear: Gear, rng: np.random.Generator) -> Array:
-    start = gear.at(rng.uniform(0.3, 0.8), rng.uniform(0.0, 2 * np.pi))
-    heading, length = rng.uniform(0.0, 2 * np.pi), gear.radius * rng.uniform(0.3, 0.8)
+    start = gear.at(rng.uniform(0.5, 0.8), towards := rng.uniform(0.0, 2 * np.pi))
+    heading, length = towards + gear.rotation + np.pi + rng.normal(0.0, 0.7), gear.radius * rng.uniform(0.5, 1.1)
     solid, _ = _shape(gear)
     for _ in range(int(rng.integers(2, 5))):
-        x, y = start + rng.normal(0.0, gear.radius * 0.02, 2)
-        curve = wandering_curve(rng, (x, y), heading + rng.normal(0.0, 0.04), length * rng.uniform(0.7, 1.0), 0.03)
-        line = smooth_step(gear.side / 300 - curve_distance(curve, gear.side, gear.side), gear.side / 170)
-        colour = blend(colour, (0.96, 0.96, 0.94), rng.uniform(0.4, 0.8) * line * solid)
+        x, y = start + rng.normal(0.0, gear.radius * 0.05, 2)
+        curve = wandering_curve(rng, (x, y), heading + rng.normal(0.0, 0.02), length * rng.uniform(0.7, 1.0), 0.03)
+        line = smooth_step(gear.side / 240 - curve_distance(curve, gear.side, gear.side), gear.side / 170)
+        colour = blend(colour, (0.96, 0.96, 0.94), rng.uniform(0.6, 0.95) * line * solid)
     return colour
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
@@ -23,14 +25,15 @@ def smooth_noise(rng: np.random.Generator, height: int, width: int, cell: tuple[
     """
     rows, columns = (max(2, round(size / step) + 2) for size, step in zip((height, width), cell, strict=True))
     grid = Image.fromarray(rng.standard_normal((rows, columns), dtype=np.float32))
-    field = np.asarray(grid.resize((width, height), Image.Resampling.BICUBIC))
-    return (field - field.mean()) / max(float(field.std()), 1e-6)
+    field: Array = np.asarray(grid.resize((width, height), Image.Resampling.BICUBIC))
+    noise: Array = (field - field.mean()) / max(float(field.std()), 1e-6)
+    return noise
 
 
 def smooth_step(value: Array, width: float) -> Array:
     """0 below ``-width / 2``, 1 above ``width / 2``, a soft edge in between."""
-    ramp = np.clip(value / width + 0.5, 0.0, 1.0)
-    return ramp * ramp * (3.0 - 2.0 * ramp)
+    ramp: Array = np.clip(value / width + 0.5, 0.0, 1.0)
+    return (ramp * ramp * (3.0 - 2.0 * ramp)).astype(np.float32)
 
 
 def wandering_curve(
@@ -44,14 +47,15 @@ def wandering_curve(
     steps = max(3, round(length / 10))
     angles = angle + np.cumsum(rng.normal(0.0, wobble, steps))
     walk = np.stack([np.cos(angles), np.sin(angles)], axis=1) * (length / steps)
-    return (np.asarray(start) + np.concatenate([np.zeros((1, 2)), np.cumsum(walk, axis=0)])).astype(np.float32)
+    points: Array = np.concatenate([np.zeros((1, 2)), np.cumsum(walk, axis=0)]) + np.asarray(start)
+    return points.astype(np.float32)
 
 
 def curve_distance(points: Array, height: int, width: int) -> Array:
     """Distance in pixels of every place from the polyline through ``points``: ``(height, width)``."""
     y, x = np.mgrid[:height, :width].astype(np.float32)
     nearest = np.full((height, width), np.inf, dtype=np.float32)
-    for (x0, y0), (x1, y1) in zip(points[:-1], points[1:], strict=True):
+    for (x0, y0), (x1, y1) in pairwise(points):
         dx, dy = x1 - x0, y1 - y0
         along = np.clip(((x - x0) * dx + (y - y0) * dy) / max(dx * dx + dy * dy, 1e-6), 0.0, 1.0)
         np.minimum(nearest, np.hypot(x - x0 - along * dx, y - y0 - along * dy), out=nearest)
@@ -65,11 +69,13 @@ def blot(rng: np.random.Generator, centre: tuple[float, float], radius: float, h
     theta = np.arctan2(y, x)
     outline = np.ones_like(theta)
     for waves in range(1, 7):
-        outline += rng.normal(0.0, 0.22 / np.sqrt(waves)) * np.cos(waves * theta + rng.uniform(0.0, 2 * np.pi))
-    return (radius * np.maximum(outline, 0.3) - np.hypot(x, y)).astype(np.float32)
+        outline += rng.normal(0.0, 0.15 / np.sqrt(waves)) * np.cos(waves * theta + rng.uniform(0.0, 2 * np.pi))
+    distance: Array = radius * np.maximum(outline, 0.3) - np.hypot(x, y)
+    return distance.astype(np.float32)
 
 
 def blend(below: Array, above: Array | tuple[float, ...], cover: Array) -> Array:
     """Lay ``above`` over ``below`` ``(h, w, 3)`` where ``cover`` ``(h, w)`` is 1."""
     weight = cover[..., None]
-    return (below * (1.0 - weight) + np.asarray(above, dtype=np.float32) * weight).astype(np.float32)
+    mixed: Array = below * (1.0 - weight) + np.asarray(above, dtype=np.float32) * weight
+    return mixed.astype(np.float32)

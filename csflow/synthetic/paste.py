@@ -8,8 +8,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
-from scipy.ndimage import gaussian_filter
+from scipy.ndimage import binary_closing, gaussian_filter
 
 from csflow.synthetic.noise import Array, blend, blot, curve_distance, smooth_noise, smooth_step, wandering_curve
 
@@ -28,7 +29,8 @@ def paste_defects(images: Sequence[Image.Image], seed: int) -> tuple[list[Image.
         seed: The same images and seed give the same defects; each image's defect also depends on its position.
 
     Returns:
-        The images with a defect in mode RGB, and masks of the same sizes in mode L: 255 where the image changed.
+        The images with a defect in mode RGB, and masks of the same sizes in mode L: 255 where the image changed and in
+        pinholes between such places.
 
     Raises:
         ValueError: If an image is smaller than 16 pixels on a side.
@@ -44,17 +46,18 @@ def paste_defects(images: Sequence[Image.Image], seed: int) -> tuple[list[Image.
 def _paste(image: Image.Image, rng: np.random.Generator) -> tuple[Image.Image, Image.Image]:
     if min(image.size) < MIN_SIDE:
         raise ValueError(f"Expected images of at least {MIN_SIDE} x {MIN_SIDE} pixels, got {image.size}.")
-    good = np.asarray(image.convert("RGB"), dtype=np.float32) / 255
+    good: Array = np.asarray(image.convert("RGB"), dtype=np.float32) / np.float32(255)
     kinds = list(PASTED.values())
     tries = (kinds[int(rng.integers(len(kinds)))](good, rng) for _ in range(8))
     bad = next((bad for bad in tries if _changed(good, bad).sum() >= 4), None)
     bad = _invert(good, rng) if bad is None else bad
     pixels = np.round(np.clip(bad, 0.0, 1.0) * 255).astype(np.uint8)
-    mask = (_changed(good, pixels.astype(np.float32) / 255) * 255).astype(np.uint8)
-    return Image.fromarray(pixels), Image.fromarray(mask)
+    changed = np.pad(_changed(good, pixels.astype(np.float32) / np.float32(255)), 4)
+    mask = binary_closing(changed, iterations=2)[4:-4, 4:-4]
+    return Image.fromarray(pixels), Image.fromarray(mask.astype(np.uint8) * 255)
 
 
-def _changed(good: Array, bad: Array) -> np.ndarray[tuple[int, ...], np.dtype[np.bool_]]:
+def _changed(good: Array, bad: Array) -> NDArray[np.bool_]:
     difference: Array = np.abs(np.clip(bad, 0.0, 1.0) - good).max(axis=2)
     return difference > VISIBLE
 
@@ -99,7 +102,8 @@ def _scratch(image: Array, rng: np.random.Generator) -> Array:
     height, width, _ = image.shape
     side = min(height, width)
     start, length = _structured_place(image, rng), side * rng.uniform(0.1, 0.35)
-    curve = wandering_curve(rng, start, float(rng.uniform(0.0, 2 * np.pi)), float(length), float(rng.uniform(0.02, 0.3)))
+    heading, wobble = rng.uniform(0.0, 2 * np.pi), rng.uniform(0.02, 0.3)
+    curve = wandering_curve(rng, start, heading, length, wobble)
     thickness = max(0.8, side * float(rng.uniform(0.002, 0.008)))
     cover = smooth_step(thickness - curve_distance(curve, height, width), max(1.0, thickness))
     shade = float(rng.choice([0.05, 0.95]))
