@@ -5,6 +5,8 @@ PYTHON ?= python3.11
 PY := .venv/bin/python
 LOCK := requirements/dev.txt
 export DVC_NO_ANALYTICS := 1
+# Some containers forbid bytecode; then every step compiles all its imports again.
+unexport PYTHONDONTWRITEBYTECODE
 ifneq ($(wildcard ../shared/data),)
 export CSFLOW_TEST_DATA ?= $(abspath ../shared/data)
 endif

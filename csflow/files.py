@@ -16,7 +16,6 @@ from typing import Any
 from csflow.errors import CsflowError
 
 
-
 def write_atomic(path: Path, content: bytes | str) -> None:
     """Write ``content`` to ``path`` through a temporary name, fsync and rename.
 

@@ -63,7 +63,7 @@ def evaluate(
         folder = workspace.runs / context.run_id / "report"
         page = write_report(folder, evaluation)
         shutil.copyfile(page, report_out)
-        metrics = _metrics(evaluation)
+        metrics = _metrics(evaluation) | {f"images_{role}": float(n) for role, n in _counts(manifest).items()}
         tracking.log_metrics(workspace, context.run_id, metrics)
         tracking.log_artifact(workspace, context.run_id, folder)
         say(f"evaluate: image AUROC {_text(evaluation.image_auroc)}, pixel AUROC {_text(evaluation.pixel_auroc)}")
@@ -104,7 +104,6 @@ def _assemble(context: RunContext, manifest: Manifest, cached: CacheManifest, mo
 
 
 def _lineage(context: RunContext, manifest: Manifest) -> dict[str, object]:
-    counts = manifest.frame["role"].value_counts().to_dict()
     return {
         "line": context.line.line,
         "data_repo": context.line.data.repo,
@@ -112,7 +111,7 @@ def _lineage(context: RunContext, manifest: Manifest) -> dict[str, object]:
         "git_rev": context.git_rev,
         "data_md5": context.data_md5,
         "data_digest": context.data_digest,
-        "images": {role: int(counts.get(role, 0)) for role in ("fit", "calibrate", "gate", "test")},
+        "images": _counts(manifest),
         "run_id": context.run_id,
         "content_key": context.content_key,
         "seed": context.line.training.seed,
@@ -120,6 +119,11 @@ def _lineage(context: RunContext, manifest: Manifest) -> dict[str, object]:
         "csflow_version": __version__,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
     }
+
+
+def _counts(manifest: Manifest) -> dict[str, int]:
+    """Number of images in each role."""
+    return {role: len(manifest.rows(role=role)) for role in ("fit", "calibrate", "gate", "test")}
 
 
 def _metrics(evaluation: Evaluation) -> dict[str, float]:

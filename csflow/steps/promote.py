@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from csflow.progress import say
 from csflow.steps.context import RunContext, load_manifest, step
 from csflow.workspace import Workspace
+
+if TYPE_CHECKING:
+    from csflow.gate import GateDecision
+    from csflow.manifest import Manifest
 
 
 def promote(context_path: str | Path, manifest_path: str | Path, *, version: int) -> str:
@@ -30,7 +36,6 @@ def promote(context_path: str | Path, manifest_path: str | Path, *, version: int
     with step("promote", context):
         from csflow.adapters import tracking
         from csflow.steps import promotion
-        from csflow.steps.challenge import decide
         from csflow.steps.rollout import sample_images
 
         manifest = load_manifest(context, Path(manifest_path))
@@ -39,10 +44,21 @@ def promote(context_path: str | Path, manifest_path: str | Path, *, version: int
             promotion.reconcile(workspace, context.line, samples)
             outcome, reason = "unchanged", "data, configuration and code are those of the last decision"
         else:
-            judge = partial(decide, workspace, context.line, version, manifest)
+            judge = partial(_judge, workspace, context, version, manifest)
             result = promotion.promote(workspace, context.line, version, judge, samples)
             outcome, reason = result.outcome, result.reason
         tracking.set_tags(workspace, context.run_id, {"decision_reason": reason})
         say(f"promote: {outcome}: {reason}")
     tracking.finish(workspace, context.run_id, outcome)
     return outcome
+
+
+def _judge(workspace: Workspace, context: RunContext, version: int, manifest: Manifest) -> GateDecision:
+    """The gate's decision; its numbers stay with the version, for ``csflow why``."""
+    from csflow.adapters import registry
+    from csflow.steps.challenge import decide
+
+    decision = decide(workspace, context.line, version, manifest)
+    evidence = json.dumps(dict(decision.evidence))
+    registry.set_version_tags(workspace, context.line.line, version, {"decision_evidence": evidence})
+    return decision
