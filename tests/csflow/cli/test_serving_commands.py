@@ -1,0 +1,145 @@
+"""``csflow serve``, ``promote``, ``rollback`` and ``reconcile``: what a person types and reads."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from csflow.adapters import serving
+from csflow.adapters.deployment import Endpoint
+from csflow.adapters.serving import ServedDetector
+from csflow.cli.promote import promote
+from csflow.cli.reconcile import reconcile
+from csflow.cli.rollback import rollback
+from csflow.cli.serve import serve
+from csflow.errors import ConfigError, CsflowError, DeployError, ModelError, UsageError
+from csflow.ports import bind
+from csflow.steps import promotion
+from csflow.steps.promotion import Promotion
+
+ENDPOINT = Endpoint("tiles", "http://127.0.0.1:4000", "127.0.0.1:4001", 1, "s", "d", "2", "log")
+DONE = Promotion("rolled_back", "because", 2, ENDPOINT)
+
+
+def run(command: object, *arguments: str) -> str:
+    app = typer.Typer()
+    app.command()(command)  # type: ignore[type-var]
+    result = CliRunner().invoke(app, list(arguments))
+    if isinstance(result.exception, CsflowError):
+        raise result.exception
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+@pytest.fixture(autouse=True)
+def lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, home: Path) -> None:
+    (tmp_path / "tiles.yaml").write_text("line: tiles\ndata: {path: data/tiles}\n")
+    monkeypatch.setenv("CSFLOW_LINES", str(tmp_path))
+
+
+@pytest.fixture
+def called(monkeypatch: pytest.MonkeyPatch) -> list[tuple[object, ...]]:
+    """Calls of the steps behind the commands, which have their own tests."""
+    calls: list[tuple[object, ...]] = []
+
+    def fake(name: str, result: object) -> None:
+        def step(_: object, line: object, *rest: object, **named: object) -> object:
+            calls.append((name, getattr(line, "line", line), *rest, *named.values()))
+            return result
+
+        monkeypatch.setattr(promotion, name, step)
+
+    for name in ("promote_by_hand", "rollback", "reconcile"):
+        fake(name, DONE)
+    fake("release_hold", {"user": "ada", "time": "2031-01-01"})
+    return calls
+
+
+def test_promote_serves_a_version(called: list[tuple[object, ...]]) -> None:
+    assert "version 2 is champion, served at http://127.0.0.1:4000" in run(promote, "tiles@2")
+    assert called == [("promote_by_hand", "tiles", 2)]
+
+
+def test_promote_releases_a_hold(called: list[tuple[object, ...]]) -> None:
+    assert "the hold of ada from 2031-01-01 is gone" in run(promote, "tiles", "--release-hold")
+    assert called == [("release_hold", "tiles")]
+
+
+@pytest.mark.parametrize("arguments", [["tiles"], ["tiles@2", "--release-hold"], ["tiles@two"]])
+def test_promote_says_what_it_needs(called: list[tuple[object, ...]], arguments: list[str]) -> None:
+    with pytest.raises(UsageError, match="version"):
+        run(promote, *arguments)
+    assert called == []
+
+
+def test_rollback(called: list[tuple[object, ...]]) -> None:
+    output = run(rollback, "tiles", "--to", "2", "--reason", "false alarms")
+    assert "version 2 is champion again" in output
+    assert "csflow promote tiles --release-hold" in output
+    assert called == [("rollback", "tiles", 2, "false alarms")]
+
+
+def test_reconcile(called: list[tuple[object, ...]]) -> None:
+    assert "tiles: because, served at http://127.0.0.1:4000" in run(reconcile, "tiles")
+
+
+@pytest.mark.parametrize(("command", "name"), [(promote, "tile@1"), (rollback, "tile"), (reconcile, "tile")])
+def test_a_mistyped_line_is_suggested(command: object, name: str) -> None:
+    with pytest.raises(ConfigError, match="Did you mean tiles"):
+        run(command, name)
+
+
+@pytest.fixture
+def served(monkeypatch: pytest.MonkeyPatch) -> list[tuple[dict[str, ServedDetector], str, int | None]]:
+    """What the server is asked to serve, without starting one."""
+    asked: list[tuple[dict[str, ServedDetector], str, int | None]] = []
+
+    def record(models: Mapping[str, ServedDetector], listeners: list[object], *, grpc_port: int | None) -> None:
+        (listener,) = listeners
+        asked.append((dict(models), listener.getsockname()[0], grpc_port))  # type: ignore[attr-defined]
+
+    monkeypatch.setattr(serving, "serve", record)
+    return asked
+
+
+def detector(folder: Path, line: str) -> Path:
+    folder.mkdir()
+    (folder / "config.json").write_text(f'{{"line": {{"line": "{line}"}}}}')
+    return folder
+
+
+def test_serve_takes_detector_directories_and_prints_an_example(
+    served: list[tuple[dict[str, ServedDetector], str, int | None]], tmp_path: Path
+) -> None:
+    one, other = detector(tmp_path / "one", "tiles"), detector(tmp_path / "other", "nuts")
+    output = run(serve, str(one), str(other), "--port", "0", "--grpc-port", "7")
+    assert served == [({"tiles": ServedDetector(one), "nuts": ServedDetector(other)}, "127.0.0.1", 7)]
+    assert "Serving tiles, nuts at http://127.0.0.1:" in output
+    assert "/v1/models/tiles:predict" in output
+
+
+def test_serve_says_what_it_needs(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="Say what to serve"):
+        run(serve)
+    with pytest.raises(UsageError, match="Say what to serve"):
+        run(serve, "tiles", "--all")
+    with pytest.raises(UsageError, match="No line has a champion"):
+        run(serve, "--all", "--port", "0")
+    with pytest.raises(ModelError, match="is not a detector directory"):
+        run(serve, str(tmp_path), "--port", "0")
+    twice = detector(tmp_path / "one", "tiles"), detector(tmp_path / "other", "tiles")
+    with pytest.raises(UsageError, match="same line"):
+        run(serve, *map(str, twice), "--port", "0")
+
+
+def test_serve_names_a_port_in_use(tmp_path: Path) -> None:
+    directory = detector(tmp_path / "one", "tiles")
+    with bind("127.0.0.1", 0) as taken:
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(DeployError, match=f"Port {port} on 127.0.0.1 is in use"):
+            run(serve, str(directory), "--port", str(port))
