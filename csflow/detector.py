@@ -156,7 +156,8 @@ class Detector:
     def _extract(self, images: Sequence[Image.Image]) -> Pyramid:
         inputs = [to_pyramid_inputs(i, self.line.features, self.backbone.mean, self.backbone.std) for i in images]
         batch = [torch.stack(same_size).to(self.device) for same_size in zip(*inputs, strict=True)]
-        return self.backbone(batch)
+        pyramid: Pyramid = self.backbone(batch)
+        return pyramid
 
     def _prediction(self, score: float, map2d: Floats, size: tuple[int, int]) -> Prediction:
         calibration, score = self.calibration, float(score)

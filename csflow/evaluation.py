@@ -93,7 +93,7 @@ def _pixel_auroc(test: Manifest, maps: npt.NDArray[np.float32]) -> float | None:
 
 
 def _rows(test: Manifest) -> list[dict[str, str]]:
-    return test.frame.to_dict("records")
+    return [{str(name): str(value) for name, value in row.items()} for row in test.frame.to_dict("records")]
 
 
 def _result(row: Mapping[str, str], score: float, calibration: Calibration) -> ImageResult:

@@ -38,4 +38,5 @@ def retrain(line: str, force: bool = False) -> str:
     # Steps find their own earlier results by content; the orchestrator's cache would skip their log.
     for task in (data, checked, features, model, judged, registered, decided):
         task.set_caching_options(enable_caching=False)
-    return decided.output
+    outcome: str = decided.output
+    return outcome

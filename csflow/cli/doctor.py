@@ -84,8 +84,8 @@ def _device() -> str:
 
 
 def _weights() -> str:
-    from csflow.backbone import weights_digest
     from csflow.config import FeatureConfig
+    from csflow.weights import weights_digest
 
     return f"embedded backbone: {weights_digest(FeatureConfig())}"
 

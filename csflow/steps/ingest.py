@@ -29,11 +29,12 @@ def ingest(line_json: str, *, force: bool, context_out: str | Path, manifest_out
     """
     with step("ingest"):
         from csflow.adapters import registry, tracking
+        from csflow.adapters.mlflow_store import initialise
 
         workspace = Workspace.from_environment()
         line = parse_line_json(line_json)
         manifest, checked_out = materialise(line, workspace)
-        tracking.initialise(workspace)
+        initialise(workspace)
         try:
             versions = registry.versions(workspace, line.line)
         except NotRegisteredError:

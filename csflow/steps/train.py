@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from csflow.files import new_directory, sha256_json, write_json
 from csflow.progress import say
@@ -94,7 +94,7 @@ class _History:
     def __init__(self, path: Path, publish: OnEpoch) -> None:
         self.path = path
         self.publish = publish
-        self.rows: list[dict[str, float]] = []
+        self.rows: list[dict[str, Any]] = []
 
     def add(self, result: EpochResult) -> None:
         if not self.rows:

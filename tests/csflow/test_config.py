@@ -65,7 +65,7 @@ def test_every_line_of_this_repository_is_valid_and_named_like_its_file(monkeypa
 def test_presets_hold_the_papers_settings_and_the_file_wins() -> None:
     mvtec, mtd = parse(MINIMAL + "preset: paper-mvtec"), parse(MINIMAL + "preset: paper-mtd")
     for line, size, epochs in ((mvtec, 768, 240), (mtd, 384, 60)):
-        assert (line.features.backbone, line.features.stage) == ("tf_efficientnet_b5", 6)
+        assert (line.features.backbone, line.features.stage) == ("tf_efficientnet_b5.aa_in1k", 6)
         assert (line.features.image_size, line.training.epochs, line.flow.hidden) == (size, epochs, 1024)
         assert (line.training.learning_rate, line.training.betas, line.training.weight_decay) == (2e-4, (0.5, 0.9), 1e-5)
         assert (line.flow.kernels, line.flow.clamp, line.training.batch_size) == ((3, 3, 3, 5), 3.0, 16)
