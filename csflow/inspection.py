@@ -119,7 +119,8 @@ def _copies(table: pd.DataFrame) -> dict[str, list[str]]:
     for same in _groups_of_equal_pixels(table):
         first: dict[str, str] = {}
         for index, path, split, label in same:
-            found["copy_of"][index] = first.setdefault(split, path) if first.get(split, path) != path else ""
+            original = first.setdefault(split, path)
+            found["copy_of"][index] = original if original != path else ""
             train = [p for _, p, s, _ in same if s == "train"] if split == "test" else []
             found["leaked_from"][index] = train[0] if train else ""
             other = [p for _, p, _, kind in same if kind != label]

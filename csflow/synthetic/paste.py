@@ -12,10 +12,11 @@ from numpy.typing import NDArray
 from PIL import Image
 from scipy.ndimage import binary_closing, gaussian_filter
 
+from csflow.errors import DataError
 from csflow.synthetic.noise import Array, blend, blot, curve_distance, smooth_noise, smooth_step, wandering_curve
 
 MIN_SIDE = 16  # below this a defect of a few pixels would cover the image
-VISIBLE = 0.02  # least change of any channel (0..1) counted as defective
+VISIBLE = 6  # least change of any channel, in levels of 255, counted as defective
 
 
 def paste_defects(images: Sequence[Image.Image], seed: int) -> tuple[list[Image.Image], list[Image.Image]]:
@@ -33,7 +34,7 @@ def paste_defects(images: Sequence[Image.Image], seed: int) -> tuple[list[Image.
         pinholes between such places.
 
     Raises:
-        ValueError: If an image is smaller than 16 pixels on a side.
+        DataError: If an image is smaller than 16 pixels on a side.
 
     Reference:
         Li et al., CutPaste, CVPR 2021 (patches and scars from the image itself); Zavrtanik et al., DRAEM,
@@ -45,21 +46,25 @@ def paste_defects(images: Sequence[Image.Image], seed: int) -> tuple[list[Image.
 
 def _paste(image: Image.Image, rng: np.random.Generator) -> tuple[Image.Image, Image.Image]:
     if min(image.size) < MIN_SIDE:
-        raise ValueError(f"Expected images of at least {MIN_SIDE} x {MIN_SIDE} pixels, got {image.size}.")
-    good: Array = np.asarray(image.convert("RGB"), dtype=np.float32) / np.float32(255)
+        width, height = image.size
+        raise DataError(f"Expected images of at least {MIN_SIDE} x {MIN_SIDE} pixels, got {width} x {height}.")
+    before = np.asarray(image.convert("RGB"))
+    good: Array = before.astype(np.float32) / np.float32(255)
     kinds = list(PASTED.values())
-    tries = (kinds[int(rng.integers(len(kinds)))](good, rng) for _ in range(8))
-    bad = next((bad for bad in tries if _changed(good, bad).sum() >= 4), None)
-    bad = _invert(good, rng) if bad is None else bad
-    pixels = np.round(np.clip(bad, 0.0, 1.0) * 255).astype(np.uint8)
-    changed = np.pad(_changed(good, pixels.astype(np.float32) / np.float32(255)), 4)
-    mask = binary_closing(changed, iterations=2)[4:-4, 4:-4]
-    return Image.fromarray(pixels), Image.fromarray(mask.astype(np.uint8) * 255)
+    tries = (_levels(kinds[int(rng.integers(len(kinds)))](good, rng)) for _ in range(8))
+    after = next((after for after in tries if _changed(before, after).sum() >= 4), None)
+    after = _levels(_invert(good, rng)) if after is None else after
+    mask = binary_closing(np.pad(_changed(before, after), 4), iterations=2)[4:-4, 4:-4]
+    return Image.fromarray(after), Image.fromarray(mask.astype(np.uint8) * 255)
 
 
-def _changed(good: Array, bad: Array) -> NDArray[np.bool_]:
-    difference: Array = np.abs(np.clip(bad, 0.0, 1.0) - good).max(axis=2)
-    return difference > VISIBLE
+def _levels(image: Array) -> NDArray[np.uint8]:
+    return np.round(np.clip(image, 0.0, 1.0) * 255).astype(np.uint8)
+
+
+def _changed(before: NDArray[np.uint8], after: NDArray[np.uint8]) -> NDArray[np.bool_]:
+    change: NDArray[np.int16] = np.abs(after.astype(np.int16) - before.astype(np.int16)).max(axis=2)
+    return change >= VISIBLE
 
 
 def _structured_place(image: Array, rng: np.random.Generator) -> tuple[float, float]:
