@@ -81,7 +81,7 @@ class TrainingConfig(Section):
     batch_size: Positive = 16
     learning_rate: Annotated[float, Field(gt=0)] = 2e-4
     betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.5, 0.9)
-    eps: Annotated[float, Field(gt=0)] = 1e-4
+    eps: Annotated[float, Field(gt=0)] = 1e-8
     weight_decay: Annotated[float, Field(ge=0)] = 1e-5
     max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
     seed: Annotated[int, Field(ge=0)] = 0

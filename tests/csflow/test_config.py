@@ -18,7 +18,9 @@ def parse(text: str, folder: Path = Path("lines")) -> LineConfig:
 def test_relative_repository_starts_at_the_yaml_file(tmp_path: Path) -> None:
     line = parse_line("line: a\ndata: {repo: ../there, path: data}", source=tmp_path / "lines" / "a.yaml")
     assert line.data.repo == str(tmp_path / "there")
-    assert parse_line("line: a\ndata: {repo: 'https://h/x.git', path: d}", source=tmp_path).data.repo == "https://h/x.git"
+    assert (
+        parse_line("line: a\ndata: {repo: 'https://h/x.git', path: d}", source=tmp_path).data.repo == "https://h/x.git"
+    )
 
 
 @pytest.mark.parametrize(
@@ -67,7 +69,11 @@ def test_presets_hold_the_papers_settings_and_the_file_wins() -> None:
     for line, size, epochs in ((mvtec, 768, 240), (mtd, 384, 60)):
         assert (line.features.backbone, line.features.stage) == ("tf_efficientnet_b5.aa_in1k", 6)
         assert (line.features.image_size, line.training.epochs, line.flow.hidden) == (size, epochs, 1024)
-        assert (line.training.learning_rate, line.training.betas, line.training.weight_decay) == (2e-4, (0.5, 0.9), 1e-5)
+        assert (line.training.learning_rate, line.training.betas, line.training.weight_decay) == (
+            2e-4,
+            (0.5, 0.9),
+            1e-5,
+        )
         assert (line.flow.kernels, line.flow.clamp, line.training.batch_size) == ((3, 3, 3, 5), 3.0, 16)
     line = parse(MINIMAL + "preset: [paper-mtd, official]\ntraining: {epochs: 7}")
     assert (line.training.eps, line.training.betas, line.features.downscale) == (1e-4, (0.9, 0.999), "nearest")

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ def ir(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 def test_graph_is_a_straight_line(ir: dict[str, Any]) -> None:
     tasks = ir["root"]["dag"]["tasks"]
     assert sorted(tasks) == sorted(ORDER)
-    for before, after in zip(ORDER, ORDER[1:], strict=False):
+    for before, after in itertools.pairwise(ORDER):
         assert before in tasks[after]["dependentTasks"], f"{after} does not wait for {before}"
     assert not any("triggerPolicy" in task or "iterator" in str(task) for task in tasks.values())
 

@@ -1,0 +1,5 @@
+"""``python -m csflow.cli``: the same as ``csflow``."""
+
+from csflow.cli import main
+
+main()

@@ -1,0 +1,56 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from csflow.cli.app import app
+from csflow.errors import CsflowError, UsageError
+
+ROOT = Path(__file__).resolve().parents[3]
+
+
+def command(*words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "csflow.cli", *words], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+
+
+def test_help_is_a_tour() -> None:
+    page = command("--help").stdout
+    wanted = "import data synthesize score evaluate compare serve promote rollback why lines doctor reconcile"
+    assert [name for name in wanted.split() if f" {name} " not in page] == []
+    assert len(app.registered_commands) + len(app.registered_groups) == len(wanted.split())
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "message"),
+    [
+        (["score", "nothing.png", "--model", "demo-texture"], 2, "nothing.png does not exist"),
+        (["why", "demo-textur"], 2, "Did you mean"),
+        (["frobnicate"], 2, "frobnicate"),
+        (["score", "README.md", "--model", "no/such/folder"], 2, "no/such/folder does not exist"),
+        (["score", "README.md", "--model", "demo-texture@newest"], 2, "newest"),
+    ],
+)
+def test_usage_errors_leave_with_two_and_one_message(words: list[str], code: int, message: str) -> None:
+    done = command(*words)
+    assert done.returncode == code, done.stderr
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_doctor_names_what_is_wrong(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, home: Path) -> None:
+    from csflow.cli.doctor import doctor
+
+    monkeypatch.chdir(ROOT)
+    doctor()
+    monkeypatch.setenv("CSFLOW_LINES", str(tmp_path))
+    with pytest.raises(CsflowError, match=r"1 of \d+ checks failed: lines"):
+        doctor()
+    (tmp_path / "bad.yaml").write_text("line: bad\n")
+    with pytest.raises(CsflowError, match="lines"):
+        doctor()
+    assert issubclass(UsageError, CsflowError)
