@@ -4,10 +4,10 @@ import json
 import sys
 from pathlib import Path
 
-KEYS = (
-    "line outcome data_md5 git_rev image_auroc pixel_auroc threshold alpha model_name model_version alias endpoint "
-    "scores report seconds"
-).split()
+KEYS = [
+    "line", "outcome", "data_md5", "git_rev", "image_auroc", "pixel_auroc", "threshold", "alpha",
+    "model_name", "model_version", "alias", "endpoint", "scores", "report", "seconds",
+]  # fmt: skip
 
 summary = json.loads(Path(".csflow/summary.json").read_text())
 assert set(KEYS) <= set(summary), f"missing: {set(KEYS) - set(summary)}"
