@@ -241,7 +241,7 @@ def _failure(check: _Check, result: dict[str, Any], trouble: dict[str, Any], tab
     if not files and "observed_value" not in result:
         raise RuntimeError(f"Great Expectations could not evaluate {check.name!r}: {trouble}")
     found = table.set_index("path")[check.shows].astype(str).loc[files] if files else ()
-    count = f"{len(files)} of {len(table)} images differ" if files else f"found {result['observed_value'] or 0:g}"
+    count = f"not so for {len(files)} of {len(table)} images" if files else f"found {result['observed_value'] or 0:g}"
     return Failure(check.name, f"{check.asks[:-1]}: {count}. {check.remedy}", tuple(files), tuple(found))
 
 

@@ -112,8 +112,7 @@ def _turned_face(gear: Gear, lamp: float, rng: np.random.Generator) -> Array:
     theta = np.arctan2(y - gear.centre[1], x - gear.centre[0])
     grooves = np.interp(r, np.arange(0, side, side / 256), rng.standard_normal(256)).astype(np.float32)
     fans = np.abs(np.cos(theta - lamp)) ** rng.uniform(6.5, 7.5) + 0.5 * np.abs(np.cos(theta - lamp - 1.9)) ** 14
-    stains = smooth_noise(rng, side, side, (side / 7, side / 7))
-    brightness: Array = 0.72 + 0.02 * grooves + 0.38 * fans + 0.012 * stains
+    brightness: Array = 0.72 + 0.02 * grooves + 0.38 * fans
     return brightness
 
 
@@ -129,7 +128,7 @@ def _light(colour: Array, rng: np.random.Generator) -> Array:
 def _chip(gear: Gear, rng: np.random.Generator) -> None:
     """A bite out of the tip of a tooth."""
     place = gear.at(rng.uniform(0.95, 1.0), 2 * np.pi * (rng.integers(TEETH) + rng.uniform(-0.15, 0.15)) / TEETH)
-    gear.missing.append(blot(rng, place, gear.side * rng.uniform(0.028, 0.055), gear.side, gear.side))
+    gear.missing.append(blot(rng, place, gear.side * rng.uniform(0.034, 0.06), gear.side, gear.side))
 
 
 def _missing_tooth(gear: Gear, rng: np.random.Generator) -> None:
@@ -139,21 +138,21 @@ def _missing_tooth(gear: Gear, rng: np.random.Generator) -> None:
 
 def _bad_hole(gear: Gear, rng: np.random.Generator) -> None:
     """Not drilled, or with the wrong drill."""
-    gear.hole_size[rng.integers(HOLES)] = 0.0 if rng.random() < 0.5 else rng.uniform(0.45, 0.7)
+    gear.hole_size[rng.integers(HOLES)] = 0.0 if rng.random() < 0.5 else rng.uniform(0.4, 0.6)
 
 
 def _crack(colour: Array, gear: Gear, rng: np.random.Generator) -> Array:
     """A fine dark line that starts at a hole."""
     angle = 2 * np.pi * rng.integers(HOLES) / HOLES
-    outward = rng.random() < 0.5
+    outward = rng.random() < 0.4
     start = gear.at(HOLE_RING + (HOLE if outward else -HOLE), angle)
     heading = angle + gear.rotation + (0.0 if outward else np.pi) + rng.normal(0.0, 0.5)
     curve = wandering_curve(rng, start, heading, gear.radius * rng.uniform(0.28, 0.5), 0.22)
     distance = curve_distance(curve, gear.side, gear.side)
-    width = gear.side * rng.uniform(0.004, 0.009)
+    width = gear.side * rng.uniform(0.006, 0.011)
     line = smooth_step(width - distance, width * 1.5)
     solid, _ = _shape(gear)
-    return blend(colour, colour * 0.18, rng.uniform(0.6, 1.0) * line * solid)
+    return blend(colour, colour * 0.18, rng.uniform(0.7, 1.0) * line * solid)
 
 
 def _contamination(colour: Array, gear: Gear, rng: np.random.Generator) -> Array:
