@@ -20,7 +20,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from csflow.config import CalibrationConfig
 from csflow.errors import DataError, ModelError
-from csflow.scoring import THRESHOLD_POSITION, p_values
+from csflow.scoring import SCALE_TOP, THRESHOLD_POSITION, p_values
 
 Kind = Literal["conformal", "tolerance", "none"]
 Decision = Literal["good", "defective"]
@@ -139,8 +139,8 @@ class Calibration:
 def calibrate(scores: npt.ArrayLike, maps: npt.ArrayLike, config: CalibrationConfig | Literal["none"]) -> Calibration:
     """Take thresholds and colour scale from held-out good images.
 
-    The colour scale starts at the median map value of these images and puts the region threshold at
-    `csflow.scoring.THRESHOLD_POSITION`, so the same colour means the same on every image.
+    The logarithmic colour scale ends at `csflow.scoring.SCALE_TOP` region thresholds and puts the region
+    threshold at `csflow.scoring.THRESHOLD_POSITION`, so the same colour means the same on every image.
 
     Args:
         scores: Anomaly scores ``(n,)``.
@@ -150,9 +150,9 @@ def calibrate(scores: npt.ArrayLike, maps: npt.ArrayLike, config: CalibrationCon
     Raises:
         DataError: If there are fewer images than the promise needs, or a value is not finite.
     """
-    ordered, maxima, middle = _checked(scores, maps)
+    ordered, maxima = _checked(scores, maps)
     if config == "none":
-        scale = _colour_scale(middle, float(maxima[-1]))
+        scale = _colour_scale(float(maxima[-1]))
         return Calibration("none", None, None, None, None, scale, tuple(ordered.tolist()))
     rank = threshold_rank(ordered.size, config.alpha, config.confidence)
     threshold, region = float(ordered[rank - 1]), float(maxima[rank - 1])
@@ -162,7 +162,7 @@ def calibrate(scores: npt.ArrayLike, maps: npt.ArrayLike, config: CalibrationCon
         confidence=config.confidence,
         threshold=threshold,
         region_threshold=region,
-        map_range=_colour_scale(middle, region),
+        map_range=_colour_scale(region),
         scores=tuple(ordered.tolist()),
     )
 
@@ -217,10 +217,8 @@ def _tolerance_rank(n: int, alpha: float, confidence: float) -> int:
     return int(np.searchsorted(tail, confidence - _ROUNDING, side="left")) + 1
 
 
-def _checked(
-    scores: npt.ArrayLike, maps: npt.ArrayLike
-) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64], float]:
-    """Scores and map maxima, ascending, and the median map value."""
+def _checked(scores: npt.ArrayLike, maps: npt.ArrayLike) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """Scores and map maxima, ascending."""
     values, stack = np.asarray(scores, dtype=np.float64), np.asarray(maps, dtype=np.float64)
     if values.ndim != 1 or stack.ndim != 3 or len(values) != len(stack) or stack.size == 0:
         raise DataError(
@@ -230,10 +228,11 @@ def _checked(
     broken = int((~np.isfinite(values)).sum() + (~np.isfinite(stack)).sum())
     if broken:
         raise DataError(f"{broken} calibration scores or map values are not finite. Train the detector again.")
-    return np.sort(values), np.sort(stack.max(axis=(1, 2))), float(np.median(stack))
+    return np.sort(values), np.sort(stack.max(axis=(1, 2)))
 
 
-def _colour_scale(bottom: float, mark: float) -> tuple[float, float]:
-    """Scale from ``bottom`` on which ``mark`` lies at the threshold's fixed position."""
-    span = max(mark - bottom, 1e-6 * max(1.0, abs(bottom)))
-    return bottom, bottom + span / THRESHOLD_POSITION
+def _colour_scale(mark: float) -> tuple[float, float]:
+    """Logarithmic scale up to ``SCALE_TOP`` marks on which ``mark`` lies at the threshold's fixed position."""
+    mark = max(mark, 1e-12)
+    below = SCALE_TOP ** (THRESHOLD_POSITION / (1.0 - THRESHOLD_POSITION))
+    return mark / below, mark * SCALE_TOP

@@ -35,8 +35,11 @@ _INFERNO = (
 THRESHOLD_POSITION = 0.25
 """Where the region threshold lies on the fixed colour scale (0 bottom, 1 top); see `csflow.calibration`.
 
-Defects exceed it many times over: three quarters of the colours are left to tell a faint one from a strong one.
+Three quarters of the colours are left to tell a faint defect from a strong one.
 """
+
+SCALE_TOP = 100.0
+"""Top of the fixed colour scale, in region thresholds."""
 
 
 @dataclass(frozen=True, order=True)
@@ -192,7 +195,7 @@ def heatmap_png(map2d: Floats, map_range: tuple[float, float], size: tuple[int, 
         size: Width and height of the picture.
     """
     buffer = io.BytesIO()
-    Image.fromarray(colours(_on_scale(upsample(map2d, size), map_range))).save(buffer, "PNG")
+    Image.fromarray(colours(upsample(_on_scale(map2d, map_range), size))).save(buffer, "PNG")
     return buffer.getvalue()
 
 
@@ -217,9 +220,9 @@ def overlay(
         A new RGB image of the size of ``image``.
     """
     base = image.convert("RGB")
-    values = _on_scale(upsample(map2d, base.size), map_range)
-    low, high = map_range
-    floor = THRESHOLD_POSITION if region_threshold is None else (region_threshold - low) / (high - low)
+    values = upsample(_on_scale(map2d, map_range), base.size)
+    mark = np.array([[0.0 if region_threshold is None else region_threshold]])
+    floor = THRESHOLD_POSITION if region_threshold is None else _on_scale(mark, map_range).item()
     strength = np.clip((values - floor) / max(1.0 - floor, 1e-6), 0.0, 1.0)
     opacity = np.where(values > floor, 0.35 + 0.3 * strength, 0.0)[..., None]
     mixed = np.asarray(base, dtype=np.float64) * (1.0 - opacity) + colours(values) * opacity
@@ -238,11 +241,16 @@ def _checked_map(map2d: Floats) -> Floats:
     return map2d
 
 
-def _on_scale(values: Floats, map_range: tuple[float, float]) -> Floats:
+def _on_scale(map2d: Floats, map_range: tuple[float, float]) -> Floats:
+    """Places (0 bottom, 1 top, clipped) on the logarithmic scale: defects exceed good parts by powers of ten.
+
+    Before any upsampling: between a cell of 1000 and one of 1 a linear blend would paint a defect twice its size.
+    """
     low, high = map_range
-    if not (np.isfinite(low) and np.isfinite(high) and low < high):
+    if not (np.isfinite(low) and np.isfinite(high) and 0.0 < low < high):
         raise DataError(f"The colour scale must run from low to high, got {map_range}. Calibrate the detector again.")
-    scaled: Floats = (values.astype(np.float64) - low) / (high - low)
+    values = np.clip(_checked_map(map2d).astype(np.float64), low, high)
+    scaled: Floats = np.log(values / low) / np.log(high / low)
     return scaled
 
 

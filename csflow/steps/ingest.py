@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 from csflow.config import LineConfig, parse_line_json
@@ -27,6 +28,7 @@ def ingest(line_json: str, *, force: bool, context_out: str | Path, manifest_out
         ConfigError: If the configuration is wrong.
         DataError: If the revision, the folder or an image cannot be had, or an image's hash differs.
     """
+    start = time.monotonic()
     with step("ingest"):
         from csflow.adapters import registry, tracking
         from csflow.adapters.mlflow_store import initialise
@@ -76,6 +78,8 @@ def ingest(line_json: str, *, force: bool, context_out: str | Path, manifest_out
         )
         state = "unchanged since the last decision" if unchanged else "new"
         say(f"ingest: {len(manifest)} images at {checked_out.git_rev[:12]}, data {checked_out.data_md5}: {state}")
+    # The run did not exist yet while the data came, so the step could not time itself from its start.
+    tracking.log_metrics(workspace, context.run_id, {"seconds_ingest": time.monotonic() - start})
     return context
 
 

@@ -13,7 +13,7 @@ from scipy import stats
 from csflow.calibration import Calibration, calibrate, required_images, threshold_rank
 from csflow.config import CalibrationConfig
 from csflow.errors import DataError, ModelError
-from csflow.scoring import THRESHOLD_POSITION
+from csflow.scoring import SCALE_TOP, THRESHOLD_POSITION
 
 
 def calibrated(scores: np.ndarray, alpha: float = 0.1, confidence: float | None = None) -> Calibration:
@@ -126,14 +126,14 @@ def test_the_region_threshold_has_a_fixed_place_on_the_colour_scale() -> None:
     maps = np.random.default_rng(0).gamma(2.0, size=(50, 4, 4))
     calibration = calibrate(np.arange(50.0), maps, CalibrationConfig(alpha=0.1))
     low, high = calibration.map_range
-    assert low == np.median(maps)
     assert calibration.region_threshold is not None
-    assert (calibration.region_threshold - low) / (high - low) == pytest.approx(THRESHOLD_POSITION)
+    assert high == pytest.approx(SCALE_TOP * calibration.region_threshold)
+    assert np.log(calibration.region_threshold / low) / np.log(high / low) == pytest.approx(THRESHOLD_POSITION)
 
 
 def test_constant_maps_still_give_a_usable_colour_scale() -> None:
-    low, high = calibrate(np.zeros(30), np.full((30, 2, 2), 7.0), CalibrationConfig(alpha=0.1)).map_range
-    assert low < high
+    low, high = calibrate(np.zeros(30), np.zeros((30, 2, 2)), CalibrationConfig(alpha=0.1)).map_range
+    assert 0 < low < high
 
 
 def test_without_calibration_there_are_scores_only() -> None:

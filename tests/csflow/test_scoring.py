@@ -125,25 +125,25 @@ def test_colours_follow_inferno_and_grow_lighter_all_the_way() -> None:
 
 
 def test_the_heatmap_has_the_size_asked_for_and_a_scale_that_no_image_moves() -> None:
-    quiet, loud = np.full((3, 3), 1.0), np.array([[1.0, 100.0]])
-    pictures = [Image.open(io.BytesIO(heatmap_png(m, (0.0, 10.0), (30, 20)))) for m in (quiet, loud)]
+    quiet, loud = np.full((3, 3), 1.0), np.array([[1.0, 1e6]])
+    pictures = [Image.open(io.BytesIO(heatmap_png(m, (0.1, 100.0), (30, 20)))) for m in (quiet, loud)]
     assert [p.size for p in pictures] == [(30, 20)] * 2
-    assert pictures[0].getpixel((0, 0)) == pictures[1].getpixel((0, 0)) == tuple(colours(np.array(0.1)))
+    assert pictures[0].getpixel((0, 0)) == pictures[1].getpixel((0, 0)) == tuple(colours(np.array(1 / 3)))
     assert pictures[1].getpixel((29, 0)) == tuple(colours(np.array(1.0)))
 
 
 def test_a_good_part_keeps_its_look() -> None:
     image = Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 60, 3), dtype=np.uint8))
     below = np.full((4, 6), 4.9)
-    for threshold, top in ((5.0, 10.0), (None, 20.0)):
-        assert np.array_equal(np.asarray(overlay(image, below, (0.0, top), threshold)), np.asarray(image))
+    for threshold, scale in ((5.0, (1.0, 10.0)), (None, (3.0, 30.0))):
+        assert np.array_equal(np.asarray(overlay(image, below, scale, threshold)), np.asarray(image))
 
 
 def test_only_the_defect_is_painted_and_framed() -> None:
     image = Image.new("L", (80, 80), 128)
     values = np.zeros((8, 8))
     values[2, 7] = 10.0
-    painted = np.asarray(overlay(image, values, (0.0, 10.0), 5.0)).astype(int)
+    painted = np.asarray(overlay(image, values, (2.5, 10.0), 5.0)).astype(int)
     changed = np.abs(painted - 128).max(axis=2) > 0
     rows, columns = np.nonzero(changed)
     assert (rows.min(), rows.max(), columns.min(), columns.max()) == (17, 32, 67, 79)
@@ -154,8 +154,8 @@ def test_only_the_defect_is_painted_and_framed() -> None:
 
 def test_the_picture_is_upsampled_like_torch() -> None:
     values = np.random.default_rng(0).random((6, 9)).astype(np.float32)
-    ours = np.asarray(Image.open(io.BytesIO(heatmap_png(values, (0.0, 1.0), (90, 77)))))
-    tensor = torch.from_numpy(values)[None, None]
+    ours = np.asarray(Image.open(io.BytesIO(heatmap_png(values, (0.01, 1.0), (90, 77)))))
+    tensor = torch.from_numpy(1 + np.log10(np.clip(values, 0.01, 1.0)) / 2)[None, None]
     theirs = torch.nn.functional.interpolate(tensor, (77, 90), mode="bilinear", align_corners=False)[0, 0].numpy()
     assert np.abs(ours.astype(int) - colours(theirs).astype(int)).max() <= 3
 

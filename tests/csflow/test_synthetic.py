@@ -75,9 +75,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Demo lines of a few small pictures."""
     monkeypatch.setattr(demo, "SIDE", 48)
     for name, line in DEMO_LINES.items():
-        monkeypatch.setitem(
-            DEMO_LINES, name, replace(line, train=3, test_good=2, test_defective=len(line.defects) + 1)
-        )
+        monkeypatch.setitem(DEMO_LINES, name, replace(line, train=3, test_good=2, test_defective=len(line.defects) + 1))
 
 
 @pytest.mark.usefixtures("small")
