@@ -92,3 +92,17 @@ def test_importing_pulls_in_nothing_heavy(module: str, unwanted: tuple[str, ...]
     code = f"import sys, {module}; print([n for n in {unwanted!r} if n in sys.modules])"
     found = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "[]"
+
+
+def test_the_content_key_covers_every_module_a_detector_is_made_of() -> None:
+    from csflow.steps.context import DETECTOR_CODE
+
+    # What only carries, names or guards values cannot change what a detector says.
+    carriers = {"checkpoint", "config", "errors", "files", "progress", "weights"}
+    seen, todo = set(), {"detector", "training"}
+    while todo:
+        module = todo.pop()
+        seen.add(module)
+        names = {name.split(".")[1] for name in imports(ROOT / "csflow" / f"{module}.py") if name.startswith("csflow.")}
+        todo |= {name for name in names if (ROOT / "csflow" / f"{name}.py").exists()} - seen
+    assert seen - carriers == set(DETECTOR_CODE)
