@@ -130,7 +130,8 @@ def test_commands_tell_the_story(factory: Factory, tmp_path: Path) -> None:
     why = factory.csflow("why", "plates@1")
     assert "promoted" in why.stdout, why.stderr
     compared = factory.csflow("compare", "plates")
-    assert "image_auroc" in compared.stdout.replace(" ", "_"), compared.stderr
+    assert "image AUROC" in compared.stdout, compared.stderr
+    assert "seed" in compared.stdout, "the parameter that differs"
 
 
 def test_a_failing_step_has_the_last_word(factory: Factory) -> None:
