@@ -7,6 +7,8 @@ LOCK := requirements/dev.txt
 export DVC_NO_ANALYTICS := 1
 # Some containers forbid bytecode; then every step compiles all its imports again.
 unexport PYTHONDONTWRITEBYTECODE
+# Threads that spin while they wait starve the other processes of a small machine.
+export OMP_WAIT_POLICY ?= passive
 ifneq ($(wildcard ../shared/data),)
 export CSFLOW_TEST_DATA ?= $(abspath ../shared/data)
 endif
@@ -35,7 +37,7 @@ test: setup ## The fast suite
 	$(PY) -m pytest -m "not slow and not real and not docker and not postgres and not browser and not gpu" -n 2
 
 test-all: setup ## Everything this machine can run
-	$(PY) -m pytest -m "not gpu"
+	$(PY) -m pytest -m "not gpu" -n 2 --dist loadfile
 
 lint: setup ## Style, types
 	.venv/bin/ruff check .
