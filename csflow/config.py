@@ -203,7 +203,11 @@ def load_line(name_or_path: str | Path) -> LineConfig:
         path = lines_folder() / f"{name_or_path}.yaml"
     if not path.is_file():
         raise ConfigError(_unknown_line(str(name_or_path), path))
-    return parse_line(path.read_text(), source=path)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"Cannot read {path}: {error}. Expected YAML text in UTF-8.") from error
+    return parse_line(text, source=path)
 
 
 def parse_line(text: str, *, source: Path) -> LineConfig:
@@ -241,8 +245,10 @@ def parse_line_json(text: str, *, source: str | Path = "line configuration") -> 
 
 def _with_presets(raw: dict[str, Any], source: Path) -> dict[str, Any]:
     wanted = raw.get("preset", [])
-    names = [wanted] if isinstance(wanted, str) else list(wanted)
+    names = [wanted] if isinstance(wanted, str) else wanted
     known = presets()
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise ConfigError(f"{source}: preset: expected a name or a list of names, got {wanted!r}: {', '.join(known)}.")
     merged: dict[str, Any] = {}
     for name in names:
         if name not in known:

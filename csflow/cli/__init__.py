@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 from typing import NoReturn
 
 import typer
 
 from csflow.errors import CsflowError
+
+_NOT_WRITABLE = {errno.EACCES, errno.EDQUOT, errno.ENOSPC, errno.ENOTDIR, errno.EPERM, errno.EROFS}
+"""What the machine says of a full disk or a folder that is not ours: no bug, so no traceback."""
 
 
 def run_app(app: typer.Typer) -> NoReturn:
@@ -18,6 +22,11 @@ def run_app(app: typer.Typer) -> NoReturn:
         print(f"Error: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
     except BrokenPipeError:
+        sys.exit(1)
+    except OSError as error:
+        if error.errno not in _NOT_WRITABLE:
+            raise
+        print(f"Error: {error}. Free disk space, check permissions, or choose another folder.", file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:
         print("Interrupted.", file=sys.stderr)

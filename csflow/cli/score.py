@@ -60,7 +60,9 @@ def _image_files(arguments: list[Path]) -> list[Path]:
         if path.is_dir():
             inside = sorted(file for file in path.rglob("*") if file.is_file() and is_image(file))
             if not inside:
-                raise UsageError(f"No images in {path}.")
+                raise UsageError(
+                    f"No images in {path}. Expected image files (png, jpg, bmp, tif, webp) in it or in its folders."
+                )
             files += inside
         elif path.exists():
             files.append(path)

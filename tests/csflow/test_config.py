@@ -36,6 +36,8 @@ def test_relative_repository_starts_at_the_yaml_file(tmp_path: Path) -> None:
         (MINIMAL + "roles: {calibrate: 0.7, gate: 0.4}", ["calibrate + gate", "1.1"]),
         (MINIMAL + "flow: {blocks: 2, kernel_sizes: [3, 4]}", ["2 odd numbers", "[3, 4]"]),
         (MINIMAL + "preset: papr", ["'papr'", "paper-mtd", "paper-mvtec"]),
+        (MINIMAL + "preset: 5", ["preset", "name or a list of names", "paper-mtd"]),
+        (MINIMAL + "preset: [[a]]", ["preset", "name or a list of names", "paper-mtd"]),
         ("line: Tiles\ndata: {path: data}", ["line", "'Tiles'"]),
         ("line: tiles", ["'data' is missing"]),
         ("- a\n- b", ["list"]),
@@ -56,6 +58,13 @@ def test_unknown_line_suggests_the_nearest(monkeypatch: pytest.MonkeyPatch) -> N
         load_line("demo-textur")
     with pytest.raises(ConfigError, match="does not exist"):
         load_line("nowhere/else.yaml")
+
+
+def test_file_that_is_no_text_is_named(tmp_path: Path) -> None:
+    file = tmp_path / "photo.yaml"
+    file.write_bytes(b"\xff\xd8\xff")
+    with pytest.raises(ConfigError, match=r"Cannot read .*photo\.yaml"):
+        load_line(file)
 
 
 def test_every_line_of_this_repository_is_valid_and_named_like_its_file(monkeypatch: pytest.MonkeyPatch) -> None:

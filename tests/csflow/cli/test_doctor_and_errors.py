@@ -1,11 +1,15 @@
 from __future__ import annotations
 
+import errno
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import typer
 
+from csflow.cli import run_app
 from csflow.cli.app import app
 from csflow.errors import CsflowError, UsageError
 
@@ -40,6 +44,24 @@ def test_usage_errors_leave_with_two_and_one_message(words: list[str], code: int
     assert done.returncode == code, done.stderr
     assert message in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EACCES, errno.EROFS])
+def test_full_or_foreign_disk_is_one_message(
+    number: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fill() -> None:
+        raise OSError(number, os.strerror(number), "runs/x")
+
+    lonely = typer.Typer()
+    lonely.command()(fill)
+    monkeypatch.setattr(sys, "argv", ["csflow"])
+    with pytest.raises(SystemExit) as left:
+        run_app(lonely)
+    assert left.value.code == 1
+    message = capsys.readouterr().err
+    assert os.strerror(number) in message
+    assert "runs/x" in message
 
 
 def test_doctor_names_what_is_wrong(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, home: Path) -> None:
