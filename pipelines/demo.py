@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from csflow.config import LineConfig
-from csflow.errors import DeployError
+from csflow.errors import DataError, DeployError
 from csflow.workspace import Workspace
 from pipelines.local import run_locally
 
-_GOOD, _PER_DEFECT = 4, 2
+GOOD = "good"
+_GOOD_SHOWN, _SHOWN_PER_DEFECT = 4, 2
 
 
 def run_demo(line: LineConfig, *, force: bool, workspace: Workspace) -> None:
@@ -29,7 +30,7 @@ def run_demo(line: LineConfig, *, force: bool, workspace: Workspace) -> None:
     finished = run_locally(line, force=force, workspace=workspace)
     summary = summarise(finished.context, finished.outcome, workspace)
     try:
-        images = _pick(Path(finished.context.data_root))
+        images = _pick(line, Path(finished.context.data_root))
         summary.scores = _score_over_http(line.line, images, workspace)
         summary.overlay = str(_overlays(line.line, images, workspace))
     finally:
@@ -39,12 +40,30 @@ def run_demo(line: LineConfig, *, force: bool, workspace: Workspace) -> None:
     render(summary, workspace)
 
 
-def _pick(root: Path) -> list[Path]:
-    """Some good test images, and some of every type of defect."""
-    images: list[Path] = []
-    for folder in sorted((root / "test").iterdir(), key=lambda f: (f.name != "good", f.name)):
-        images += sorted(folder.iterdir())[: _GOOD if folder.name == "good" else _PER_DEFECT]
-    return images
+def _pick(line: LineConfig, root: Path) -> list[Path]:
+    """Some good test images, and some of every type of defect, good ones first.
+
+    Raises:
+        DataError: If the line has no test images to show.
+    """
+    from csflow.manifest import build_manifest
+
+    test = build_manifest(root, line=line.line, roles=line.roles).rows(role="test")
+    kinds: dict[str, list[Path]] = {}
+    for file in sorted(test.files, key=lambda f: (f.parent.name != GOOD, f.parent.name, f.name)):
+        shown = kinds.setdefault(file.parent.name, [])
+        if len(shown) < (_GOOD_SHOWN if file.parent.name == GOOD else _SHOWN_PER_DEFECT):
+            shown.append(file)
+    if not kinds:
+        raise DataError(f"Line {line.line} has no test images to show. Add some: csflow data add {line.line} FOLDER")
+    return [file for shown in kinds.values() for file in shown]
+
+
+def _first_of_each(images: list[Path]) -> list[Path]:
+    kinds: dict[str, Path] = {}
+    for file in images:
+        kinds.setdefault(file.parent.name, file)
+    return list(kinds.values())
 
 
 def _score_over_http(line: str, images: list[Path], workspace: Workspace) -> list[dict[str, Any]]:
@@ -57,7 +76,7 @@ def _score_over_http(line: str, images: list[Path], workspace: Workspace) -> lis
     return [
         {
             "image": f"{file.parent.name}/{file.name}",
-            "label": "good" if file.parent.name == "good" else "defective",
+            "label": GOOD if file.parent.name == GOOD else "defective",
             "score": answer["score"],
             "decision": answer["decision"],
         }
@@ -73,7 +92,11 @@ def _overlays(line: str, images: list[Path], workspace: Workspace) -> Path:
     assert endpoint is not None
     target = workspace.root / "demo" / f"{line}-{endpoint.digest[:12]}.png"
     if not target.exists():
-        _draw(target, workspace.detectors / line / endpoint.digest, images[:1] + images[_GOOD::_PER_DEFECT])
+        _draw(
+            target,
+            workspace.detectors / line / endpoint.digest,
+            _first_of_each(images),
+        )
     return target
 
 
