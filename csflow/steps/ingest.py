@@ -25,7 +25,7 @@ def ingest(line_json: str, *, force: bool, context_out: str | Path, manifest_out
         manifest_out: Where to write the manifest.
 
     Raises:
-        ConfigError: If the configuration is wrong.
+        ConfigError: If the configuration is wrong, or the image size does not fit the backbone's scales.
         DataError: If the revision, the folder or an image cannot be had, or an image's hash differs.
     """
     start = time.monotonic()
@@ -45,6 +45,11 @@ def ingest(line_json: str, *, force: bool, context_out: str | Path, manifest_out
             line = line.with_seed(line.training.seed + len(versions))
         key = content_key(line, manifest.digest)
         unchanged = any(v.tags.get("content_key") == key and v.tags.get("decision") for v in versions)
+        if not unchanged:
+            # Before any work is done for a configuration that cannot work.
+            from csflow.backbone import check_pyramid
+
+            check_pyramid(line.features)
         manifest.save(Path(manifest_out))
         context = RunContext(
             line=line,

@@ -151,6 +151,18 @@ def test_a_failing_step_has_the_last_word(factory: Factory) -> None:
     assert (last.status, last.tags["failed_step"]) == ("FAILED", "validate")
 
 
+def test_an_impossible_size_is_a_usage_error_before_any_work(factory: Factory) -> None:
+    factory.write_yaml("image_size: 128", "image_size: 200")
+    try:
+        done = factory.run("pipelines", "run", str(factory.yaml))
+    finally:
+        factory.write_yaml()
+    assert done.returncode == 2, done.stderr
+    assert "Step ingest failed" in done.stderr
+    assert "image_size 200" in done.stderr
+    assert "128 or 256" in done.stderr
+
+
 def test_a_terminated_training_resumes(factory: Factory) -> None:
     factory.write_yaml("epochs: 3", "epochs: 120")
     command = [sys.executable, "-m", "pipelines", "run", str(factory.yaml)]
