@@ -18,7 +18,7 @@ from statistics import mean
 import torch
 
 from csflow.backbone import load_backbone
-from csflow.cache import CacheManifest, FeatureStore
+from csflow.cache import CachedFeatures, CacheManifest, FeatureStore
 from csflow.config import LineConfig, load_line
 from csflow.detector import score_stored
 from csflow.manifest import Manifest
@@ -31,7 +31,7 @@ from csflow.workspace import Workspace
 def measure(line: LineConfig, manifest: Manifest, cached: CacheManifest) -> tuple[float, float]:
     """Held-out NLL per dimension and image AUROC of one training."""
 
-    def features(role: str):  # type: ignore[no-untyped-def]
+    def features(role: str) -> CachedFeatures:
         return cached.open(list(manifest.rows(role=role).frame["sha256"]))
 
     with tempfile.TemporaryDirectory() as folder:

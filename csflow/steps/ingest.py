@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from csflow.config import LineConfig, parse_line_json
 from csflow.errors import NotRegisteredError
@@ -13,6 +14,11 @@ from csflow.steps.checkout import materialise
 from csflow.steps.context import DETECTOR_CODE, RunContext, code_version, step
 from csflow.weights import weights_digest
 from csflow.workspace import Workspace
+
+if TYPE_CHECKING:
+    from csflow.adapters.registry import Version
+    from csflow.adapters.versioning import CheckedOut
+    from csflow.manifest import Manifest
 
 
 def ingest(line_json: str, *, force: bool, context_out: str | Path, manifest_out: str | Path) -> RunContext:
@@ -29,63 +35,66 @@ def ingest(line_json: str, *, force: bool, context_out: str | Path, manifest_out
         DataError: If the revision, the folder or an image cannot be had, or an image's hash differs.
     """
     start = time.monotonic()
+    workspace = Workspace.from_environment()
     with step("ingest"):
-        from csflow.adapters import registry, tracking
-        from csflow.adapters.mlflow_store import initialise
-
-        workspace = Workspace.from_environment()
         line = parse_line_json(line_json)
         manifest, checked_out = materialise(line, workspace)
-        initialise(workspace)
-        try:
-            versions = registry.versions(workspace, line.line)
-        except NotRegisteredError:
-            versions = []
-        if force:
-            line = line.with_seed(line.training.seed + len(versions))
-        key = content_key(line, manifest.digest)
-        unchanged = any(v.tags.get("content_key") == key and v.tags.get("decision") for v in versions)
-        if not unchanged:
-            # Before any work is done for a configuration that cannot work.
-            from csflow.backbone import check_pyramid
-
-            check_pyramid(line.features)
+        context = _open_run(workspace, line, manifest, checked_out, force=force)
         manifest.save(Path(manifest_out))
-        context = RunContext(
-            line=line,
-            run_id=tracking.start_run(
-                workspace,
-                line.line,
-                params=tracking.flat_params(line),
-                tags={
-                    "content_key": key,
-                    "data_md5": checked_out.data_md5,
-                    "data_digest": manifest.digest,
-                    "git_rev": checked_out.git_rev,
-                },
-            ),
-            git_rev=checked_out.git_rev,
-            data_md5=checked_out.data_md5,
-            data_digest=manifest.digest,
-            content_key=key,
-            data_root=str(manifest.root),
-            unchanged=unchanged,
-        )
         context.save(Path(context_out))
     with step("ingest", context):
+        from csflow.adapters import tracking
+
         tracking.log_dataset(
             workspace,
             context.run_id,
-            name=line.line,
+            name=context.line.line,
             digest=checked_out.data_md5,
             manifest=Path(manifest_out),
             source=str(manifest.root),
         )
-        state = "unchanged since the last decision" if unchanged else "new"
+        state = "unchanged since the last decision" if context.unchanged else "new"
         say(f"ingest: {len(manifest)} images at {checked_out.git_rev[:12]}, data {checked_out.data_md5}: {state}")
     # The run did not exist yet while the data came, so the step could not time itself from its start.
     tracking.log_metrics(workspace, context.run_id, {"seconds_ingest": time.monotonic() - start})
     return context
+
+
+def _open_run(
+    workspace: Workspace, line: LineConfig, manifest: Manifest, checked_out: CheckedOut, *, force: bool
+) -> RunContext:
+    """Tell whether anything is new, and open the MLflow run every later step writes into."""
+    from csflow.adapters import tracking
+
+    versions = _known_versions(workspace, line)
+    if force:
+        line = line.with_seed(line.training.seed + len(versions))
+    key = content_key(line, manifest.digest)
+    unchanged = any(v.tags.get("content_key") == key and v.tags.get("decision") for v in versions)
+    if not unchanged:
+        # Before any work is done for a configuration that cannot work.
+        from csflow.backbone import check_pyramid
+
+        check_pyramid(line.features)
+    identity = {
+        "content_key": key,
+        "data_md5": checked_out.data_md5,
+        "data_digest": manifest.digest,
+        "git_rev": checked_out.git_rev,
+    }
+    run_id = tracking.start_run(workspace, line.line, params=tracking.flat_params(line), tags=identity)
+    return RunContext(line=line, run_id=run_id, data_root=str(manifest.root), unchanged=unchanged, **identity)
+
+
+def _known_versions(workspace: Workspace, line: LineConfig) -> list[Version]:
+    from csflow.adapters import registry
+    from csflow.adapters.mlflow_store import initialise
+
+    initialise(workspace)
+    try:
+        return registry.versions(workspace, line.line)
+    except NotRegisteredError:
+        return []
 
 
 def content_key(line: LineConfig, data_digest: str) -> str:
