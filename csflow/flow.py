@@ -16,8 +16,8 @@ Reference:
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import TypeAlias
+from collections.abc import Iterable, Sequence
+from typing import Any, TypeAlias, cast
 
 import numpy as np
 import torch
@@ -25,6 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from csflow.config import FlowConfig
+from csflow.convolution import convolve, convolve_enlarged
 from csflow.errors import ModelError
 
 Pyramid: TypeAlias = list[Tensor]
@@ -89,11 +90,11 @@ class CrossScaleSubnet(nn.Module):
 
     def forward(self, pyramid: Pyramid) -> Pyramid:
         """Levels ``(B, inputs, h, w)`` to levels ``(B, outputs, h, w)`` in the precision of ``gamma``."""
-        active = [F.leaky_relu(inner(x), LEAKY_SLOPE) for inner, x in zip(self.inner, pyramid, strict=True)]
-        sums = [own(a) for own, a in zip(self.own, active, strict=True)]
-        for i, (up, down) in enumerate(zip(self.up, self.down, strict=True)):
-            enlarged = F.interpolate(active[i + 1], scale_factor=2.0, mode="bilinear", align_corners=False)
-            sums[i] = sums[i] + up(enlarged)
+        inner, own, up = (cast("Iterable[nn.Conv2d]", layers) for layers in (self.inner, self.own, self.up))
+        active = [_leaky(convolve(x, layer)) for x, layer in zip(pyramid, inner, strict=True)]
+        sums = [convolve(a, layer) for a, layer in zip(active, own, strict=True)]
+        for i, (layer, down) in enumerate(zip(up, self.down, strict=True)):
+            sums[i] = sums[i] + convolve_enlarged(active[i + 1], layer)
             sums[i + 1] = sums[i + 1] + down(active[i])
         # Autocast leaves bfloat16 here; what follows decides the log-determinant and needs full precision.
         return [h.to(self.gamma.dtype) * gamma for h, gamma in zip(sums, self.gamma, strict=True)]
@@ -319,6 +320,25 @@ class CrossScaleFlow(nn.Module):
                 f"{sizes} (batch x height x width). With {self.scales} scales the finest must be a multiple of {step}: "
                 "choose features.image_size accordingly."
             )
+
+
+class _LeakyRelu(torch.autograd.Function):
+    """Keeps its output for the gradient, which the next convolution keeps anyway, and not its input."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        y = F.leaky_relu(x, LEAKY_SLOPE)
+        ctx.save_for_backward(y)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        (y,) = ctx.saved_tensors
+        return torch.where(y > 0, grad, LEAKY_SLOPE * grad)
+
+
+def _leaky(x: Tensor) -> Tensor:
+    return F.leaky_relu(x, LEAKY_SLOPE) if torch.onnx.is_in_onnx_export() else cast(Tensor, _LeakyRelu.apply(x))
 
 
 def _permutations(seed: int, scales: int, channels: int) -> Tensor:
