@@ -1,0 +1,43 @@
+"""How wrong a fast result may be before it does not count."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from sidebyside.rows import Row
+
+LATENTS = {"float32": 1e-4, "bfloat16": 2e-2}
+"""Relative error of the latents against float64, by precision."""
+
+LOSS = {"float32": 1e-3, "bfloat16": 2e-2}
+"""Relative difference of the loss to the authors' code after equal steps from equal weights.
+
+Wider than the latents': every step adds to what the one before rounded.
+"""
+
+FEATURES = 1e-4
+"""Relative error of extracted features against eager float32 timm, both rounded to half precision as stored."""
+
+SCORES = 1e-3
+"""Largest relative error of a score against the float32 torch pipeline."""
+
+
+def broken(rows: Sequence[Row], precision: str) -> list[str]:
+    """One sentence for every bound that does not hold; a figure that is no number holds none.
+
+    Only our own results are bounded: what a peer computes is shown, not judged.
+    """
+    limits = {
+        "latents": LATENTS[precision],
+        "loss": LOSS[precision],
+        "features": FEATURES,
+        "scores": SCORES,
+        "decisions": 0.0,
+    }
+    return [
+        f"{row.work}: {name} differ by {value:.3g}, allowed is {limits[name]:.3g}."
+        for row in rows
+        for name, value in (row.accuracy or {}).items()
+        if name in limits and not (math.isfinite(value) and value <= limits[name])
+    ]

@@ -1,0 +1,79 @@
+"""A process that answers calls, one JSON line each, and measures its own memory."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+_STATUS = Path("/proc/self/status")
+
+
+class Channel:
+    """Requests in, answers out: ``{"call": name, "with": {...}}`` and ``{"value": ...}`` or ``{"error": traceback}``."""
+
+    def __init__(self) -> None:
+        """Take over standard output: libraries print, and only answers may reach whoever reads it."""
+        self._answers = os.fdopen(os.dup(1), "w")
+        os.dup2(2, 1)
+
+    def receive(self) -> Any:
+        """The next request; ``None`` when the other side has hung up."""
+        line = sys.stdin.readline()
+        return json.loads(line) if line else None
+
+    def send(self, **answer: Any) -> None:
+        """Answer the last request."""
+        self._answers.write(json.dumps(answer) + "\n")
+        self._answers.flush()
+
+
+def serve(make: Callable[[Channel], object]) -> None:
+    """Make a driver at the first request and run its methods as they are asked for, until the input ends."""
+    channel = Channel()
+    driver: object | None = None
+    while (request := channel.receive()) is not None:
+        try:
+            driver = driver or make(channel)
+            value = getattr(driver, request["call"])(**request["with"])
+        except Exception:
+            channel.send(error=traceback.format_exc())
+        else:
+            channel.send(value=value)
+
+
+class Memory:
+    """Peak of this process, or of its GPU, above what it held when measuring began.
+
+    Args:
+        device: ``cuda`` measures what torch allocates there, anything else the process itself.
+    """
+
+    def __init__(self, device: object = "cpu") -> None:
+        self._cuda = str(device).startswith("cuda")
+        if self._cuda:
+            import torch
+
+            torch.cuda.reset_peak_memory_stats()
+            self.baseline = torch.cuda.memory_allocated() / 1e6
+        else:
+            # The kernel forgets the peak so far, which importing may have set.
+            Path("/proc/self/clear_refs").write_text("5")
+            self.baseline = _megabytes("VmRSS")
+
+    def peak(self) -> float:
+        """Megabytes above the beginning."""
+        if self._cuda:
+            import torch
+
+            return torch.cuda.max_memory_allocated() / 1e6 - self.baseline
+        return _megabytes("VmHWM") - self.baseline
+
+
+def _megabytes(field: str) -> float:
+    lines = dict(line.split(":", 1) for line in _STATUS.read_text().splitlines())
+    return int(lines[field].split()[0]) * 1024 / 1e6

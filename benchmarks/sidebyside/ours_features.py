@@ -1,0 +1,47 @@
+"""csflow's extraction, through ``csflow.cache.FeatureStore`` alone."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from csflow.cache import FeatureStore
+from sidebyside.bench import Bench
+from sidebyside.child import Channel
+from sidebyside.errors import relative_error
+from sidebyside.materials import Listing, feature_config, make_backbone, stored
+from sidebyside.process import seconds
+
+
+class Driver:
+    """Extracts the images into a store of its own."""
+
+    def __init__(self, folder: Path, channel: Channel) -> None:
+        self.bench = Bench(folder)
+        self.features = feature_config(self.bench.settings)
+        self.backbone = make_backbone(self.bench.settings).to(self.bench.settings.device)
+        self.store = FeatureStore(folder / "extracted")
+        self.entries: set[str] = set()
+
+    def extract(self, images: int | None = None) -> float:
+        """Seconds to extract the first ``images`` (all by default) of which none is in the store."""
+        for path in [path for path in self.store.root.rglob("*") if path.name in self.entries]:
+            path.unlink()
+        return self.again(images)
+
+    def again(self, images: int | None = None) -> float:
+        """Seconds to extract the first ``images``, whatever is in the store already."""
+        listing = Listing(self.bench.images[:images])
+        self.entries |= {row.sha256 for row in listing.rows}
+        return seconds(lambda: self.store.extract(listing.manifest, self.features, self.backbone))
+
+    def fresh(self) -> float:
+        """Seconds to extract everything where nothing is, not even the folder."""
+        shutil.rmtree(self.store.root, ignore_errors=True)
+        return self.again()
+
+    def error(self) -> float:
+        """Relative error of what is stored against eager float32 timm, rounded as stored."""
+        listing = Listing(self.bench.images)
+        found = stored(self.bench).open([row.sha256 for row in listing.rows]).batch(range(len(listing.rows)))
+        return relative_error(found, self.bench.pyramid("eager"))

@@ -1,0 +1,129 @@
+"""What measuring the authors' code and anomalib has in common."""
+
+from __future__ import annotations
+
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from sidebyside.bench import Bench
+from sidebyside.child import Channel, Memory
+from sidebyside.errors import relative_error
+from sidebyside.plain import plain_scores
+
+
+class FlowPeer(ABC):
+    """Trains and scores with another implementation of the flow, from our weights."""
+
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+
+    def __init__(self, folder: Path, channel: Channel) -> None:
+        self.bench = Bench(folder)
+        self.settings = self.bench.settings
+        self.device = torch.device(self.settings.device)
+        self.contents: list[bytes] = []
+        self.scored: dict[int, float] = {}
+
+    @abstractmethod
+    def build(self, weights: str) -> nn.Module:
+        """Their model on the CPU with the weights of that name."""
+
+    @abstractmethod
+    def new_optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
+        """Their optimiser as they configure it."""
+
+    @abstractmethod
+    def latents_and_loss(self, levels: list[Tensor]) -> tuple[list[Tensor], Tensor]:
+        """Their forward pass and loss on features on the device."""
+
+    @abstractmethod
+    def train_batch(self, levels: list[Tensor]) -> float:
+        """One optimiser step as in their training loop; gives the loss."""
+
+    def batches(self, source: str) -> Iterable[list[Tensor]]:
+        """Batches of an epoch; ``batch`` is a single one."""
+        return [[level[: self.settings.batch] for level in self.bench.pyramid("features")]]
+
+    def training(self, source: str) -> dict[str, float]:
+        """Make model and optimiser and run the first epoch."""
+        data = self.batches(source)
+        self._measured = Memory(self.device)
+        self.model = self.build("start").to(self.device)
+        self.optimizer = self.new_optimizer(self.model)
+        self.model.train()
+        self.data = data
+        return self.step()
+
+    def step(self) -> dict[str, float]:
+        """One epoch: its seconds and mean loss."""
+        began = time.perf_counter()
+        losses = [self.train_batch(list(levels)) for levels in self.data]
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+        return {"seconds": time.perf_counter() - began, "loss": sum(losses) / len(losses)}
+
+    def stop(self) -> None:
+        """End the training."""
+        self._peak = {"total": self._measured.peak()}
+
+    def memory(self) -> dict[str, float]:
+        """Peak megabytes of the last training, above what was there when it began."""
+        return self._peak
+
+    def train(self) -> dict[str, float]:
+        """Seconds of a whole training on the stored features."""
+        began = time.perf_counter()
+        result = self.training("store")
+        for _ in range(self.settings.epochs - 1):
+            result = self.step()
+        return {**result, "seconds": time.perf_counter() - began}
+
+    def latent_error(self) -> float:
+        """Relative error of their latents against float64."""
+        reference = self.bench.pyramid("latents")
+        self.model = self.build("flow").to(self.device).train()
+        levels = [level[: len(reference[0])].to(self.device) for level in self.bench.pyramid("features")]
+        return relative_error(self.latents_and_loss(levels)[0], reference)
+
+    def load(self) -> float:
+        """Read trunk and flow from their files; seconds without imports."""
+        from sidebyside.peers.eager import Trunk
+
+        began = time.perf_counter()
+        self.trunk = Trunk(self.bench).to(self.device)
+        scale = self.bench.tensors("scale")
+        self.mean, self.std = (scale[name].to(self.device)[:, :, None, None] for name in ("mean", "std"))
+        self.model = self.load_model().to(self.device).eval()
+        elapsed = time.perf_counter() - began
+        self.contents = [path.read_bytes() for path in self.bench.images]
+        return elapsed
+
+    def load_model(self) -> nn.Module:
+        """Their way of getting a trained model back."""
+        return self.build("flow")
+
+    @torch.no_grad()
+    def score(self, indices: list[int]) -> float:
+        """Seconds from encoded images to score, decision and map in the image's size."""
+        began = time.perf_counter()
+        images = self.trunk.decode([self.contents[i] for i in indices]).to(self.device)
+        features = self.trunk(images)
+        levels = [(level - mean) / std for level, mean, std in zip(features, self.mean, self.std, strict=True)]
+        latents, _ = self.latents_and_loss(levels)
+        scores = plain_scores(latents).cpu().tolist()
+        squares = latents[0].square().sum(dim=1, keepdim=True)
+        side = (self.settings.size, self.settings.size)
+        F.interpolate(squares, size=side, mode="bilinear", align_corners=False).cpu().numpy()
+        self.scored |= dict(zip(indices, scores, strict=True))
+        return time.perf_counter() - began
+
+    def answers(self) -> dict[str, Any]:
+        """Scores so far, by image."""
+        return {"scores": self.scored}

@@ -1,0 +1,97 @@
+"""The other side of ``child.py``: starting implementations and measuring them by turns."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import subprocess
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+WORKER = Path(__file__).resolve().parent.parent / "worker.py"
+ROOT = WORKER.parent.parent
+
+Name = TypeVar("Name")
+
+
+class WorkerError(Exception):
+    """An implementation raised, or died."""
+
+
+class Worker:
+    """An implementation in a process of its own.
+
+    Args:
+        python: Interpreter.
+        arguments: Role, folder and what the role needs.
+        threads: Threads the process may use.
+    """
+
+    def __init__(self, python: str, arguments: Sequence[str], *, threads: int) -> None:
+        environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "PYTHONWARNINGS": "ignore"}
+        # A bare machine has a checkout of csflow, not an installation.
+        environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+        self.name = arguments[0]
+        self.process = subprocess.Popen(
+            [python, str(WORKER), *arguments],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=environment,
+        )
+
+    def call(self, method: str, **arguments: Any) -> Any:
+        """Run a method of the driver and wait for its answer.
+
+        Raises:
+            WorkerError: With the traceback of the other side.
+        """
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        try:
+            self.process.stdin.write(json.dumps({"call": method, "with": arguments}) + "\n")
+            self.process.stdin.flush()
+        except BrokenPipeError as error:
+            raise WorkerError(f"{self.name} ended before {method}.") from error
+        line = self.process.stdout.readline()
+        if not line:
+            raise WorkerError(f"{self.name} ended during {method} (exit status {self.process.wait()}).")
+        answer = json.loads(line)
+        if "error" in answer:
+            raise WorkerError(f"{self.name}, {method}:\n{answer['error']}")
+        return answer["value"]
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        if kind is not None:
+            self.process.kill()  # it may be in the middle of a long call
+        with contextlib.suppress(BrokenPipeError):
+            self.process.stdin.close()
+        self.process.wait()
+        self.process.stdout.close()
+
+
+def by_turns(work: Mapping[Name, Callable[[], float]], repeats: int) -> dict[Name, list[float]]:
+    """Measure several implementations alternately: what disturbs the machine disturbs all of them."""
+    results: dict[Name, list[float]] = {name: [] for name in work}
+    for _ in range(repeats):
+        for name, measure in work.items():
+            results[name].append(measure())
+    return results
+
+
+def seconds(work: Callable[[], object]) -> float:
+    """Wall-clock time of one call."""
+    began = time.perf_counter()
+    work()
+    return time.perf_counter() - began

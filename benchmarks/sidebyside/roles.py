@@ -1,0 +1,25 @@
+"""Which driver plays which role; each imports only what it measures."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from pathlib import Path
+
+from sidebyside.child import Channel
+
+ROLES = {
+    "materials": "sidebyside.materials",
+    "limits": "sidebyside.limits",
+    "ours-training": "sidebyside.ours_training",
+    "ours-features": "sidebyside.ours_features",
+    "ours-scoring": "sidebyside.ours_scoring",
+    "official": "sidebyside.peers.official",
+    "anomalib": "sidebyside.peers.anomalib",
+    "timm": "sidebyside.peers.eager",
+}
+
+
+def driver(role: str, folder: Path, channel: Channel, *arguments: str) -> object:
+    """The object whose methods can be called; every module of ``ROLES`` has a class ``Driver``."""
+    made: object = import_module(ROLES[role]).Driver(folder, channel, *arguments)
+    return made

@@ -1,0 +1,115 @@
+"""One run: who takes part, the shared folder, and the rows so far."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from sidebyside.process import Worker
+from sidebyside.rows import Row
+from sidebyside.settings import Settings
+
+OURS = "ours"
+
+
+@dataclass(frozen=True)
+class Peer:
+    """Another implementation.
+
+    Attributes:
+        name: As in the table.
+        python: Interpreter that can import it.
+        role: Its driver.
+        arguments: What the driver needs beside the folder.
+        whole: Whether it has epochs, trainings and a model file, not just a step and a score.
+    """
+
+    name: str
+    python: str
+    role: str
+    arguments: tuple[str, ...] = ()
+    whole: bool = False
+
+
+@dataclass
+class Session:
+    """What the works share.
+
+    Attributes:
+        settings: What is measured.
+        folder: Files of the run.
+        peers: Who is measured beside us.
+        facts: Numbers that several works need (parameters, arithmetic, limits, precision).
+        rows: Results.
+    """
+
+    settings: Settings
+    folder: Path
+    peers: Sequence[Peer]
+    facts: dict[str, Any] = field(default_factory=dict)
+    rows: list[Row] = field(default_factory=list)
+
+    def ours(self, role: str) -> Worker:
+        """A process of ours."""
+        return Worker(sys.executable, (role, str(self.folder)), threads=self.settings.threads)
+
+    def peer(self, peer: Peer) -> Worker:
+        """A process of a peer."""
+        arguments = (peer.role, str(self.folder), *peer.arguments)
+        return Worker(peer.python, arguments, threads=self.settings.threads)
+
+    @contextmanager
+    def together(self, role: str, peers: Sequence[Peer]) -> Iterator[dict[str, Worker]]:
+        """Our process for a work and the peers', by name; all end together."""
+        with ExitStack() as stack:
+            workers = {OURS: stack.enter_context(self.ours(role))}
+            workers |= {peer.name: stack.enter_context(self.peer(peer)) for peer in peers}
+            yield workers
+
+    def add(
+        self,
+        work: str,
+        unit: str,
+        values: Mapping[str, float],
+        accuracy: Mapping[str, Mapping[str, float]] | None = None,
+    ) -> None:
+        """Add one row for every peer in ``values``, or one without a peer.
+
+        Args:
+            work: Name of the row.
+            unit: Of all values.
+            values: Figures by name, ours among them.
+            accuracy: Errors by name of the peer they stand beside; those under ``ours`` stand in every row.
+        """
+        errors = accuracy or {}
+        names: list[str | None] = [name for name in values if name != OURS]
+        for name in names or [None]:
+            beside = {**errors.get(OURS, {}), **(errors.get(name, {}) if name else {})}
+            self.rows.append(
+                Row(
+                    work=work,
+                    ours=values[OURS],
+                    unit=unit,
+                    peer=values[name] if name else None,
+                    peer_name=name,
+                    accuracy=beside or None,
+                )
+            )
+
+    def add_fraction(self, work: str, flops: float, elapsed: float, precision: str) -> None:
+        """Add which part of the machine's matrix product a work reaches, if that was measured."""
+        limit = self.facts.get(f"matmul {precision}")
+        if limit:
+            self.rows.append(
+                Row(f"{work} (part of the matrix product's rate)", flops / elapsed / 1e9 / limit, "of limit")
+            )
+
+
+def medians(times: Mapping[str, Sequence[float]]) -> dict[str, float]:
+    """Median of each."""
+    return {name: median(values) for name, values in times.items()}

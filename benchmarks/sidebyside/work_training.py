@@ -1,0 +1,96 @@
+"""Works about training: a step, its memory, an epoch, a whole run, and reading the store."""
+
+from __future__ import annotations
+
+import functools
+from statistics import median
+
+from sidebyside.process import Worker, by_turns
+from sidebyside.rows import Row
+from sidebyside.session import OURS, Session, medians
+
+ADAM_BYTES = 12
+"""A parameter's weight and two moments, float32."""
+
+PAPER = {"epochs": 240, "images": 209, "size": 768, "width": 1024}
+PAPER_SECONDS = 45 * 60
+"""Rudolph et al., WACV 2022, section 4.3: one class of MVTec AD on an RTX 2080 Ti."""
+
+
+def train_step(session: Session) -> None:
+    """Steps on one batch by turns, then memory, loss and latents of the same processes."""
+    settings, works = session.settings, session.settings.works
+    with session.together("ours-training", session.peers) as workers:
+        losses: dict[str, float] = {}
+        first = {name: _epoch(worker, name, losses, "training", source="batch") for name, worker in workers.items()}
+        steps = {name: functools.partial(_epoch, worker, name, losses, "step") for name, worker in workers.items()}
+        times = medians(by_turns(steps, settings.repeats))
+        for worker in workers.values():
+            worker.call("stop")
+        peaks = {name: worker.call("memory")["total"] for name, worker in workers.items()}
+        errors = {name: worker.call("latent_error") for name, worker in workers.items()}
+    accuracy = {OURS: {"latents": errors[OURS]}}
+    for peer in session.peers:
+        accuracy[peer.name] = {"latents of the peer": errors[peer.name]}
+        if peer.whole:  # anomalib's loss sums the log-determinants of a batch and its Adam has other betas
+            accuracy[peer.name]["loss"] = abs(losses[OURS] - losses[peer.name]) / abs(losses[peer.name])
+    if "train_step" in works:
+        session.add("train_step", "s", times, accuracy)
+        session.add("train_step (first)", "s", first)
+        session.add_fraction("train_step", session.facts["step_flops"], times[OURS], session.facts["precision"])
+    if "memory" in works:
+        state = session.facts["parameters"] * ADAM_BYTES / 1e6
+        session.add("memory (training step)", "MB", peaks)
+        session.add("memory (beyond weights and Adam)", "MB", {name: peak - state for name, peak in peaks.items()})
+
+
+def epoch(session: Session) -> None:
+    """Epochs over all stored features by turns."""
+    peers = [peer for peer in session.peers if peer.whole]
+    with session.together("ours-training", peers) as workers:
+        for worker in workers.values():
+            worker.call("training", source="store")
+        steps = {name: functools.partial(_epoch, worker, name, {}, "step") for name, worker in workers.items()}
+        times = medians(by_turns(steps, session.settings.repeats))
+        for worker in workers.values():
+            worker.call("stop")
+    session.add(f"epoch ({session.settings.images} images from the store)", "s", times)
+
+
+def train(session: Session) -> None:
+    """A training from nothing to the last epoch, once each."""
+    peers = [peer for peer in session.peers if peer.whole]
+    settings = session.settings
+    with session.together("ours-training", peers) as workers:
+        results = {name: worker.call("train") for name, worker in workers.items()}
+    name = f"train ({settings.epochs} epochs, {settings.images} images)"
+    accuracy = {
+        peer.name: {
+            "final loss": abs(results[OURS]["loss"] - results[peer.name]["loss"]) / abs(results[peer.name]["loss"])
+        }
+        for peer in peers
+    }
+    session.add(name, "s", {who: result["seconds"] for who, result in results.items()}, accuracy)
+    like_paper = all(getattr(settings, key) == value for key, value in PAPER.items())
+    if like_paper and "efficientnet_b5" in settings.backbone:
+        session.rows.append(Row(name, results[OURS]["seconds"], "s", PAPER_SECONDS, "paper (RTX 2080 Ti)"))
+
+
+def store_read(session: Session) -> None:
+    """Shuffled batches from the store; the first pass only warms the page cache."""
+    with session.ours("ours-training") as worker:
+        worker.call("store_read")
+        rate = median(worker.call("store_read") for _ in range(session.settings.repeats))
+    session.rows.append(Row("store_read (float16 on disk to float32)", rate, "GB/s"))
+    if "copy" in session.facts:
+        session.rows.append(
+            Row("store_read (part of the memory copy's rate)", rate / session.facts["copy"], "of limit")
+        )
+
+
+def _epoch(worker: Worker, name: str, losses: dict[str, float], method: str, **arguments: str) -> float:
+    """One epoch of a worker; remembers its loss."""
+    result = worker.call(method, **arguments)
+    losses[name] = result["loss"]
+    seconds: float = result["seconds"]
+    return seconds
