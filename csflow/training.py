@@ -6,16 +6,15 @@ The world hears about it through ``on_epoch(EpochResult)``; nothing here knows a
 from __future__ import annotations
 
 import math
-import os
 import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import FrameType
-from typing import Literal, NoReturn, Protocol
+from typing import NoReturn
 
 import numpy as np
 import torch
@@ -24,26 +23,13 @@ from torch.optim import Adam
 
 from csflow.checkpoint import FILE, Json, Progress, load_checkpoint, save_checkpoint
 from csflow.config import FlowConfig, TrainingConfig
+from csflow.device import Features, Feed, Precision, choose_device, choose_precision, feed_device
 from csflow.errors import DataError, ModelError
 from csflow.flow import CrossScaleFlow, Pyramid
 
-Precision = Literal["float32", "bfloat16"]
-
 DIVERGED = 10.0  # nats a dimension above the untrained flow: the flow is then far worse than none at all
 STD_FLOOR = 0.01  # of the scale's root mean square deviation: a dead channel must not become an alarm
-CPUINFO = Path("/proc/cpuinfo")
-
-
-class Features(Protocol):
-    """What training needs of a feature store: random access to batches of pyramids."""
-
-    def __len__(self) -> int:
-        """Number of images."""
-        ...
-
-    def batch(self, indices: Sequence[int]) -> Pyramid:
-        """Float32 levels ``(len(indices), C, h, w)``, finest first."""
-        ...
+UNREAD_STEPS = 64  # steps a GPU may be ahead of the divergence check; many more than it needs to stay busy
 
 
 @dataclass(frozen=True)
@@ -84,9 +70,11 @@ def fit(
     The authors' loss, but for a constant that has no gradient: divided by the number ``D`` of latents of an image,
     which decides what a gradient norm of 1 means.
 
-    A checkpoint is written every ``training.checkpoint_seconds`` and on SIGTERM or SIGINT, after which the process
-    exits with 128 + signal. The next call with the same configuration goes on from there, on a CPU with exactly the
-    result of an uninterrupted run; an epoch that ended after the last checkpoint is then reported again.
+    A checkpoint is written every ``training.checkpoint_seconds``, at the end, and on SIGTERM or SIGINT, after which
+    the process exits with 128 + signal. The next call with the same configuration goes on from there, on a CPU with
+    exactly the result of an uninterrupted run; an epoch that ended after the last checkpoint is then reported again.
+    The last checkpoint stays until the caller has the flow in safety and calls
+    :func:`csflow.checkpoint.discard_checkpoint`.
 
     Args:
         features: Of the good images to fit.
@@ -113,43 +101,18 @@ def fit(
         raise DataError("There are no images to train on. Add good images, or hold out fewer (roles).")
     device = choose_device(training)
     run = _start(features, flow, training, channels=channels, scales=scales, directory=directory, device=device)
-    with _signals() as received:
+    feed = feed_device(features, device)
+    cudnn = torch.backends.cudnn.flags(enabled=True, benchmark=True, allow_tf32=run.precision != "float32")
+    with _signals() as received, cudnn:
         while run.progress.epoch <= training.epochs:
-            _train_epoch(run, features, training, received)
+            _train_epoch(run, feed, training, received)
             on_epoch(_result(run.progress, training))
             if received:  # before moving on, so that the resumed run reports this epoch again
                 _save_and_leave(run, received)
             run.progress = Progress(epoch=run.progress.epoch + 1, first_nll=run.progress.first_nll)
-    run.checkpoint.unlink(missing_ok=True)
+            if run.progress.epoch > training.epochs:
+                _save(run)
     return run.flow.cpu().eval()
-
-
-def choose_device(training: TrainingConfig) -> torch.device:
-    """The device asked for; ``auto`` takes CUDA if there is any, else the CPU (Apple's ``mps`` only by name).
-
-    Raises:
-        ModelError: If the device asked for is not there.
-    """
-    available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    name = training.device
-    if name == "auto":
-        name = "cuda" if available["cuda"] else "cpu"
-    if not available[name]:
-        present = ", ".join(device for device, here in available.items() if here)
-        raise ModelError(f"training.device is {name}, but this machine has {present}. Set it to auto.")
-    return torch.device(name)
-
-
-def choose_precision(training: TrainingConfig, device: torch.device) -> Precision:
-    """The precision asked for; ``auto`` takes bfloat16 only where the device has matrix units for it.
-
-    Elsewhere bfloat16 is emulated: the same step was measured three times slower than in float32.
-    """
-    if training.precision != "auto":
-        return training.precision
-    if device.type == "cuda":
-        return "bfloat16" if torch.cuda.get_device_capability(device) >= (8, 0) else "float32"
-    return "bfloat16" if device.type == "cpu" and _cpu_multiplies_bfloat16() else "float32"
 
 
 def channel_statistics(features: Features, *, scales: int, batch_size: int = 64) -> tuple[Tensor, Tensor]:
@@ -176,18 +139,32 @@ def channel_statistics(features: Features, *, scales: int, batch_size: int = 64)
     return mean, variance.sqrt().maximum(floor)
 
 
+@dataclass(frozen=True)
+class _Step:
+    """What a step measured, still on the device."""
+
+    nll: Tensor
+    grad_norm: Tensor
+    images: int
+
+
 @dataclass
 class _Run:
-    """What an epoch changes, and what it needs to do so."""
+    """What an epoch changes, and what it needs to do so.
+
+    ``unread`` steps have been started but not looked at: reading a number from a GPU waits for all it has to do.
+    """
 
     flow: CrossScaleFlow
     optimizer: Adam
     progress: Progress
+    images: int
     device: torch.device
     precision: Precision
     checkpoint: Path
     identity: dict[str, Json]
     saved_at: float
+    unread: list[_Step] = field(default_factory=list)
 
 
 def _start(
@@ -218,6 +195,7 @@ def _start(
         flow=flow,
         optimizer=optimizer,
         progress=Progress(),
+        images=len(features),
         device=device,
         precision=choose_precision(training, device),
         checkpoint=directory / FILE,
@@ -244,15 +222,18 @@ def _identity(
     }
 
 
-def _train_epoch(run: _Run, features: Features, training: TrainingConfig, received: Sequence[int]) -> None:
+def _train_epoch(run: _Run, feed: Feed, training: TrainingConfig, received: Sequence[int]) -> None:
     """All batches of the current epoch that are still to do."""
     # A function of seed and epoch alone: a resumed run needs no generator state to see the same batches.
-    order = np.random.default_rng([training.seed, run.progress.epoch]).permutation(len(features)).tolist()
+    order = np.random.default_rng([training.seed, run.progress.epoch]).permutation(run.images).tolist()
     size = training.batch_size
     run.flow.train()
     for start in range(run.progress.step * size, len(order), size):
         began = time.monotonic()
-        run.progress = _train_step(run, features.batch(order[start : start + size]), training)
+        run.unread.append(_train_step(run, feed(order[start : start + size]), training))
+        last = start + size >= len(order)
+        if last or _reads_every_step(run.device) or len(run.unread) >= UNREAD_STEPS:
+            _read_steps(run)
         run.progress.seconds += time.monotonic() - began
         if received:
             _save_and_leave(run, received)
@@ -260,7 +241,20 @@ def _train_epoch(run: _Run, features: Features, training: TrainingConfig, receiv
             _save(run)
 
 
+def _reads_every_step(device: torch.device) -> bool:
+    """A CPU has nothing queued that reading would wait for."""
+    return device.type == "cpu"
+
+
+def _read_steps(run: _Run) -> None:
+    """Take up what the steps since the last reading measured."""
+    for step in run.unread:
+        run.progress = _advance(run.progress, nll=step.nll.item(), grad_norm=step.grad_norm.item(), images=step.images)
+    run.unread.clear()
+
+
 def _save(run: _Run) -> None:
+    _read_steps(run)
     save_checkpoint(run.checkpoint, run.flow, run.optimizer, run.progress, run.identity)
     run.saved_at = time.monotonic()
 
@@ -270,9 +264,8 @@ def _save_and_leave(run: _Run, received: Sequence[int]) -> NoReturn:
     raise SystemExit(128 + received[0])
 
 
-def _train_step(run: _Run, batch: Pyramid, training: TrainingConfig) -> Progress:
-    """One optimiser step; weights stay untouched if the batch shows divergence."""
-    pyramid = [level.to(run.device, memory_format=torch.channels_last) for level in batch]
+def _train_step(run: _Run, pyramid: Pyramid, training: TrainingConfig) -> _Step:
+    """One optimiser step, without waiting for the device."""
     run.optimizer.zero_grad()
     with torch.autocast(run.device.type, dtype=torch.bfloat16, enabled=run.precision == "bfloat16"):
         latents, log_det = run.flow(pyramid)
@@ -280,9 +273,8 @@ def _train_step(run: _Run, batch: Pyramid, training: TrainingConfig) -> Progress
     loss = run.flow.per_dimension(nll, latents).mean()
     loss.backward()  # type: ignore[no-untyped-call]
     norm = torch.nn.utils.clip_grad_norm_(run.flow.parameters(), training.max_grad_norm)
-    progress = _advance(run.progress, nll=loss.item(), grad_norm=norm.item(), images=len(batch[0]))
     run.optimizer.step()
-    return progress
+    return _Step(loss.detach(), norm, images=len(pyramid[0]))
 
 
 def _advance(progress: Progress, *, nll: float, grad_norm: float, images: int) -> Progress:
@@ -338,11 +330,3 @@ def _signals() -> Iterator[Sequence[int]]:
     finally:
         for number, handler in before.items():
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
-
-
-def _cpu_multiplies_bfloat16() -> bool:
-    """Whether the CPU has bf16 matrix instructions (AMX or AVX512-BF16) and oneDNN may use them."""
-    flags = CPUINFO.read_text().split() if CPUINFO.exists() else []
-    limit = os.environ.get("ONEDNN_MAX_CPU_ISA", "ALL").upper()
-    allowed = limit in {"", "ALL", "DEFAULT"} or any(unit in limit for unit in ("BF16", "FP16", "AMX", "AVX10"))
-    return allowed and not {"amx_bf16", "avx512_bf16"}.isdisjoint(flags)

@@ -77,7 +77,7 @@ def _disk() -> str:
 
 def _device() -> str:
     from csflow.config import TrainingConfig
-    from csflow.training import choose_device, choose_precision
+    from csflow.device import choose_device, choose_precision
 
     training = TrainingConfig()
     return f"trains on {choose_device(training)} in {choose_precision(training, choose_device(training))}"

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 ERROR_FILE = "CSFLOW_ERROR_FILE"
 
-TRAINING_CODE = ("convolution", "flow", "training")
+TRAINING_CODE = ("convolution", "device", "flow", "training")
 """Modules that decide what a flow becomes, given features and configuration."""
 
 DETECTOR_CODE = (*TRAINING_CODE, "backbone", "cache", "calibration", "detector", "extraction", "images", "manifest",

@@ -19,11 +19,11 @@ from safetensors import safe_open
 
 from csflow import checkpoint as checkpoint_module
 from csflow import training as training_module
-from csflow.checkpoint import FILE
+from csflow.checkpoint import FILE, discard_checkpoint
 from csflow.config import FlowConfig, TrainingConfig
 from csflow.errors import CsflowError, DataError, ModelError
 from csflow.flow import CrossScaleFlow, Pyramid, latent_count
-from csflow.training import EpochResult, channel_statistics, choose_device, choose_precision, fit
+from csflow.training import EpochResult, channel_statistics, fit
 
 CHANNELS, SCALES = 6, 2
 FLOW = FlowConfig(blocks=2, hidden=8, standardize=True)
@@ -139,7 +139,6 @@ def test_learns(tmp_path: Path, flow: FlowConfig) -> None:
     trained = run(tmp_path, flow=flow, on_epoch=results.append, epochs=15, learning_rate=1e-2)
     assert results[-1].nll < results[0].nll - 0.3
     assert not trained.training
-    assert not (tmp_path / FILE).exists()
     images = Images()
     if flow.standardize:
         mean, std = channel_statistics(images, scales=SCALES)
@@ -248,6 +247,33 @@ def test_sigterm_during_the_last_on_epoch_is_not_lost(tmp_path: Path) -> None:
     assert_same_bits(resumed, run(tmp_path / "whole"))
 
 
+def test_a_finished_run_is_found_again_until_it_is_discarded(tmp_path: Path) -> None:
+    expected = run(tmp_path)
+    images, seen = Images(), []
+    assert_same_bits(run(tmp_path, images, on_epoch=seen.append), expected)
+    assert (images.asked, seen) == ([], []), "nothing is trained again, whenever the process was killed"
+    discard_checkpoint(tmp_path)
+    discard_checkpoint(tmp_path)
+    run(tmp_path, images)
+    assert len(images.asked) == 9
+
+
+def test_steps_are_read_late_but_all_of_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A GPU's way of training, on the CPU: same result, divergence still found, checkpoints still sound."""
+    whole: list[EpochResult] = []
+    expected = run(tmp_path / "whole", on_epoch=whole.append)
+    read = training_module._read_steps
+    monkeypatch.setattr(training_module, "_reads_every_step", lambda device: False)
+    calls: list[int] = []
+    monkeypatch.setattr(training_module, "_read_steps", lambda r: (calls.append(len(r.unread)), read(r)))
+    seen: list[EpochResult] = []
+    assert_same_bits(run(tmp_path / "late", on_epoch=seen.append), expected)
+    assert [(r.nll, r.grad_norm) for r in seen] == [(r.nll, r.grad_norm) for r in whole]
+    assert calls[:3] == [3, 3, 3], "three steps an epoch are read together at its end"
+    with pytest.raises(ModelError, match="diverged"):
+        run(tmp_path / "diverged", learning_rate=1e6, max_grad_norm=1e6)
+
+
 def test_trains_outside_the_main_thread(tmp_path: Path) -> None:
     flows: list[CrossScaleFlow] = []
     thread = threading.Thread(target=lambda: flows.append(run(tmp_path, epochs=1)))
@@ -350,53 +376,6 @@ def test_deviations_have_a_floor() -> None:
     assert std[0, 2] == pytest.approx(0.01 * root_mean_square)
     assert std[1].tolist() == [1.0] * CHANNELS
     assert mean[0, 2] == 4.0
-
-
-@pytest.mark.parametrize(
-    ("flags", "limit", "expected"),
-    [
-        ("fpu avx2", None, "float32"),
-        ("fpu avx2 avx512_bf16 amx_bf16 amx_tile", None, "bfloat16"),
-        ("fpu avx2 avx512_bf16", None, "bfloat16"),
-        ("fpu avx512_bf16 amx_bf16", "AVX512_CORE_VNNI", "float32"),
-        ("fpu avx512_bf16 amx_bf16", "avx512_core_bf16", "bfloat16"),
-        ("fpu avx512_bf16 amx_bf16", "AVX512_CORE_AMX", "bfloat16"),
-        ("fpu avx512_bf16 amx_bf16", "DEFAULT", "bfloat16"),
-        ("fpu avx2", "AVX512_CORE_AMX", "float32"),
-        (None, None, "float32"),
-    ],
-)
-def test_cpu_precision_follows_its_matrix_units(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flags: str | None, limit: str | None, expected: str
-) -> None:
-    cpuinfo = tmp_path / "cpuinfo"
-    if flags is not None:
-        cpuinfo.write_text(f"processor : 0\nflags : {flags}\n")
-    monkeypatch.setattr(training_module, "CPUINFO", cpuinfo)
-    monkeypatch.delenv("ONEDNN_MAX_CPU_ISA", raising=False)
-    if limit is not None:
-        monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", limit)
-    assert choose_precision(TrainingConfig(), torch.device("cpu")) == expected
-    assert choose_precision(TrainingConfig(precision="float32"), torch.device("cpu")) == "float32"
-    assert choose_precision(TrainingConfig(precision="bfloat16"), torch.device("cpu")) == "bfloat16"
-
-
-@pytest.mark.parametrize(("capability", "expected"), [((7, 5), "float32"), ((8, 0), "bfloat16"), ((9, 0), "bfloat16")])
-def test_gpu_precision_follows_its_capability(
-    monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], expected: str
-) -> None:
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
-    assert choose_precision(TrainingConfig(), torch.device("cuda")) == expected
-
-
-def test_device(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert choose_device(TrainingConfig()).type == "cpu"
-    with pytest.raises(ModelError, match=r"training\.device is cuda, but this machine has cpu"):
-        choose_device(TrainingConfig(device="cuda"))
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    assert choose_device(TrainingConfig()).type == "cuda"
-    assert choose_device(TrainingConfig(device="cpu")).type == "cpu"
 
 
 def test_bfloat16_stays_near_float32(tmp_path: Path) -> None:
