@@ -85,11 +85,6 @@ def save_checkpoint(
         ) from error
 
 
-def discard_checkpoint(directory: Path) -> None:
-    """Delete the checkpoint of a run whose result is in safety; there need not be one."""
-    (directory / FILE).unlink(missing_ok=True)
-
-
 def load_checkpoint(path: Path, flow: CrossScaleFlow, optimizer: Adam, identity: Mapping[str, Json]) -> Progress:
     """Put a saved state into ``flow`` and ``optimizer``.
 

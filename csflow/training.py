@@ -73,8 +73,7 @@ def fit(
     A checkpoint is written every ``training.checkpoint_seconds``, at the end, and on SIGTERM or SIGINT, after which
     the process exits with 128 + signal. The next call with the same configuration goes on from there, on a CPU with
     exactly the result of an uninterrupted run; an epoch that ended after the last checkpoint is then reported again.
-    The last checkpoint stays until the caller has the flow in safety and calls
-    :func:`csflow.checkpoint.discard_checkpoint`.
+    The last checkpoint stays, for the caller to delete once the flow is in safety.
 
     Args:
         features: Of the good images to fit.
@@ -82,7 +81,7 @@ def fit(
         training: Optimiser and run length.
         channels: Channels of every level.
         scales: Number of levels.
-        directory: Holds the checkpoint while training; created if needed.
+        directory: Holds the checkpoint; created if needed.
         on_epoch: Called after every epoch.
 
     Returns:

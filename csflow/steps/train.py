@@ -82,6 +82,7 @@ def _fit(context: RunContext, cached: CacheManifest, images: list[str], folder: 
         directory=work,
         on_epoch=history.add,
     )
+    history.finish(line.training.epochs)
     with new_directory(folder) as target:
         save_file({name: t.contiguous().cpu() for name, t in flow.state_dict().items()}, target / "model.safetensors")
         write_json(target / "training.json", history.rows)
@@ -106,6 +107,11 @@ class _History:
             f"train: epoch {result.epoch}/{result.epochs}  nll {result.nll:+.4f} per dimension  "
             f"gradient {result.grad_norm:.2f}  {result.seconds:.1f} s"
         )
+
+    def finish(self, epochs: int) -> None:
+        """Take up the epochs of a run that was killed after its last one, of which training tells nothing again."""
+        if not self.rows:
+            self._take_up(before=epochs + 1)
 
     def _take_up(self, *, before: int) -> None:
         """Epochs of the killed run up to its checkpoint; later ones are trained again."""

@@ -19,7 +19,7 @@ from safetensors import safe_open
 
 from csflow import checkpoint as checkpoint_module
 from csflow import training as training_module
-from csflow.checkpoint import FILE, discard_checkpoint
+from csflow.checkpoint import FILE
 from csflow.config import FlowConfig, TrainingConfig
 from csflow.errors import CsflowError, DataError, ModelError
 from csflow.flow import CrossScaleFlow, Pyramid, latent_count
@@ -247,15 +247,11 @@ def test_sigterm_during_the_last_on_epoch_is_not_lost(tmp_path: Path) -> None:
     assert_same_bits(resumed, run(tmp_path / "whole"))
 
 
-def test_a_finished_run_is_found_again_until_it_is_discarded(tmp_path: Path) -> None:
+def test_a_finished_run_is_found_again(tmp_path: Path) -> None:
     expected = run(tmp_path)
     images, seen = Images(), []
     assert_same_bits(run(tmp_path, images, on_epoch=seen.append), expected)
     assert (images.asked, seen) == ([], []), "nothing is trained again, whenever the process was killed"
-    discard_checkpoint(tmp_path)
-    discard_checkpoint(tmp_path)
-    run(tmp_path, images)
-    assert len(images.asked) == 9
 
 
 def test_steps_are_read_late_but_all_of_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
