@@ -97,7 +97,7 @@ def convolve_enlarged(x: Tensor, layer: nn.Conv2d) -> Tensor:
         reduced = torch.get_autocast_dtype(device)
         tensors = (x.to(reduced), layer.weight.to(reduced), bias.to(reduced))
     kernel = layer.kernel_size[0]
-    writes = [_enlarged_taps(size, kernel).to(tensors[0]) for size in x.shape[2:]]
+    writes = [_enlarged_taps(int(size), kernel).to(tensors[0]) for size in x.shape[2:]]
     with torch.autocast(device, enabled=False):
         if torch.onnx.is_in_onnx_export():  # other engines know no autograd functions
             return _enlarged(*tensors, *writes)
@@ -239,8 +239,8 @@ def _unweigh(grad: Tensor, height: Tiling, width: Tiling) -> Tensor:
 
 
 def _enlarged(x: Tensor, weight: Tensor, bias: Tensor, height: Tensor, width: Tensor) -> Tensor:
-    channels, h, w = x.shape[1:]
-    outputs, _, kernel, _ = weight.shape
+    channels, h, w = (int(size) for size in x.shape[1:])  # constants in an exported graph, too
+    outputs, _, kernel, _ = (int(size) for size in weight.shape)
     taps = x.permute(0, 2, 3, 1).reshape(-1, channels) @ _taps_last(weight).t()
     split = taps.view(-1, h, w, outputs, kernel, kernel).permute(0, 4, 1, 5, 2, 3)
     along_height = torch.matmul(height.flatten(1), split.reshape(-1, kernel * h, kernel * w * outputs))
