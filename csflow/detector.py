@@ -1,68 +1,35 @@
-"""A trained detector: backbone, flow and calibration, saved as one directory without any pickle.
+"""A trained detector in torch: backbone, flow and calibration, saved as one directory without any pickle.
 
-======================== ==========================================================
-``config.json``          ``kind``, the line's configuration, shape of the model
-``model.safetensors``    weights and fixed permutations of the flow
-``backbone.safetensors`` the trunk, so that serving never needs a model hub
-``calibration.json``     threshold and what it promises; absent fields if none
-``lineage.json``         data, run, code and seed it came from
-======================== ==========================================================
-
-The same bytes are trained, registered, published and served.
+:mod:`csflow.directory` says what lies in the directory. The same bytes are trained, registered, published and served;
+what serves them is :mod:`csflow.engine`, which needs no torch.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from PIL import Image
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from csflow.backbone import Backbone, backbone_from_safetensors, save_trunk
 from csflow.cache import CachedFeatures
 from csflow.calibration import Calibration
-from csflow.config import LineConfig, parse_line_json
-from csflow.errors import ConfigError, ModelError
-from csflow.files import new_directory, write_json
+from csflow.config import LineConfig
+from csflow.directory import BACKBONE, MODEL, Description, not_a_detector
+from csflow.errors import ModelError
+from csflow.files import new_directory
 from csflow.flow import CrossScaleFlow, Pyramid
 from csflow.images import to_pyramid_inputs
-from csflow.scoring import Box, anomaly_map, anomaly_score, boxes_in_image
-
-FORMAT = 1
-
-Floats: TypeAlias = npt.NDArray[np.float32]
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """What a detector says about one image.
-
-    Attributes:
-        score: Anomaly score, higher is more anomalous.
-        p_value: Share of good parts that would score at least this high; ``None`` without calibration.
-        decision: ``"good"`` or ``"defective"``; ``None`` without calibration.
-        threshold: The score above which a part is defective; ``None`` without calibration.
-        anomaly_map: ``(h, w)`` float32 at the resolution of the finest latent.
-        image_size: ``(width, height)`` of the image in pixels.
-        boxes: Regions above the region threshold in image pixels, most anomalous first.
-    """
-
-    score: float
-    p_value: float | None
-    decision: str | None
-    threshold: float | None
-    anomaly_map: Floats
-    image_size: tuple[int, int]
-    boxes: list[Box]
+from csflow.prediction import Floats, judged
+from csflow.prediction import Prediction as Prediction
+from csflow.scoring import anomaly_map, anomaly_score
 
 
 class Detector:
@@ -102,7 +69,7 @@ class Detector:
             chunk = images[start : start + batch_size]
             scores, maps = _score(self.flow, self._extract(chunk))
             predictions += [
-                self._prediction(score, map2d, image.size)
+                judged(score, map2d, image.size, self.calibration)
                 for score, map2d, image in zip(scores, maps, chunk, strict=True)
             ]
         return predictions
@@ -111,66 +78,86 @@ class Detector:
         """Anomaly scores ``(N,)`` and anomaly maps ``(N, h, w)`` of stored features, both float32."""
         return score_stored(self.flow, features)
 
-    def save(self, directory: Path) -> None:
-        """Write the detector directory; either all of it appears or nothing."""
+    def save(self, directory: Path, *, examples: Sequence[Image.Image] = ()) -> None:
+        """Write the detector directory; either all of it appears or nothing.
+
+        Args:
+            directory: Where to; must not exist.
+            examples: Images of the line on which the written graph must agree; drawn ones without.
+
+        Raises:
+            ModelError: If the flow cannot be stored, or the graph says something else than the detector.
+        """
+        from csflow.engine import Engine
+        from csflow.export import check_agreement, drawn_examples, write_graph
+
+        images = list(examples) or drawn_examples()
+
         with new_directory(directory) as target:
-            write_json(
-                target / "config.json",
-                {
-                    "format": FORMAT,
-                    "kind": self.line.detector,
-                    "channels": self.backbone.channels,
-                    "line": self.line.model_dump(mode="json"),
-                },
-            )
-            state = {name: tensor.contiguous().cpu() for name, tensor in self.flow.state_dict().items()}
-            save_file(state, target / "model.safetensors")
-            save_trunk(self.backbone, target / "backbone.safetensors")
-            write_json(target / "calibration.json", self.calibration.to_json())
-            write_json(target / "lineage.json", self.lineage)
+            Description(self.line, self.backbone.channels, self.calibration, self.lineage).write(target)
+            save_flow(self.flow, target / MODEL)
+            save_trunk(self.backbone, target / BACKBONE)
+            write_graph(self, target)
+            check_agreement(self.predict(images), Engine.load(target).predict(images))
 
     @classmethod
     def load(cls, directory: Path, *, device: str = "cpu") -> Detector:
-        """Read a detector directory.
+        """Read a detector directory of any known format.
 
         Raises:
             ModelError: If a file is missing, damaged or does not fit the configuration.
         """
         directory = Path(directory)
-        config = _read_json(directory, "config.json")
-        if config.get("format") != FORMAT:
-            raise ModelError(
-                f"{directory}/config.json has format {config.get('format')!r}, expected {FORMAT}. "
-                "Use the csflow version that wrote it, or train again."
-            )
-        try:
-            line = parse_line_json(json.dumps(config["line"]), source=f"{directory}/config.json")
-        except (KeyError, ConfigError) as error:
-            raise ModelError(f"{directory}/config.json does not describe a line: {error}") from error
-        flow = load_flow(directory / "model.safetensors", line, channels=config["channels"])
-        calibration = Calibration.from_json(_read_json(directory, "calibration.json"))
-        backbone = backbone_from_safetensors(line.features, directory / "backbone.safetensors")
-        lineage = _read_json(directory, "lineage.json")
-        return cls(line, backbone.to(device), flow.to(device), calibration, lineage)
+        about = Description.read(directory)
+        flow = load_flow(directory / MODEL, about.line, channels=about.channels)
+        backbone = backbone_from_safetensors(about.line.features, directory / BACKBONE)
+        return cls(about.line, backbone.to(device), flow.to(device), about.calibration, about.lineage)
 
     def _extract(self, images: Sequence[Image.Image]) -> Pyramid:
         inputs = [to_pyramid_inputs(i, self.line.features, self.backbone.mean, self.backbone.std) for i in images]
-        batch = [torch.stack(same_size).to(self.device) for same_size in zip(*inputs, strict=True)]
+        batch = [torch.from_numpy(np.stack(level)).to(self.device) for level in zip(*inputs, strict=True)]
         pyramid: Pyramid = self.backbone(batch)
         return pyramid
 
-    def _prediction(self, score: float, map2d: Floats, size: tuple[int, int]) -> Prediction:
-        calibration, score = self.calibration, float(score)
-        regions = calibration.region_threshold
-        return Prediction(
-            score=score,
-            p_value=calibration.p_value(score),
-            decision=calibration.decide(score),
-            threshold=calibration.threshold,
-            anomaly_map=map2d,
-            image_size=size,
-            boxes=[] if regions is None else boxes_in_image(map2d, regions, size),
+
+def round_to_stored(flow: CrossScaleFlow) -> None:
+    """Give a flow, in place, the values its file will hold: to be done before anything is calibrated by it.
+
+    Raises:
+        ModelError: If a weight exceeds the range of half precision.
+    """
+    flow.load_state_dict(_stored(flow))
+
+
+def save_flow(flow: CrossScaleFlow, path: Path) -> None:
+    """Write the weights of a flow in half precision; :func:`load_flow` reads what :func:`round_to_stored` leaves.
+
+    Raises:
+        ModelError: If a weight exceeds the range of half precision.
+    """
+    save_file(_stored(flow), path)
+
+
+def _stored(flow: CrossScaleFlow) -> dict[str, Tensor]:
+    """The state as it is stored: weights in half precision, integers narrow; the standardisation in full."""
+    weights = dict(flow.named_parameters())
+    state = {name: tensor.detach().cpu() for name, tensor in flow.state_dict().items()}
+    stored = {name: _narrow(tensor, weight=name in weights).contiguous() for name, tensor in state.items()}
+    broken = [name for name, tensor in stored.items() if not tensor.isfinite().all()]
+    if broken:
+        raise ModelError(
+            f"{len(broken)} weights of the flow, {broken[0]} the first, are not finite in half precision. "
+            "Training diverged: lower training.learning_rate."
         )
+    return stored
+
+
+def _narrow(tensor: Tensor, *, weight: bool) -> Tensor:
+    if weight:
+        return tensor.half()
+    if not tensor.is_floating_point() and int(tensor.max()) <= torch.iinfo(torch.int16).max:
+        return tensor.to(torch.int16)
+    return tensor
 
 
 def score_stored(flow: CrossScaleFlow, features: CachedFeatures, *, batch_size: int = 32) -> tuple[Floats, Floats]:
@@ -195,7 +182,7 @@ def load_flow(path: Path, line: LineConfig, *, channels: int) -> CrossScaleFlow:
     try:
         flow.load_state_dict(load_file(path))
     except FileNotFoundError as error:
-        raise ModelError(f"{path.parent} is not a detector directory: {path.name} is missing.") from error
+        raise not_a_detector(path.parent, path.name) from error
     except (SafetensorError, RuntimeError, OSError) as error:
         raise ModelError(f"{path} does not fit the configuration: {error}. Train or download it again.") from error
     return flow.eval()
@@ -211,16 +198,3 @@ def _score(flow: CrossScaleFlow, pyramid: Pyramid) -> tuple[Floats, Floats]:
 def _chunks(total: int, size: int) -> Iterator[list[int]]:
     for start in range(0, total, size):
         yield list(range(start, min(start + size, total)))
-
-
-def _read_json(directory: Path, name: str) -> dict[str, Any]:
-    path = directory / name
-    try:
-        value = json.loads(path.read_text())
-    except FileNotFoundError as error:
-        raise ModelError(f"{directory} is not a detector directory: {name} is missing.") from error
-    except (ValueError, OSError) as error:
-        raise ModelError(f"{path} cannot be read ({error}). Download or publish the detector again.") from error
-    if not isinstance(value, dict):
-        raise ModelError(f"{path} holds {type(value).__name__}, expected an object.")
-    return value

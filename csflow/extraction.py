@@ -48,7 +48,8 @@ def extract_features(
     def decode(item: tuple[str, Path]) -> list[Tensor]:
         sha, path = item
         image = decode_image(_checked_bytes(path, sha), name=str(path))
-        return to_pyramid_inputs(image, features, backbone.mean, backbone.std)
+        levels = to_pyramid_inputs(image, features, backbone.mean, backbone.std)
+        return [torch.from_numpy(level) for level in levels]
 
     decoded = _map_ahead(decode, files.items(), ahead=2 * batch_size)
     names = list(files)

@@ -21,10 +21,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import torch
+from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
-from torch import Tensor
-from torch.nn import functional as F
 
 from csflow.config import FeatureConfig
 from csflow.errors import DataError
@@ -73,40 +71,57 @@ def decode_image(content: bytes, *, name: str) -> Image.Image:
         raise DataError(f"{name} is damaged: {error}. Copy or export it again.") from error
 
 
-def to_pyramid_inputs(
-    image: Image.Image, features: FeatureConfig, mean: Sequence[float], std: Sequence[float]
-) -> list[Tensor]:
-    """Size and normalise an image for every scale of the pyramid.
+def to_pyramid_levels(image: Image.Image, features: FeatureConfig) -> list[NDArray[np.uint8]]:
+    """Size an image for every scale of the pyramid.
 
-    The image is stretched to a square. ``antialias`` sizes the image anew for every scale (paper 4.2),
-    ``nearest`` takes every second place of the largest input (the authors' code).
+    The image is stretched to a square. ``antialias`` sizes the image anew for every scale (paper 4.2) with Pillow's
+    bilinear filter, which widens with the factor; ``nearest`` takes every second place of the largest (the authors'
+    code).
 
     Args:
         image: 8-bit RGB, as :func:`read_image` gives it.
         features: Names image size, number of scales and the way of downscaling.
+
+    Returns:
+        8-bit RGB, finest first; level ``i`` is ``(s, s, 3)`` with ``s = image_size / 2**i``.
+    """
+    sizes = [features.image_size // 2**scale for scale in range(features.scales)]
+    if features.downscale == "antialias":
+        return [_resized(image, size) for size in sizes]
+    largest = _resized(image, sizes[0])
+    return [largest[:: 2**scale, :: 2**scale] for scale in range(features.scales)]
+
+
+def to_pyramid_inputs(
+    image: Image.Image, features: FeatureConfig, mean: Sequence[float], std: Sequence[float]
+) -> list[NDArray[np.float32]]:
+    """Size and normalise an image for every scale of the pyramid.
+
+    NumPy and not torch, because decoding threads would each start a team of torch's own threads, and because a
+    server has no torch.
+
+    Args:
+        image: 8-bit RGB, as :func:`read_image` gives it.
+        features: See :func:`to_pyramid_levels`.
         mean: Mean of each colour (0 to 1) to subtract.
         std: Standard deviation of each colour to divide by.
 
     Returns:
-        Float tensors, finest first; level ``i`` is ``(3, s, s)`` with ``s = image_size / 2**i``.
+        Finest first; level ``i`` is ``(3, s, s)`` with ``s = image_size / 2**i``.
     """
-    sizes = [features.image_size // 2**scale for scale in range(features.scales)]
-    if features.downscale == "antialias":
-        return [_normalised(image, size, mean, std) for size in sizes]
-    largest = _normalised(image, sizes[0], mean, std)
-    return [largest, *(F.interpolate(largest[None], size=(size, size), mode="nearest")[0] for size in sizes[1:])]
+    factor, offset = normalisation(mean, std)
+    levels = to_pyramid_levels(image, features)
+    return [(level.astype(np.float32) * factor - offset).transpose(2, 0, 1) for level in levels]
 
 
-def _normalised(image: Image.Image, size: int, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """``(3, size, size)``; Pillow's bilinear filter widens with the factor, so it does not alias.
+def normalisation(mean: Sequence[float], std: Sequence[float]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """``(factor, offset)`` of each colour, so that ``pixel * factor - offset`` of a pixel 0 to 255 is normalised."""
+    deviation = np.asarray(std, np.float32)
+    return np.float32(1) / (255 * deviation), np.asarray(mean, np.float32) / deviation
 
-    NumPy and not torch, because decoding threads would each start a team of torch's own threads.
-    """
-    resized = image.resize((size, size), Image.Resampling.BILINEAR)
-    factor = np.float32(1) / (255 * np.asarray(std, np.float32))
-    offset = np.asarray(mean, np.float32) / np.asarray(std, np.float32)
-    pixels = np.asarray(resized, np.float32) * factor - offset
-    return torch.from_numpy(pixels).permute(2, 0, 1)
+
+def _resized(image: Image.Image, size: int) -> NDArray[np.uint8]:
+    return np.asarray(image.resize((size, size), Image.Resampling.BILINEAR))
 
 
 def _to_rgb(image: Image.Image, name: str) -> Image.Image:
