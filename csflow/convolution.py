@@ -97,7 +97,8 @@ def convolve_enlarged(x: Tensor, layer: nn.Conv2d) -> Tensor:
         reduced = torch.get_autocast_dtype(device)
         tensors = (x.to(reduced), layer.weight.to(reduced), bias.to(reduced))
     kernel = layer.kernel_size[0]
-    writes = [_enlarged_taps(int(size), kernel).to(tensors[0]) for size in x.shape[2:]]
+    dtype = tensors[0].dtype
+    writes = [_enlarged_taps(int(size), kernel, dtype, x.device) for size in x.shape[2:]]
     with torch.autocast(device, enabled=False):
         if torch.onnx.is_in_onnx_export():  # other engines know no autograd functions
             return _enlarged(*tensors, *writes)
@@ -269,13 +270,13 @@ def _write_of(read: Tensor) -> Tensor:
 
 
 @lru_cache(maxsize=64)
-def _enlarged_taps(size: int, kernel: int) -> Tensor:
+def _enlarged_taps(size: int, kernel: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """``(2 size, kernel, size)``: how the taps of a kernel at the small places add up at the large ones."""
     with torch.inference_mode(False):  # a table first needed for scoring must serve training, too
         unit = torch.eye(size, dtype=torch.float64)[:, None]
         enlarge = F.interpolate(unit, scale_factor=2.0, mode="linear", align_corners=False)[:, 0].t()
         padded = F.pad(enlarge, (0, 0, kernel // 2, kernel // 2))
-        return torch.stack([padded[tap : tap + 2 * size] for tap in range(kernel)], dim=1)
+        return torch.stack([padded[tap : tap + 2 * size] for tap in range(kernel)], dim=1).to(device, dtype)
 
 
 @lru_cache(maxsize=16)

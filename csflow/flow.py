@@ -291,9 +291,9 @@ class CrossScaleFlow(nn.Module):
         self.feature_std.copy_(std)
 
     def _standardisation_log_det(self, pyramid: Pyramid) -> Tensor:
-        places = self.feature_std.new_tensor([level.shape[2] * level.shape[3] for level in pyramid])
-        log_det = -(self.feature_std.log().sum(dim=1) * places).sum()
-        return log_det.expand(len(pyramid[0]))
+        per_place = self.feature_std.log().sum(dim=1)
+        log_dets = [-sums * (level.shape[2] * level.shape[3]) for sums, level in zip(per_place, pyramid, strict=True)]
+        return torch.stack(log_dets).sum().expand(len(pyramid[0]))
 
     def _check(self, pyramid: Sequence[Tensor]) -> None:
         shapes = [tuple(level.shape) for level in pyramid]
