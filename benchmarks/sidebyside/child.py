@@ -14,7 +14,7 @@ _STATUS = Path("/proc/self/status")
 
 
 class Channel:
-    """Requests in, answers out: ``{"call": name, "with": {...}}`` and ``{"value": ...}`` or ``{"error": traceback}``."""
+    """Requests ``{"call": name, "with": {...}}`` in, answers ``{"value": ...}`` or ``{"error": traceback}`` out."""
 
     def __init__(self) -> None:
         """Take over standard output: libraries print, and only answers may reach whoever reads it."""

@@ -1,4 +1,7 @@
-"""A detector of known answers: its scores by an eager trunk and the plain flow in float32."""
+"""A detector of known answers: its scores by an eager trunk and the plain flow in float32.
+
+The right answers are those of the weights as trained, so a score's error holds what rounding the file costs too.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ import torch
 from csflow.backbone import Backbone
 from csflow.calibration import Calibration, calibrate
 from csflow.config import CalibrationConfig, DataConfig, FlowConfig, LineConfig
-from csflow.detector import Detector
+from csflow.detector import Detector, round_to_stored
 from csflow.flow import CrossScaleFlow
 from sidebyside.bench import Bench
 from sidebyside.peers.eager import Trunk
@@ -35,6 +38,7 @@ def make_detector(bench: Bench, backbone: Backbone, line: LineConfig) -> None:
     flow.load_state_dict(bench.tensors("flow"))
     scale = bench.tensors("scale")
     flow.set_standardization(scale["mean"], scale["std"])
+    round_to_stored(flow)
     Detector(line, backbone, flow, calibration, {"benchmark": True}).save(bench.detector)
     decisions = ["defective" if score > threshold else "good" for score in scores]
     bench.save("reference", {"scores": scores.tolist(), "decisions": decisions})

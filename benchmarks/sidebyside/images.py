@@ -52,7 +52,10 @@ def _fabric(seed: int, number: int) -> NDArray[np.float32]:
 
     defects = tuple(FABRIC_DEFECTS)
     broken = number % DEFECT_EVERY == DEFECT_EVERY - 1
-    return draw_fabric(seed, defects[number // DEFECT_EVERY % len(defects)] if broken else None, SIDE)
+    pixels: NDArray[np.float32] = draw_fabric(
+        seed, defects[number // DEFECT_EVERY % len(defects)] if broken else None, SIDE
+    )
+    return pixels
 
 
 def _noise(seed: int) -> NDArray[np.float32]:
@@ -62,4 +65,4 @@ def _noise(seed: int) -> NDArray[np.float32]:
 
     coarse = np.random.default_rng(seed).integers(0, 256, (16, 16, 3), dtype=np.uint8)
     smooth = Image.fromarray(coarse).resize((SIDE, SIDE), Image.Resampling.BICUBIC)
-    return np.asarray(smooth, dtype=np.float32) / 255
+    return np.asarray(smooth, dtype=np.float32) / np.float32(255)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import namedtuple
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib import util
 from pathlib import Path
@@ -56,7 +56,7 @@ def make_backbone(settings: Settings) -> Backbone:
     torch.manual_seed(settings.seed)
     model = timm.create_model(settings.backbone, pretrained=False)
     _settle(model, settings.size)
-    about = model.pretrained_cfg
+    about = cast("Mapping[str, Any]", model.pretrained_cfg)
     return Backbone(model, name=settings.backbone, stage=STAGE, mean=tuple(about["mean"]), std=tuple(about["std"]))
 
 

@@ -9,7 +9,7 @@ from csflow.cache import FeatureStore
 from sidebyside.bench import Bench
 from sidebyside.child import Channel
 from sidebyside.errors import relative_error
-from sidebyside.materials import Listing, feature_config, make_backbone, stored
+from sidebyside.materials import Listing, feature_config, make_backbone
 from sidebyside.process import seconds
 
 
@@ -43,5 +43,6 @@ class Driver:
     def error(self) -> float:
         """Relative error of what is stored against eager float32 timm, rounded as stored."""
         listing = Listing(self.bench.images)
-        found = stored(self.bench).open([row.sha256 for row in listing.rows]).batch(range(len(listing.rows)))
+        manifest = self.store.extract(listing.manifest, self.features, self.backbone)
+        found = manifest.open([row.sha256 for row in listing.rows]).batch(range(len(listing.rows)))
         return relative_error(found, self.bench.pyramid("eager"))

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from csflow.config import FlowConfig, TrainingConfig
-from csflow.flow import CrossScaleFlow, Pyramid
 from csflow.device import Features, choose_precision
+from csflow.flow import CrossScaleFlow, Pyramid
 from csflow.training import EpochResult, fit
 from sidebyside.bench import Bench
 from sidebyside.child import Channel, Memory

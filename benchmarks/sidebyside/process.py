@@ -65,6 +65,10 @@ class Worker:
             raise WorkerError(f"{self.name}, {method}:\n{answer['error']}")
         return answer["value"]
 
+    def seconds(self, method: str, **arguments: Any) -> float:
+        """:meth:`call` for methods that give a number."""
+        return float(self.call(method, **arguments))
+
     def __enter__(self) -> Self:
         return self
 

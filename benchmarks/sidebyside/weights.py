@@ -7,9 +7,10 @@ Reference:
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TypeVar
+from typing import TYPE_CHECKING
 
-Value = TypeVar("Value")
+if TYPE_CHECKING:
+    from torch import Tensor
 
 SCALES = 3
 _PARTS = {
@@ -22,25 +23,18 @@ OFFICIAL = "module_list.{place}.s{half}"
 ANOMALIB = "graph.module_list.{place}.cross_convolution{half}"
 
 
-def to_official(state: Mapping[str, Value], gammas: Mapping[str, list[Value]]) -> dict[str, Value]:
-    """Our tensors under the authors' names; their couplings lie at places 4, 6, 8 and so on.
-
-    Args:
-        state: Our state dict; buffers are left out.
-        gammas: Each of our ``gamma`` tensors split into one a scale.
-    """
-    return _renamed(state, gammas, OFFICIAL, first_place=4)
+def to_official(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Our tensors under the authors' names; their couplings lie at places 4, 6, 8 and so on. Buffers are left out."""
+    return _renamed(state, OFFICIAL, first_place=4)
 
 
-def to_anomalib(state: Mapping[str, Value], gammas: Mapping[str, list[Value]]) -> dict[str, Value]:
-    """Our tensors under anomalib's names; couplings lie at places 1, 3, 5 and so on. See :func:`to_official`."""
-    return _renamed(state, gammas, ANOMALIB, first_place=1)
+def to_anomalib(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Our tensors under anomalib's names; its couplings lie at places 1, 3, 5 and so on. Buffers are left out."""
+    return _renamed(state, ANOMALIB, first_place=1)
 
 
-def _renamed(
-    state: Mapping[str, Value], gammas: Mapping[str, list[Value]], prefix: str, *, first_place: int
-) -> dict[str, Value]:
-    renamed = {}
+def _renamed(state: Mapping[str, Tensor], prefix: str, *, first_place: int) -> dict[str, Tensor]:
+    renamed: dict[str, Tensor] = {}
     for name, tensor in state.items():
         parts = name.split(".")
         if parts[0] != "blocks" or parts[2] == "permutation":
@@ -48,7 +42,7 @@ def _renamed(
         block, half, inside = int(parts[1]), parts[2].removeprefix("subnet_"), ".".join(parts[3:5])
         theirs = prefix.format(place=first_place + 2 * block, half=half)
         if inside == "gamma":
-            renamed |= {f"{theirs}.gamma{i}": gamma for i, gamma in enumerate(gammas[name])}
+            renamed |= {f"{theirs}.gamma{i}": tensor[i : i + 1] for i in range(len(tensor))}
         else:
             renamed[f"{theirs}.{_PARTS[inside]}.{parts[-1]}"] = tensor
     return renamed

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import sys
+from collections.abc import Callable
 
 from sidebyside.process import Worker, by_turns
 from sidebyside.rows import Row
@@ -20,7 +21,7 @@ def extract(session: Session) -> None:
     eager = Peer(EAGER, sys.executable, "timm")
     with session.together("ours-features", [eager]) as workers:
         first = {OURS: workers[OURS].call("fresh"), EAGER: workers[EAGER].call("extract")}
-        turns = {name: functools.partial(worker.call, "extract") for name, worker in workers.items()}
+        turns = {name: functools.partial(worker.seconds, "extract") for name, worker in workers.items()}
         times = medians(by_turns(turns, settings.repeats))
         flops = workers[EAGER].call("flops") * settings.images
         computing = min(workers[EAGER].call("compute") for _ in range(2))
@@ -39,9 +40,9 @@ def retrain(session: Session) -> None:
     before = min(round(count / GROWTH), count - 1)
     with session.ours("ours-features") as worker:
         worker.call("fresh")
-        turns = {
-            FULL: functools.partial(worker.call, "extract"),
-            "unchanged": functools.partial(worker.call, "again"),
+        turns: dict[str, Callable[[], float]] = {
+            FULL: functools.partial(worker.seconds, "extract"),
+            "unchanged": functools.partial(worker.seconds, "again"),
             "grown": lambda: _grown(worker, before),
         }
         times = medians(by_turns(turns, session.settings.repeats))
@@ -54,5 +55,4 @@ def retrain(session: Session) -> None:
 
 def _grown(worker: Worker, before: int) -> float:
     worker.call("extract", images=before)
-    seconds: float = worker.call("again")
-    return seconds
+    return worker.seconds("again")

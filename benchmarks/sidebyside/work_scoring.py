@@ -33,7 +33,7 @@ def score(session: Session) -> None:
                     singles[name].append(worker.call("score", indices=[i % settings.images]))
         batches: dict[str, float] = {}
         if "score_batch" in works:
-            turns = {n: functools.partial(w.call, "score", indices=batch) for n, w in workers.items()}
+            turns = {n: functools.partial(w.seconds, "score", indices=batch) for n, w in workers.items()}
             batches = medians(by_turns(turns, settings.repeats))
         answers = {name: worker.call("answers") for name, worker in workers.items()}
     accuracy = _accuracy(session, answers)

@@ -38,8 +38,7 @@ class Driver(FlowPeer):
         state = self.bench.tensors(weights)
         channels, size = state["blocks.0.permutation"].shape[1], self.settings.size
         model: nn.Module = _flow(channels, size, self.settings.width)
-        gammas = {name: list(t.split(1)) for name, t in state.items() if name.endswith("gamma")}
-        model.load_state_dict(to_anomalib(state, gammas))
+        model.load_state_dict(to_anomalib(state))
         for block, permute in enumerate(m for m in model.modules() if isinstance(m, torch_model.ParallelPermute)):
             orders = state[f"blocks.{block}.permutation"]
             permute.perm, permute.perm_inv = list(orders), [order.argsort() for order in orders]

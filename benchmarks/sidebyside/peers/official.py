@@ -36,8 +36,7 @@ class Driver(FlowPeer):
         """Theirs, with our weights under their names."""
         model: nn.Module = self.theirs.get_cs_flow_model(self.config.n_feat)
         state = self.bench.tensors(weights)
-        gammas = {name: list(t.split(1)) for name, t in state.items() if name.endswith("gamma")}
-        model.load_state_dict(to_official(state, gammas))
+        model.load_state_dict(to_official(state))
         return model
 
     def new_optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
