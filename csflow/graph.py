@@ -143,7 +143,8 @@ class _Trunk(nn.Module):
         super().__init__()
         self.backbone = _with_fixed_padding(backbone)
         self.strides = [2**scale for scale in range(features.scales)] if features.downscale == "nearest" else None
-        self.factor, self.offset = map(torch.from_numpy, normalisation(backbone.mean, backbone.std))
+        colours = normalisation(backbone.mean, backbone.std)
+        self.factor, self.offset = (torch.from_numpy(values)[:, None, None] for values in colours)
 
     def forward(self, *levels: Tensor) -> Tensor:
         return torch.cat([level.flatten(1) for level in self.pyramid(levels)], dim=1)
@@ -151,7 +152,7 @@ class _Trunk(nn.Module):
     def pyramid(self, levels: Sequence[Tensor]) -> list[Tensor]:
         if self.strides is not None:
             levels = [levels[0][:, ::stride, ::stride] for stride in self.strides]
-        inputs = [(level.float() * self.factor - self.offset).permute(0, 3, 1, 2) for level in levels]
+        inputs = [level.permute(0, 3, 1, 2).float() * self.factor - self.offset for level in levels]
         return cast("list[Tensor]", self.backbone(inputs))
 
 
@@ -229,7 +230,37 @@ def _traced(module: _Trunk, features: FeatureConfig, outputs: Sequence[str]) -> 
             f"{module.backbone.name} cannot be turned into an ONNX graph: {reason}. Use another backbone or stage."
         ) from error
     model.ir_version = IR_VERSION
+    _merge_padding(model.graph, module)
     return model
+
+
+def _merge_padding(graph: onnx.GraphProto, module: _Trunk) -> None:
+    """Let convolutions pad their input themselves, which torch can do only evenly: saves a copy of the largest maps."""
+    padded = {
+        f"{name}.weight": layer.padding
+        for name, layer in module.named_modules()
+        if isinstance(layer, _PaddedConvolution)
+    }
+    sources = {node.output[0]: node.input[0] for node in graph.node if node.op_type == "Pad"}
+    for node in graph.node:
+        if node.op_type == "Conv" and node.input[1] in padded and node.input[0] in sources:
+            left, right, top, bottom = padded[node.input[1]]
+            node.input[0] = sources[node.input[0]]
+            attributes = [attribute for attribute in node.attribute if attribute.name != "pads"]
+            del node.attribute[:]
+            node.attribute.extend([*attributes, helper.make_attribute("pads", [top, left, bottom, right])])
+    _drop_unused(graph)
+
+
+def _drop_unused(graph: onnx.GraphProto) -> None:
+    used = {value.name for value in graph.output}
+    kept = []
+    for node in reversed(graph.node):
+        if used.intersection(node.output):
+            used.update(node.input)
+            kept.append(node)
+    del graph.node[:]
+    graph.node.extend(reversed(kept))
 
 
 def _bind(model: onnx.ModelProto, weights: Weights) -> None:
