@@ -46,6 +46,21 @@ def serve(make: Callable[[Channel], object]) -> None:
             channel.send(value=value)
 
 
+def warm_torch(device: object = "cpu") -> None:
+    """Let torch import what its optimisers import at first use (some 200 MB, 2 s), or it would count as training.
+
+    Which process has done so already depends on nothing but what else it imported.
+    """
+    import torch
+
+    layer = torch.nn.Conv2d(1, 1, 1).to(str(device))
+    for fused in (False, True):
+        optimizer = torch.optim.Adam(layer.parameters(), fused=fused)
+        layer(torch.ones(1, 1, 2, 2, device=str(device))).sum().backward()
+        torch.nn.utils.clip_grad_norm_(layer.parameters(), 1.0)
+        optimizer.step()
+
+
 class Memory:
     """Peak of this process, or of its GPU, above what it held when measuring began.
 

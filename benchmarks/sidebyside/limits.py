@@ -37,6 +37,7 @@ class Driver:
             "cpu": _cpu_model(),
             "flags": [flag for flag in FLAGS if flag in _cpu_info()],
             "isa_limit": os.environ.get("ONEDNN_MAX_CPU_ISA"),
+            "load_before": round(os.getloadavg()[0], 2),
             "cores": len(os.sched_getaffinity(0)),
             "memory_gb": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9, 1),
             "gpu": torch.cuda.get_device_name() if self.device.type == "cuda" else None,

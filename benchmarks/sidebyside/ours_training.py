@@ -17,7 +17,7 @@ from csflow.device import Features, choose_precision
 from csflow.flow import CrossScaleFlow, Pyramid
 from csflow.training import EpochResult, fit
 from sidebyside.bench import Bench
-from sidebyside.child import Channel, Memory
+from sidebyside.child import Channel, Memory, warm_torch
 from sidebyside.errors import relative_error
 
 if TYPE_CHECKING:
@@ -37,6 +37,7 @@ class Driver:
         self.channel = channel
         self.device = torch.device(self.settings.device)
         self.memory_above: dict[str, float] = {}
+        warm_torch(self.device)
 
     def training(self, source: str) -> None:
         """Train; answers after every epoch and waits for ``step`` (go on) or anything else (stop).

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -14,6 +15,9 @@ from typing import Any, Self, TypeVar
 
 WORKER = Path(__file__).resolve().parent.parent / "worker.py"
 ROOT = WORKER.parent.parent
+
+DISTURBED = 2.0
+"""Repeats further apart than this are pointed out: something else was running."""
 
 Name = TypeVar("Name")
 
@@ -33,8 +37,11 @@ class Worker:
 
     def __init__(self, python: str, arguments: Sequence[str], *, threads: int) -> None:
         environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "PYTHONWARNINGS": "ignore"}
-        # A bare machine has a checkout of csflow, not an installation.
-        environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+        if python == sys.executable:
+            # A bare machine has a checkout of csflow, not an installation.
+            environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+        else:
+            environment.pop("PYTHONPATH", None)  # ours; a peer's environment has its own packages
         self.name = arguments[0]
         self.process = subprocess.Popen(
             [python, str(WORKER), *arguments],
@@ -91,6 +98,9 @@ def by_turns(work: Mapping[Name, Callable[[], float]], repeats: int) -> dict[Nam
     for _ in range(repeats):
         for name, measure in work.items():
             results[name].append(measure())
+    for name, values in results.items():
+        if max(values) > DISTURBED * min(values):
+            print(f"… {name}: {min(values):.3g} to {max(values):.3g}: was the machine busy?", file=sys.stderr)
     return results
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sidebyside.bench import Bench
-from sidebyside.child import Channel, Memory
+from sidebyside.child import Channel, Memory, warm_torch
 from sidebyside.errors import relative_error
 from sidebyside.plain import plain_scores
 
@@ -54,6 +54,7 @@ class FlowPeer(ABC):
     def training(self, source: str) -> dict[str, float]:
         """Make model and optimiser and run the first epoch."""
         data = self.batches(source)
+        warm_torch(self.device)
         self._measured = Memory(self.device)
         self.model = self.build("start").to(self.device)
         self.optimizer = self.new_optimizer(self.model)
@@ -79,6 +80,7 @@ class FlowPeer(ABC):
 
     def train(self) -> dict[str, float]:
         """Seconds of a whole training on the stored features."""
+        warm_torch(self.device)
         began = time.perf_counter()
         result = self.training("store")
         for _ in range(self.settings.epochs - 1):
