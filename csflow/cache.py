@@ -59,6 +59,11 @@ class _Space:
         """Number of values of one image."""
         return sum(channels * height * width for channels, height, width in self.shapes)
 
+    @property
+    def entry_bytes(self) -> int:
+        """Size of a sound entry."""
+        return _HEADER + 2 * self.values
+
     def path(self, sha: str) -> Path:
         """File of an image; two digits of its digest keep folders small."""
         return self.folder / sha[:2] / sha
@@ -82,9 +87,9 @@ class _Space:
             content = path.read_bytes()
         except OSError as error:
             raise CacheError(f"Cannot read features {path}: {error.strerror or error}. {_REPAIR}") from error
-        expected = _HEADER + 2 * self.values
-        if len(content) != expected:
-            raise CacheError(f"Features {path} are damaged: {len(content)} bytes, expected {expected}. {_REPAIR}")
+        if len(content) != self.entry_bytes:
+            found = f"{len(content)} bytes, expected {self.entry_bytes}"
+            raise CacheError(f"Features {path} are damaged: {found}. {_REPAIR}")
         if content[:_HEADER] != _MAGIC + self._checksum(sha, content[_HEADER:]):
             raise CacheError(f"Features {path} are damaged: wrong checksum. {_REPAIR}")
 
@@ -238,6 +243,23 @@ class CacheManifest:
         return manifest
 
 
+@dataclass(frozen=True)
+class ExtractionPlan:
+    """What an extraction has to do.
+
+    Attributes:
+        shapes: ``(C, h, w)`` of every scale, finest first.
+        entries: SHA-256 of every image, sorted.
+        missing: Files without a sound entry, by SHA-256.
+        entry_bytes: On disk, of one image.
+    """
+
+    shapes: tuple[Shape, ...]
+    entries: tuple[str, ...]
+    missing: dict[str, Path]
+    entry_bytes: int
+
+
 class FeatureStore:
     """A folder of feature spaces."""
 
@@ -268,6 +290,26 @@ class FeatureStore:
             CacheError: If the store cannot be written.
             ModelError: If features exceed the range of half precision.
         """
+        plan = self.plan(manifest, features, backbone)
+        space, todo = _Space(self.root / self.space_of(features, backbone), plan.shapes), plan.missing
+        self._describe(space.folder, features, backbone)
+        computed = extract_features(todo, features, backbone, batch_size, space.folder)
+        for sha, values in track(computed, total=len(todo), label="extract features"):
+            space.write(sha, values)
+        return CacheManifest(self.root, space.folder.name, plan.shapes, plan.entries, extracted=len(todo))
+
+    def plan(self, manifest: Manifest, features: FeatureConfig, backbone: Backbone) -> ExtractionPlan:
+        """Look what the store holds and lacks of the features of every image; nothing is written.
+
+        Args:
+            manifest: The images, with the hash of each file.
+            features: Image size, scales and way of downscaling.
+            backbone: Would compute the features.
+
+        Raises:
+            ConfigError: If the image size does not fit the backbone.
+            DataError: If there are no images.
+        """
         sizes = check_pyramid(features, backbone.stride)
         shapes = tuple((backbone.channels, size // backbone.stride, size // backbone.stride) for size in sizes)
         space = _Space(self.root / self.space_of(features, backbone), shapes)
@@ -275,12 +317,8 @@ class FeatureStore:
         files = {str(row.sha256): manifest.root / str(row.path) for row in rows}
         if not files:
             raise DataError(f"The manifest of {manifest.root} has no images. Import or add some first.")
-        todo = {sha: path for sha, path in files.items() if not space.intact(sha)}
-        self._describe(space.folder, features, backbone)
-        computed = extract_features(todo, features, backbone, batch_size)
-        for sha, values in track(computed, total=len(todo), label="extract features"):
-            space.write(sha, values)
-        return CacheManifest(self.root, space.folder.name, shapes, tuple(sorted(files)), extracted=len(todo))
+        missing = {sha: path for sha, path in files.items() if not space.intact(sha)}
+        return ExtractionPlan(shapes, tuple(sorted(files)), missing, space.entry_bytes)
 
     def _describe(self, folder: Path, features: FeatureConfig, backbone: Backbone) -> None:
         """Say in the folder, for people, what its name stands for."""

@@ -129,7 +129,7 @@ def open_session(graph: Path, *, threads: int) -> InferenceSession:
     try:
         return onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # ONNX Runtime's errors have no common base of their own
-        raise ModelError(f"{graph} cannot be opened: {error} Download or publish the detector again.") from error
+        raise ModelError(f"ONNX Runtime cannot open {graph}: {error} Make or download it again.") from error
 
 
 def cores() -> int:

@@ -113,11 +113,9 @@ def test_a_pooled_nearest_neighbour_does_not_solve_the_demo(pulled: Path, name: 
     manifest = build_manifest(pulled / name, line=name, roles=RolesConfig())
 
     def pooled(split: str) -> torch.Tensor:
-        rows = [
-            backbone([to_pyramid_inputs(read_image(file), features, backbone.mean, backbone.std)[0][None]])[0]
-            for file in manifest.rows(split=split).files
-        ]
-        return torch.cat(rows).mean(dim=(2, 3))
+        images = [read_image(file) for file in manifest.rows(split=split).files]
+        inputs = [to_pyramid_inputs(image, features, backbone.mean, backbone.std)[0] for image in images]
+        return torch.cat([backbone([torch.from_numpy(image)[None]])[0] for image in inputs]).mean(dim=(2, 3))
 
     distance = torch.cdist(pooled("test"), pooled("train")).min(dim=1).values.numpy()
     defective = (manifest.rows(split="test").frame["label"] == "defective").to_numpy()

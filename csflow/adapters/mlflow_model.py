@@ -11,7 +11,7 @@ import csflow
 if TYPE_CHECKING:
     from mlflow.models import ModelSignature
 
-_NEEDED_TO_LOAD = ("mlflow", "numpy", "pandas", "pillow", "pydantic", "safetensors", "scipy", "timm", "torch")
+_NEEDED_TO_LOAD = ("mlflow", "numpy", "onnxruntime", "pandas", "pillow", "pydantic", "scipy")
 
 
 def write_model(folder: Path, detector: Path, *, run_id: str, model_id: str, example: bytes) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -21,9 +22,9 @@ class DetectorModel(PythonModel):
 
     def load_context(self, context: PythonModelContext) -> None:
         """Read the detector directory once, when the model is loaded."""
-        from csflow.detector import Detector
+        from csflow.engine import Engine
 
-        self.detector = Detector.load(context.artifacts["detector"])
+        self.engine = Engine.load(Path(context.artifacts["detector"]))
 
     def predict(
         self, context: PythonModelContext, model_input: pd.DataFrame, params: dict[str, Any] | None = None
@@ -46,7 +47,7 @@ class DetectorModel(PythonModel):
 
         encoded = [_encoded_image(value, row) for row, value in enumerate(model_input["image"])]
         images = [decode_image(content, name=f"row {row}") for row, content in enumerate(encoded)]
-        predictions = self.detector.predict(images)
+        predictions = self.engine.predict(images)
         table = {
             "score": [prediction.score for prediction in predictions],
             "p_value": [prediction.p_value for prediction in predictions],

@@ -4,14 +4,21 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from csflow.errors import UsageError
 from csflow.files import write_atomic
 from csflow.workspace import Workspace
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from csflow.engine import Engine
+    from csflow.prediction import Prediction
 
 
 def score(
@@ -23,18 +30,15 @@ def score(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
     """Score images and write a heat-map overlay for each."""
-    from csflow.detector import Detector
-    from csflow.images import read_image
+    from csflow.engine import Engine
     from csflow.scoring import overlay
     from csflow.steps.locate import locate_detector
 
     files = _image_files(images)
-    detector = Detector.load(locate_detector(model, Workspace.from_environment()))
-    calibration = detector.calibration
+    engine = Engine.load(locate_detector(model, Workspace.from_environment()))
+    calibration = engine.calibration
     rows = []
-    for file, name in zip(files, _overlay_names(files), strict=True):
-        image = read_image(file)
-        (prediction,) = detector.predict([image])
+    for name, (file, image, prediction) in zip(_overlay_names(files), _predictions(engine, files), strict=True):
         picture = overlay(image, prediction.anomaly_map, calibration.map_range, calibration.region_threshold)
         write_atomic(out / name, _png(picture))
         rows.append(
@@ -50,6 +54,18 @@ def score(
         typer.echo(json.dumps({"threshold": calibration.threshold, "scores": rows}, indent=2))
     else:
         _print(rows, calibration.statement)
+
+
+def _predictions(engine: Engine, files: list[Path]) -> Iterator[tuple[Path, Image, Prediction]]:
+    """Read and score a few images a core at once: all of them together might not fit into memory."""
+    from csflow.engine import CHUNK
+    from csflow.images import read_image
+
+    size = CHUNK * engine.threads
+    for start in range(0, len(files), size):
+        some = files[start : start + size]
+        images = [read_image(file) for file in some]
+        yield from zip(some, images, engine.predict(images), strict=True)
 
 
 def _image_files(arguments: list[Path]) -> list[Path]:
@@ -77,12 +93,9 @@ def _overlay_names(files: list[Path]) -> list[str]:
     return [f"{f.stem}.png" if count[f.stem] == 1 else f"{'-'.join(f.with_suffix('').parts[-3:])}.png" for f in files]
 
 
-def _png(picture: object) -> bytes:
+def _png(picture: Image) -> bytes:
     from io import BytesIO
 
-    from PIL.Image import Image
-
-    assert isinstance(picture, Image)
     buffer = BytesIO()
     picture.save(buffer, format="PNG")
     return buffer.getvalue()

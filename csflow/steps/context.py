@@ -23,8 +23,8 @@ ERROR_FILE = "CSFLOW_ERROR_FILE"
 TRAINING_CODE = ("convolution", "device", "flow", "training")
 """Modules that decide what a flow becomes, given features and configuration."""
 
-DETECTOR_CODE = (*TRAINING_CODE, "backbone", "cache", "calibration", "detector", "extraction", "images", "manifest",
-                 "scoring")  # fmt: skip
+DETECTOR_CODE = (*TRAINING_CODE, "backbone", "cache", "calibration", "detector", "directory", "engine", "export",
+                 "extraction", "graph", "images", "manifest", "prediction", "scoring")  # fmt: skip
 """Modules that decide what a detector is and says, given images and configuration."""
 
 

@@ -14,6 +14,8 @@ from csflow.steps.context import DETECTOR_CODE, RunContext, code_version, load_m
 from csflow.workspace import Workspace
 
 if TYPE_CHECKING:
+    from PIL import Image
+
     from csflow.cache import CacheManifest
     from csflow.detector import Detector
     from csflow.manifest import Manifest
@@ -45,6 +47,7 @@ def evaluate(
     Raises:
         DataError: If too few images are held out for the promised false-alarm rate.
         CacheError: If a stored feature is damaged.
+        ModelError: If the exported graph says something else than the detector.
     """
     context = RunContext.load(Path(context_path))
     if context.unchanged:
@@ -57,7 +60,7 @@ def evaluate(
         workspace = Workspace.from_environment()
         manifest, cached = load_manifest(context, Path(manifest_path)), CacheManifest.load(Path(features_path))
         detector = _assemble(context, manifest, cached, Path(model_path))
-        detector.save(Path(detector_out))
+        detector.save(Path(detector_out), examples=_examples(manifest))
         epochs = json.loads((Path(model_path) / "training.json").read_text())
         evaluation = judge(detector, manifest, cached, nll=[row["nll"] for row in epochs])
         folder = workspace.runs / context.run_id / "report"
@@ -93,14 +96,22 @@ def _assemble(context: RunContext, manifest: Manifest, cached: CacheManifest, mo
     """The detector: trunk, trained flow, and thresholds from the images held out for them."""
     from csflow.backbone import load_backbone
     from csflow.calibration import calibrate
-    from csflow.detector import Detector, load_flow, score_stored
+    from csflow.detector import Detector, load_flow, round_to_stored, score_stored
 
     line = context.line
     flow = load_flow(model / "model.safetensors", line, channels=cached.channels)
+    round_to_stored(flow)  # a model trained by an older csflow is in full precision
     held_out = manifest.rows(role="calibrate")
     scores, maps = score_stored(flow, cached.open(list(held_out.frame["sha256"])))
     calibration = calibrate(scores, maps, line.calibration)
     return Detector(line, load_backbone(line.features), flow, calibration, _lineage(context, manifest))
+
+
+def _examples(manifest: Manifest) -> list[Image.Image]:
+    """A few good images on which the exported graph must say what the detector says."""
+    from csflow.images import read_image
+
+    return [read_image(file) for file in manifest.rows(role="calibrate").files[:3]]
 
 
 def _lineage(context: RunContext, manifest: Manifest) -> dict[str, object]:

@@ -66,8 +66,7 @@ def _republish(history: Path, publish: OnEpoch) -> None:
 
 
 def _fit(context: RunContext, cached: CacheManifest, images: list[str], folder: Path, publish: OnEpoch) -> None:
-    from safetensors.torch import save_file
-
+    from csflow.detector import save_flow
     from csflow.training import fit
 
     line, work = context.line, folder.with_suffix(".work")
@@ -84,7 +83,7 @@ def _fit(context: RunContext, cached: CacheManifest, images: list[str], folder: 
     )
     history.finish(line.training.epochs)
     with new_directory(folder) as target:
-        save_file({name: t.contiguous().cpu() for name, t in flow.state_dict().items()}, target / "model.safetensors")
+        save_flow(flow, target / "model.safetensors")  # rounded, so that it is calibrated as it will be stored
         write_json(target / "training.json", history.rows)
     shutil.rmtree(work, ignore_errors=True)
 

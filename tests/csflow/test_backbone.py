@@ -94,6 +94,10 @@ def cut(model: nn.Module, *, name: str = "toy", stage: int = 2, mean: float = 0.
     return Backbone(model, name=name, stage=stage, mean=(mean, 0.5, 0.5), std=(0.5, 0.5, 0.5))
 
 
+def normalised(picture: Image.Image, features: FeatureConfig, backbone: Backbone) -> list[Tensor]:
+    return [torch.from_numpy(level) for level in to_pyramid_inputs(picture, features, backbone.mean, backbone.std)]
+
+
 class TestImageNet:
     @pytest.mark.parametrize(("picture", "label"), [("china.jpg", 698), ("flower.jpg", 985)])
     def test_trunk_and_head_name_the_picture(
@@ -101,7 +105,7 @@ class TestImageNet:
     ) -> None:
         """Palace and daisy: only right weights in the right places get there."""
         features = FeatureConfig(image_size=224, scales=1)
-        inputs = to_pyramid_inputs(photograph(picture), features, backbone.mean, backbone.std)
+        inputs = normalised(photograph(picture), features, backbone)
         (trunk,) = backbone([inputs[0][None]])
         with torch.no_grad():
             after = complete.bn2(complete.conv_head(complete.blocks[6](trunk)))
@@ -112,7 +116,7 @@ class TestImageNet:
         assert best > 2 * runner_up
 
     def test_every_scale_is_the_cut_network(self, backbone: Backbone, complete: nn.Module) -> None:
-        inputs = to_pyramid_inputs(photograph("china.jpg"), LITE0, backbone.mean, backbone.std)
+        inputs = normalised(photograph("china.jpg"), LITE0, backbone)
         pyramid = backbone([level[None] for level in inputs])
         assert [level.shape for level in pyramid] == [(1, 192, 12, 12), (1, 192, 6, 6), (1, 192, 3, 3)]
         for level, image in zip(pyramid, inputs, strict=True):

@@ -9,7 +9,7 @@ from dataclasses import asdict
 
 from csflow.adapters.serving.payload import Item
 from csflow.calibration import Calibration
-from csflow.detector import Prediction
+from csflow.prediction import Prediction
 from csflow.scoring import heatmap_png
 
 Answer = dict[str, object]

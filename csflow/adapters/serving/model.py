@@ -16,7 +16,7 @@ from PIL import Image
 from csflow.adapters.serving import ServedDetector
 from csflow.adapters.serving.answer import DATATYPES, Answer, answer, columns
 from csflow.adapters.serving.payload import WISHES, Item, check_count, images_of_tensor, items_of_instances, wishes_of
-from csflow.detector import Detector
+from csflow.engine import Engine
 from csflow.errors import DataError
 from csflow.files import sha256_tree
 from csflow.images import read_image
@@ -38,11 +38,11 @@ class DetectorModel(Model):  # type: ignore[misc]
 
     def __init__(self, name: str, served: ServedDetector, executor: Executor) -> None:
         super().__init__(name)
-        self._detector = Detector.load(served.directory)
+        self._engine = Engine.load(served.directory)
         self._version = served.version or sha256_tree(served.directory)[:12]
         self._executor = executor
         # The first batch is slow (memory, kernels) and shows whether the detector works at all.
-        self._detector.predict([Image.new("RGB", (64, 64))])
+        self._engine.predict([Image.new("RGB", (64, 64))])
         self.ready = True
 
     def get_input_types(self) -> list[dict[str, object]]:
@@ -101,8 +101,8 @@ class DetectorModel(Model):  # type: ignore[misc]
                 images.append(read_image(item.content))
             except DataError as error:
                 raise DataError(f"{place.format(index)}: {error}") from error
-        calibration = self._detector.calibration
-        predictions = self._detector.predict(images)
+        calibration = self._engine.calibration
+        predictions = self._engine.predict(images)
         return [
             answer(prediction, item, calibration, self._version)
             for prediction, item in zip(predictions, items, strict=True)

@@ -50,7 +50,7 @@ class DetectorServer(ModelServer):  # type: ignore[misc]
 
     def run(self, models: Mapping[str, ServedDetector]) -> None:
         """Load all detectors, then answer until a signal ends it; requests in flight are finished."""
-        # One worker: torch uses all cores for one batch, more threads would only compete for them.
+        # One worker: the engine uses all cores for one request, more threads would only compete for them.
         with ThreadPoolExecutor(max_workers=1, thread_name_prefix="score") as executor:
             self.start([DetectorModel(name, served, executor) for name, served in models.items()])
 

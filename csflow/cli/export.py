@@ -1,0 +1,46 @@
+"""``csflow export``: one file with the whole detector, for a device that has nothing but an inference engine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from csflow.workspace import Workspace
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+_COMPARED = 3
+
+
+def export(
+    line: Annotated[str, typer.Argument(metavar="LINE", help="LINE (its champion) or a detector directory.")],
+    output: Annotated[Path | None, typer.Option(help="File to write; default: LINE.onnx.")] = None,
+    version: Annotated[int | None, typer.Option(min=1, help="This version instead of the champion.")] = None,
+) -> None:
+    """Write the detector as one ONNX file: images in; score, map and decision out."""
+    from csflow.detector import Detector
+    from csflow.export import export_file
+    from csflow.steps.locate import locate_detector
+
+    workspace = Workspace.from_environment()
+    detector = Detector.load(locate_detector(line if version is None else f"{line}@{version}", workspace))
+    target = output or Path(f"{detector.line.line}.onnx")
+    examples = _images_at_hand(workspace, detector.line.line)
+    export_file(detector, target, examples)
+    compared = f"{len(examples)} images of the line" if examples else "drawn images (none of the line is at hand)"
+    typer.echo(f"{target}: {target.stat().st_size / 1e6:.1f} MB, compared with the detector on {compared}.")
+    decision = "" if detector.calibration.threshold is None else ", defective"
+    typer.echo(f"Input: images (N, height, width, 3), uint8 RGB. Outputs: score, map{decision}.")
+
+
+def _images_at_hand(workspace: Workspace, line: str) -> list[Image]:
+    """A few images of the line's last checkout."""
+    from csflow.images import read_image
+    from csflow.manifest import is_image
+
+    files = sorted(file for file in (workspace.data / line).rglob("*") if file.is_file() and is_image(file))
+    files = [file for file in files if "ground_truth" not in file.parts]
+    return [read_image(file) for file in files[:: max(1, len(files) // _COMPARED)][:_COMPARED]]
