@@ -198,10 +198,10 @@ class _EnlargedConvolution(torch.autograd.Function):
         along_width = torch.matmul(width.flatten(1).t(), places.view(batch * 2 * h, 2 * w, outputs))
         along_both = torch.matmul(height.flatten(1).t(), along_width.view(batch, 2 * h, kernel * w * outputs))
         split = along_both.view(batch, kernel, h, kernel, w, outputs)
-        taps = split.permute(0, 2, 4, 5, 1, 3).reshape(batch * h * w, outputs * kernel * kernel)
-        grad_x = (taps @ _taps_last(weight)).view(batch, h, w, channels).permute(0, 3, 1, 2)
+        taps = split.permute(0, 2, 4, 1, 3, 5).reshape(batch * h * w, kernel * kernel * outputs)
+        grad_x = (taps @ _taps_first(weight)).view(batch, h, w, channels).permute(0, 3, 1, 2)
         grad_weight = taps.t() @ x.permute(0, 2, 3, 1).reshape(-1, channels)
-        grad_weight = grad_weight.view(outputs, kernel, kernel, channels).permute(0, 3, 1, 2)
+        grad_weight = grad_weight.view(kernel, kernel, outputs, channels).permute(2, 3, 0, 1)
         return grad_x, grad_weight, grad.sum(dim=(0, 2, 3)), None, None
 
 
@@ -242,8 +242,8 @@ def _unweigh(grad: Tensor, height: Tiling, width: Tiling) -> Tensor:
 def _enlarged(x: Tensor, weight: Tensor, bias: Tensor, height: Tensor, width: Tensor) -> Tensor:
     channels, h, w = (int(size) for size in x.shape[1:])  # constants in an exported graph, too
     outputs, _, kernel, _ = (int(size) for size in weight.shape)
-    taps = x.permute(0, 2, 3, 1).reshape(-1, channels) @ _taps_last(weight).t()
-    split = taps.view(-1, h, w, outputs, kernel, kernel).permute(0, 4, 1, 5, 2, 3)
+    taps = x.permute(0, 2, 3, 1).reshape(-1, channels) @ _taps_first(weight).t()
+    split = taps.view(-1, h, w, kernel, kernel, outputs).permute(0, 3, 1, 4, 2, 5)
     along_height = torch.matmul(height.flatten(1), split.reshape(-1, kernel * h, kernel * w * outputs))
     places = torch.matmul(width.flatten(1), along_height.view(-1, kernel * w, outputs))
     return (places + bias).view(-1, 2 * h, 2 * w, outputs).permute(0, 3, 1, 2)
@@ -254,9 +254,9 @@ def _taps_middle(weight: Tensor) -> Tensor:
     return weight.permute(0, 2, 3, 1).flatten(1, 2)
 
 
-def _taps_last(weight: Tensor) -> Tensor:
-    """``(outputs, C, k, k)`` as ``(outputs k k, C)``; likewise."""
-    return weight.permute(0, 2, 3, 1).flatten(0, 2)
+def _taps_first(weight: Tensor) -> Tensor:
+    """``(outputs, C, k, k)`` as ``(k k outputs, C)``: what follows moves whole rows of outputs, not single values."""
+    return weight.permute(2, 3, 0, 1).flatten(0, 2)
 
 
 def _read_of(write: Tensor) -> Tensor:
