@@ -1,10 +1,12 @@
-"""Other processes: telling them apart for good, and ending them politely."""
+"""Processes: telling them apart for good, ending them politely, and how much memory this one took."""
 
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import subprocess
+import sys
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -36,6 +38,16 @@ def end(pid: int, started: str, *, patience: float) -> None:
             time.sleep(0.05)
     with suppress(ChildProcessError):
         os.waitpid(pid, os.WNOHANG)
+
+
+def peak_memory() -> int:
+    """The most memory this process ever held, in bytes, mapped files that were read included."""
+    status = Path("/proc/self/status")
+    if status.exists():
+        fields = dict(line.split(":", 1) for line in status.read_text().splitlines())
+        return int(fields["VmHWM"].split()[0]) * 1024
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
 
 
 def _from_proc(pid: int) -> str | None:

@@ -33,6 +33,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from csflow.adapters.mlflow_store import client_of, initialise, is_server, require_database
 from csflow.config import CalibrationConfig, LineConfig
 from csflow.errors import NotRegisteredError, RegistryError
+from csflow.processes import peak_memory
 from csflow.retry import database_is_locked, retried
 from csflow.workspace import Workspace
 
@@ -114,7 +115,7 @@ def start_run(workspace: Workspace, line: str, *, params: Mapping[str, str], tag
 
 @contextmanager
 def step(workspace: Workspace, run_id: str, name: str) -> Iterator[None]:
-    """One pipeline step inside the run: its duration is logged, its failure marks the run.
+    """One pipeline step inside the run: its duration and peak memory are logged, its failure marks the run.
 
     An error sets the tags ``error`` and ``failed_step`` and the status ``FAILED`` (``KILLED`` for an
     interrupt) and goes on to the caller. A step that is tried again takes the marks off.
@@ -129,7 +130,8 @@ def step(workspace: Workspace, run_id: str, name: str) -> Iterator[None]:
             status = "FAILED" if isinstance(error, Exception) else "KILLED"
             fail(workspace, run_id, step=name, message=str(error) or type(error).__name__, status=status)
         raise
-    log_metrics(workspace, run_id, {f"seconds_{name}": time.perf_counter() - start})
+    used = {f"seconds_{name}": time.perf_counter() - start, f"peak_memory_mb_{name}": peak_memory() / 1e6}
+    log_metrics(workspace, run_id, used)
 
 
 def fail(workspace: Workspace, run_id: str, *, step: str, message: str, status: str = "FAILED") -> None:

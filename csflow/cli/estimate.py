@@ -1,0 +1,105 @@
+"""``csflow estimate``: how long, how much disk and how much memory, before a run."""
+
+from __future__ import annotations
+
+import shutil
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from csflow.errors import CsflowError
+from csflow.workspace import Workspace
+
+if TYPE_CHECKING:
+    from csflow.adapters.tracking import Run
+    from csflow.steps.estimate import Estimate
+
+
+def estimate(line: Annotated[str, typer.Argument(help="Name of the line, or its YAML file.")]) -> None:
+    """Say what a run of a line will take on this machine, from short trials on its own images.
+
+    The line's data is checked out, a few images are extracted and a few training steps are run, in a minute or so.
+    Beside it stands what the line's last complete training really took.
+    """
+    from csflow.config import load_line
+    from csflow.progress import say
+    from csflow.steps.checkout import materialise
+    from csflow.steps.estimate import estimate as try_out
+
+    config, workspace = load_line(line), Workspace.from_environment()
+    manifest, _ = materialise(config, workspace)
+    say(f"estimate: trying {config.line} on this machine")
+    expected = try_out(config, manifest, workspace.features)
+    _print(config.line, expected, _last_training(workspace, config.line))
+    _warn_if_too_large(expected, workspace)
+
+
+def _print(line: str, expected: Estimate, last: Run | None) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("what", "expected", "last run", title=f"A run of {line}", title_justify="left")
+    seconds, memory = (
+        {step: None if last is None else last.metrics.get(f"{what}_{step}") for step in ("cache_features", "train")}
+        for what in ("seconds", "peak_memory_mb")
+    )
+    table.add_row("images", f"{expected.images}, of these {expected.fitted} to fit", "")
+    stored = f"{_megabytes(expected.features_bytes)}, still to write {_megabytes(expected.new_features_bytes)}"
+    table.add_row("features on disk", stored, "")
+    table.add_row(
+        "extraction",
+        f"{_duration(expected.extraction_seconds)} for {expected.to_extract} images",
+        _duration(seconds["cache_features"]),
+    )
+    table.add_row(
+        "training",
+        f"{_duration(expected.training_seconds)} on {expected.device} in {expected.precision}",
+        _duration(seconds["train"]),
+    )
+    table.add_row("memory, extraction", _megabytes(expected.extraction_memory), _logged(memory["cache_features"]))
+    table.add_row("memory, training", _megabytes(expected.training_memory), _logged(memory["train"]))
+    table.add_row("checkpoint on disk", _megabytes(expected.checkpoint_bytes), "")
+    Console().print(table)
+
+
+def _last_training(workspace: Workspace, line: str) -> Run | None:
+    """The last run that trained to its end, if the line ever ran here."""
+    from csflow.adapters.tracking import list_runs
+
+    try:
+        runs = list_runs(workspace, line, limit=20)
+    except CsflowError:
+        return None
+    return next((run for run in runs if "seconds_train" in run.metrics), None)
+
+
+def _warn_if_too_large(expected: Estimate, workspace: Workspace) -> None:
+    """Say what will not fit, before hours are spent on it.
+
+    Raises:
+        CsflowError: If the disk is too small.
+    """
+    needed = expected.new_features_bytes + 2 * expected.checkpoint_bytes  # the next one is written beside the last
+    place = next(folder for folder in (workspace.root, *workspace.root.parents) if folder.exists())
+    free = shutil.disk_usage(place).free
+    if needed > free:
+        raise CsflowError(
+            f"The run needs {_megabytes(needed)} on disk, {place} has {_megabytes(free)} free. "
+            "Free some, or let CSFLOW_HOME name a folder on a larger disk."
+        )
+
+
+def _duration(seconds: float | None) -> str:
+    if seconds is None:
+        return ""
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+def _megabytes(size: float) -> str:
+    return f"{size / 1e6:,.0f} MB"
+
+
+def _logged(megabytes: float | None) -> str:
+    return "" if megabytes is None else f"{megabytes:,.0f} MB"

@@ -1,0 +1,182 @@
+"""What a run of a line will take, from short trials of its two heavy steps on this machine."""
+
+from __future__ import annotations
+
+import multiprocessing
+import tempfile
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import TYPE_CHECKING, ParamSpec, TypeVar
+
+from csflow.config import LineConfig
+from csflow.processes import peak_memory
+
+if TYPE_CHECKING:
+    from csflow.cache import Shape
+    from csflow.flow import Pyramid
+    from csflow.manifest import Manifest
+
+Arguments = ParamSpec("Arguments")
+Result = TypeVar("Result")
+
+WARM_UP_IMAGES = 4
+TRIAL_IMAGES = 12
+TRIAL_STEPS = 4
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a run is expected to take.
+
+    Attributes:
+        images: Images of the line.
+        fitted: Of these, good training images the flow is fitted to.
+        to_extract: Images whose features are not in the store yet.
+        features_bytes: On disk, of all images.
+        new_features_bytes: Of those, what is still to be written.
+        extraction_seconds: Of the step ``cache_features``, imports not counted.
+        training_seconds: Of all epochs.
+        extraction_memory: Peak of the process that extracts, in bytes.
+        training_memory: Peak of the process that trains, in bytes, the features it reads included.
+        checkpoint_bytes: On disk while training.
+        device: Where it trains.
+        precision: In which precision.
+    """
+
+    images: int
+    fitted: int
+    to_extract: int
+    features_bytes: int
+    new_features_bytes: int
+    extraction_seconds: float
+    training_seconds: float
+    extraction_memory: int
+    training_memory: int
+    checkpoint_bytes: int
+    device: str
+    precision: str
+
+
+def estimate(line: LineConfig, manifest: Manifest, store: Path) -> Estimate:
+    """Try extraction and training of a line for a few images and steps, and reckon up.
+
+    Args:
+        line: The line.
+        manifest: Its images; some are read for the trial.
+        store: The feature store, to see what it holds already; nothing is written there.
+
+    Raises:
+        ConfigError: If the configuration cannot work.
+        DataError: If there is no image to fit, or one is damaged.
+    """
+    from csflow.backbone import load_backbone
+    from csflow.cache import FeatureStore
+    from csflow.device import choose_device, choose_precision
+
+    fitted = len(manifest.rows(role="fit"))
+    backbone = load_backbone(line.features)
+    plan = FeatureStore(store).plan(manifest, line.features, backbone)
+    extraction = _apart(_try_extraction, line, manifest)
+    training = _apart(_try_training, line, plan.shapes)
+    steps = line.training.epochs * -(-fitted // line.training.batch_size)
+    device = choose_device(line.training)
+    missing = len(plan.missing)
+    return Estimate(
+        images=len(manifest),
+        fitted=fitted,
+        to_extract=missing,
+        features_bytes=len(manifest) * plan.entry_bytes,
+        new_features_bytes=missing * plan.entry_bytes,
+        extraction_seconds=extraction.start_seconds + missing * extraction.image_seconds if missing else 0.0,
+        training_seconds=steps * training.step_seconds,
+        extraction_memory=extraction.peak,
+        training_memory=training.peak + fitted * plan.entry_bytes,
+        checkpoint_bytes=training.checkpoint_bytes,
+        device=str(device),
+        precision=choose_precision(line.training, device),
+    )
+
+
+@dataclass(frozen=True)
+class _ExtractionTrial:
+    start_seconds: float
+    image_seconds: float
+    peak: int
+
+
+@dataclass(frozen=True)
+class _TrainingTrial:
+    step_seconds: float
+    checkpoint_bytes: int
+    peak: int
+
+
+class _RandomFeatures:
+    """One batch of features; their values do not change how long a step takes."""
+
+    def __init__(self, shapes: Sequence[Shape], batch: int) -> None:
+        import torch
+
+        self.levels = [torch.randn(batch, *shape) for shape in shapes]
+
+    def __len__(self) -> int:
+        return len(self.levels[0])
+
+    def batch(self, indices: Sequence[int]) -> Pyramid:
+        return [level[list(indices)] for level in self.levels]
+
+
+def _apart(work: Callable[Arguments, Result], *arguments: Arguments.args, **keywords: Arguments.kwargs) -> Result:
+    """Run in a process of its own, so that the peak of its memory is its own."""
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(work, *arguments, **keywords).result()
+
+
+def _try_extraction(line: LineConfig, manifest: Manifest) -> _ExtractionTrial:
+    """Extract a few images into a store of no further use; the first ones pay for what is done once."""
+    import time
+
+    from csflow.backbone import load_backbone
+    from csflow.cache import FeatureStore
+    from csflow.manifest import Manifest
+
+    backbone = load_backbone(line.features)
+    with tempfile.TemporaryDirectory() as folder:
+        seconds = []
+        for last in (WARM_UP_IMAGES, WARM_UP_IMAGES + TRIAL_IMAGES):
+            began = time.perf_counter()
+            some = Manifest(manifest.frame.iloc[:last], manifest.root)
+            computed = FeatureStore(Path(folder)).extract(some, line.features, backbone).extracted
+            seconds.append((time.perf_counter() - began, computed))
+    (first, warm_up), (second, computed) = seconds
+    image_seconds = second / computed if computed else first / warm_up
+    return _ExtractionTrial(max(0.0, first - warm_up * image_seconds), image_seconds, peak_memory())
+
+
+def _try_training(line: LineConfig, shapes: Sequence[Shape]) -> _TrainingTrial:
+    """A few steps; the first one, which allocates everything, does not count."""
+    from csflow.adapters.mlflow_store import client_of
+    from csflow.training import EpochResult, fit
+    from csflow.workspace import Workspace
+
+    seconds: list[float] = []
+
+    def note(result: EpochResult) -> None:
+        seconds.append(result.seconds)
+
+    with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryDirectory() as elsewhere:
+        client_of(Workspace(Path(elsewhere)))  # the tracker takes memory, too
+        fit(
+            _RandomFeatures(shapes, line.training.batch_size),
+            line.flow,
+            line.training.model_copy(update={"epochs": TRIAL_STEPS}),
+            channels=shapes[0][0],
+            scales=len(shapes),
+            directory=Path(folder),
+            on_epoch=note,
+        )
+        checkpoint = sum(file.stat().st_size for file in Path(folder).iterdir())
+    return _TrainingTrial(median(seconds[1:]), checkpoint, peak_memory())
