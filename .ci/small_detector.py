@@ -1,0 +1,21 @@
+"""Write a detector directory that takes a second to make: a real trunk, one narrow untrained block."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from csflow.backbone import load_backbone
+from csflow.calibration import calibrate
+from csflow.config import CalibrationConfig, DataConfig, FeatureConfig, FlowConfig, LineConfig
+from csflow.detector import Detector
+from csflow.flow import CrossScaleFlow
+
+features, shape = FeatureConfig(image_size=128), FlowConfig(blocks=1, hidden=8)
+line = LineConfig(line="small", data=DataConfig(path="data/small"), features=features, flow=shape)
+backbone = load_backbone(features)
+flow = CrossScaleFlow(shape, channels=backbone.channels, scales=features.scales)
+calibration = calibrate(np.linspace(5.0, 10.0, 40), np.linspace(0.0, 99.0, 640).reshape(40, 4, 4), CalibrationConfig())
+Detector(line, backbone, flow, calibration, {}).save(Path(sys.argv[1]))
