@@ -65,3 +65,17 @@ def test_a_process_that_does_not_listen_is_killed(stubborn: subprocess.Popen[str
 def test_another_process_under_the_same_number_is_left_alone(stubborn: subprocess.Popen[str]) -> None:
     processes.end(stubborn.pid, "another start", patience=0.1)
     assert stubborn.poll() is None
+
+
+def test_peak_memory_stays_after_the_memory_is_given_back() -> None:
+    script = (
+        "from csflow.processes import peak_memory\n"
+        "before = peak_memory()\n"
+        "block = b'x' * 200_000_000\n"
+        "del block\n"
+        "print(before, peak_memory())"
+    )
+    shown = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
+    before, after = (int(word) for word in shown.split())
+    assert 5e6 < before < 2e8
+    assert 1.9e8 < after - before < 2.5e8
