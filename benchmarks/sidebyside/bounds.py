@@ -10,10 +10,10 @@ from sidebyside.rows import Row
 LATENTS = {"float32": 1e-4, "bfloat16": 2e-2}
 """Relative error of the latents against float64, by precision."""
 
-LOSS = {"float32": 1e-3, "bfloat16": 2e-2}
-"""Relative difference of the loss to the authors' code after equal steps from equal weights.
+LEARNED = {"float32": 1e-2, "bfloat16": 1e-1}
+"""Relative difference to the authors' code of what equal steps from equal weights take off the loss.
 
-Wider than the latents': every step adds to what the one before rounded.
+Wider than the latents': it is a small difference of two losses, and each step adds to what the one before rounded.
 """
 
 FEATURES = 1e-4
@@ -30,7 +30,7 @@ def broken(rows: Sequence[Row], precision: str) -> list[str]:
     """
     limits = {
         "latents": LATENTS[precision],
-        "loss": LOSS[precision],
+        "learned": LEARNED[precision],
         "features": FEATURES,
         "scores": SCORES,
         "decisions": 0.0,

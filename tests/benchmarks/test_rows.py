@@ -58,7 +58,7 @@ def test_the_table_shows_ratio_and_accuracy() -> None:
         ("scores", 1.1e-3, "float32", True),
         ("scores", math.inf, "float32", True),
         ("decisions", 0.01, "float32", True),
-        ("loss", 2e-3, "float32", True),
+        ("learned", 2e-2, "float32", True),
         ("scores of the peer", 1.0, "float32", False),
     ],
 )
