@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from csflow.cache import FeatureStore
+from csflow.images import read_image, to_pyramid_levels
 from sidebyside.bench import Bench
 from sidebyside.child import Channel
 from sidebyside.errors import relative_error
@@ -39,6 +41,15 @@ class Driver:
         """Seconds to extract everything where nothing is, not even the folder."""
         shutil.rmtree(self.store.root, ignore_errors=True)
         return self.again()
+
+    def decode(self) -> float:
+        """Seconds to decode and size all images, on all threads as extraction does."""
+
+        def work(path: Path) -> object:
+            return to_pyramid_levels(read_image(path), self.features)
+
+        with ThreadPoolExecutor(self.bench.settings.threads) as pool:
+            return seconds(lambda: list(pool.map(work, self.bench.images)))
 
     def error(self) -> float:
         """Relative error of what is stored against eager float32 timm, rounded as stored."""

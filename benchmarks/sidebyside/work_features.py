@@ -24,13 +24,17 @@ def extract(session: Session) -> None:
         turns = {name: functools.partial(worker.seconds, "extract") for name, worker in workers.items()}
         times = medians(by_turns(turns, settings.repeats))
         flops = workers[EAGER].call("flops") * settings.images
-        computing = min(workers[EAGER].call("compute") for _ in range(2))
+        turns = {
+            OURS: functools.partial(workers[OURS].seconds, "decode"),
+            EAGER: functools.partial(workers[EAGER].seconds, "decode"),
+        }
+        decoding = medians(by_turns(turns, settings.repeats))
         error = workers[OURS].call("error")
     rates = {name: settings.images / elapsed for name, elapsed in times.items()}
     session.add("extract (files to stored features)", "images/s", rates, {OURS: {"features": error}})
     session.add("extract (first, whatever has to be prepared)", "s", first)
-    decoding = max(times[EAGER] - computing, 0.0)
-    session.rows.append(Row("extract (the peer's decoding and sizing)", decoding / settings.images * 1e3, "ms"))
+    computing = {name: settings.images / max(times[name] - decoding[name], 1e-9) for name in times}
+    session.add("extract (decoding and sizing subtracted)", "images/s", computing)
     session.add_fraction("extract", flops, times[OURS], "float32")
 
 
