@@ -2,6 +2,7 @@
 
 import json
 import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -74,3 +75,14 @@ def test_features_and_scores_are_measured_and_right(tmp_path: Path) -> None:
     assert rows["extract (files to stored features)"]["peer_name"] == "eager timm float32"
     assert rows["score_one (p50)"]["accuracy"]["scores"] < 1e-3
     assert rows["retrain (extraction, unchanged)"]["ratio"] > 1
+
+
+@pytest.mark.slow
+def test_training_needs_no_more_than_a_bare_machine_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    absent = ("pandas", "rich", "scipy", "sklearn", "matplotlib", "typer", "mlflow", "dvc", "kfp", "kserve")
+    (tmp_path / "sitecustomize.py").write_text(f"import sys\nfor name in {absent}:\n    sys.modules[name] = None\n")
+    inherited = os.environ.get("PYTHONPATH")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, [str(tmp_path), inherited])))
+    with pytest.raises(subprocess.CalledProcessError):  # or the test would prove nothing
+        subprocess.run([sys.executable, "-c", "import pandas"], check=True, stderr=subprocess.DEVNULL)
+    assert cli.main(["--quick", "--repeats", "1", "--work", "train_step,memory,epoch,train,store_read"]) == 0
