@@ -77,7 +77,7 @@ class Engine:
         if len(images) == 1 or self.threads == 1:
             parts = [self._score(self._together, images[i : i + CHUNK]) for i in range(0, len(images), CHUNK)]
         else:
-            size = min(CHUNK, -(-len(images) // self.threads))
+            size = max(1, min(CHUNK, -(-len(images) // self.threads)))
             chunks = [images[start : start + size] for start in range(0, len(images), size)]
             parts = list(self._workers.map(lambda chunk: self._score(self._alone, chunk), chunks))
         found = [pair for scores, maps in parts for pair in zip(scores, maps, strict=True)]

@@ -15,8 +15,9 @@ from csflow.directory import BACKBONE, FORMAT, GRAPH, MODEL, digest_beside_graph
 from csflow.engine import open_session
 from csflow.errors import ModelError
 from csflow.files import write_atomic
-from csflow.graph import detector_graph, leave_weights_in, put_sizing_in, put_weights_in
+from csflow.graph import detector_graph, leave_weights_in, put_weights_in
 from csflow.prediction import Prediction, judged
+from csflow.sizing import put_sizing_in
 
 if TYPE_CHECKING:
     from csflow.detector import Detector

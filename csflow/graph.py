@@ -105,37 +105,6 @@ def put_weights_in(model: onnx.ModelProto, directory: Path) -> None:
             tensor.data_location = TensorProto.DEFAULT
 
 
-def put_sizing_in(model: onnx.ModelProto, features: FeatureConfig) -> None:
-    """Let a graph size its images itself: one input ``images`` ``(N, height, width, 3)`` uint8 RGB, of any size.
-
-    Equal to Pillow's filter but for differences of one in 255 where rounding falls otherwise.
-    """
-    graph = model.graph
-    levels = [value.name for value in graph.input]
-    nodes = [helper.make_node("Shape", ["images"], ["images:count"], start=0, end=1)]
-    constants = [helper.make_tensor("images:colours", TensorProto.INT64, [1], [3])]
-    for scale, level in enumerate(levels):
-        size = features.image_size // 2**scale
-        constants.append(helper.make_tensor(f"{level}:sides", TensorProto.INT64, [2], [size, size]))
-        sizes = ["images:count", f"{level}:sides", "images:colours"]
-        nodes.append(helper.make_node("Concat", sizes, [f"{level}:size"], axis=0))
-        nodes.append(
-            helper.make_node(
-                "Resize",
-                ["images", "", "", f"{level}:size"],
-                [level],
-                mode="linear",
-                antialias=1,
-                exclude_outside=1,  # weights beyond the border count for nothing, as in Pillow
-                coordinate_transformation_mode="half_pixel",
-            )
-        )
-    graph.initializer.extend(constants)
-    _put_first(graph, nodes)
-    del graph.input[:]
-    graph.input.append(helper.make_tensor_value_info("images", TensorProto.UINT8, ["N", "height", "width", 3]))
-
-
 class _Trunk(nn.Module):
     """Levels in 8 bit to the pyramid, flattened."""
 

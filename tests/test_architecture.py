@@ -85,6 +85,9 @@ def test_the_rule_checker_sees_a_broken_rule(tmp_path: Path) -> None:
     [
         ("csflow", ("torch", "mlflow", "kfp", "kserve", "dvc", "great_expectations")),
         ("csflow.detector", ("mlflow", "kfp", "kserve", "dvc", "great_expectations", "matplotlib")),
+        ("csflow.engine", ("torch", "timm", "onnx", "onnxruntime", "safetensors", "scipy", "pandas")),
+        ("csflow.images", ("torch",)),
+        ("csflow.adapters.serving.answer", ("torch", "timm", "onnx", "safetensors")),
         ("csflow.cli.app", ("torch", "mlflow", "kfp", "kserve", "dvc", "great_expectations", "matplotlib", "pandas")),
     ],
 )
@@ -92,6 +95,19 @@ def test_importing_pulls_in_nothing_heavy(module: str, unwanted: tuple[str, ...]
     code = f"import sys, {module}; print([n for n in {unwanted!r} if n in sys.modules])"
     found = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "[]"
+
+
+def test_what_serves_never_imports_what_trains() -> None:
+    """From the server and the engine down, at the top of files and inside functions: no torch on the way."""
+    todo = [*(ROOT / "csflow/adapters/serving").glob("*.py"), ROOT / "csflow/engine.py"]
+    seen = {ROOT / "csflow/scoring.py"}  # two functions on latents use torch in there; only what trains calls them
+    while todo:
+        file = todo.pop()
+        seen.add(file)
+        names = {name.removeprefix("csflow.").partition(".")[0] for name in imports(file) if name.startswith("csflow.")}
+        todo += {path for name in names if (path := ROOT / "csflow" / f"{name}.py").exists()} - seen
+    served = sorted(seen - {ROOT / "csflow/scoring.py"})
+    assert offenders(served, ("torch", "timm", "onnx", "safetensors", "csflow.detector", "csflow.backbone")) == []
 
 
 def test_the_content_key_covers_every_module_a_detector_is_made_of() -> None:

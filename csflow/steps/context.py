@@ -24,7 +24,7 @@ TRAINING_CODE = ("convolution", "device", "flow", "training")
 """Modules that decide what a flow becomes, given features and configuration."""
 
 DETECTOR_CODE = (*TRAINING_CODE, "backbone", "cache", "calibration", "detector", "directory", "engine", "export",
-                 "extraction", "graph", "images", "manifest", "prediction", "scoring")  # fmt: skip
+                 "extraction", "graph", "images", "manifest", "prediction", "scoring", "sizing")  # fmt: skip
 """Modules that decide what a detector is and says, given images and configuration."""
 
 
