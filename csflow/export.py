@@ -70,9 +70,9 @@ def check_agreement(expected: Sequence[Prediction], found: Sequence[Prediction])
         ModelError: Naming the largest difference.
     """
     pairs = list(zip(expected, found, strict=True))
-    scores = max(abs(a.score - b.score) / abs(a.score) for a, b in pairs)
-    maps = max(_distance(a, b) for a, b in pairs)
-    if not max(scores, maps) <= AGREEMENT:
+    scores = np.max([abs(a.score - b.score) / abs(a.score) for a, b in pairs])
+    maps = np.max([_distance(a, b) for a, b in pairs])
+    if not (scores <= AGREEMENT and maps <= AGREEMENT):  # also if one is not a number
         raise ModelError(
             f"The exported graph differs from the detector by {scores:.2g} of a score and {maps:.2g} of a map "
             f"(relative, at most {AGREEMENT:g} is allowed), so nothing was written. Train again."

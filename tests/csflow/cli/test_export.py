@@ -1,0 +1,72 @@
+"""``csflow export`` and ``csflow score`` on a real detector directory, as a person at the shell meets them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+from csflow.cli.app import app
+from csflow.detector import Detector
+from csflow.errors import UsageError
+
+
+@pytest.fixture(scope="module")
+def directory(make_detector: Callable[..., Path]) -> Path:
+    return make_detector("tiles")
+
+
+@pytest.fixture
+def pictures(home: Path) -> list[Path]:
+    folder, draw = home / "data" / "tiles" / "digest" / "train", np.random.default_rng(0)
+    folder.mkdir(parents=True)
+    files = [folder / f"{index:02}.png" for index in range(11)]
+    for index, file in enumerate(files):
+        Image.fromarray(draw.integers(0, 256, (90 + index, 120, 3), dtype=np.uint8)).save(file)
+    mask = folder.parent / "ground_truth" / "mask.png"
+    mask.parent.mkdir()
+    Image.new("L", (120, 90)).save(mask)
+    return files
+
+
+def test_export_writes_one_file_compared_on_the_lines_images(
+    directory: Path, pictures: list[Path], tmp_path: Path
+) -> None:
+    target = tmp_path / "device" / "tiles.onnx"
+    found = CliRunner().invoke(app, ["export", str(directory), "--output", str(target)], catch_exceptions=False)
+    assert found.exit_code == 0, found.output
+    assert "compared with the detector on 3 images of the line" in " ".join(found.output.split())
+    assert "score, map, defective" in found.output
+    image = Image.open(pictures[0])
+    session = onnxruntime.InferenceSession(target, providers=["CPUExecutionProvider"])
+    (score,) = session.run(["score"], {"images": np.asarray(image)[None]})[0]
+    assert score == pytest.approx(Detector.load(directory).predict([image])[0].score, rel=1e-4)
+
+
+def test_export_without_images_and_with_a_wrong_name(
+    directory: Path, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    found = CliRunner().invoke(app, ["export", str(directory)], catch_exceptions=False)
+    assert "drawn images" in found.output
+    assert [path.name for path in tmp_path.glob("*.onnx")] == ["tiles.onnx"]
+    with pytest.raises(UsageError):
+        CliRunner().invoke(app, ["export", "no/such/directory"], catch_exceptions=False)
+
+
+def test_score_says_what_the_detector_says(directory: Path, pictures: list[Path], tmp_path: Path) -> None:
+    """More images than are computed at once, in their order, each with its overlay."""
+    arguments = ["score", str(pictures[0].parent), "--model", str(directory), "--out", str(tmp_path / "out"), "--json"]
+    found = json.loads(CliRunner().invoke(app, arguments, catch_exceptions=False).output)
+    expected = Detector.load(directory).predict([Image.open(file) for file in pictures])
+    assert [Path(row["image"]).name for row in found["scores"]] == [file.name for file in pictures]
+    for row, prediction, file in zip(found["scores"], expected, pictures, strict=True):
+        assert row["score"] == pytest.approx(prediction.score, rel=1e-4)
+        assert row["decision"] == prediction.decision
+        assert Image.open(row["overlay"]).size == Image.open(file).size
