@@ -1,7 +1,8 @@
 """The state of a training run in one file: weights, optimiser moments, place in the epoch. No pickle.
 
-A safetensors file whose tensors are named ``flow.NAME`` and ``adam.NAME.MOMENT``; its metadata holds, as JSON, what was
-being trained (``identity``) and how far it is (``progress``). One file, renamed into place, is never half of a state.
+A safetensors file whose tensors are named ``flow.NAME`` and ``adam.NAME.MOMENT``, channels last; its metadata holds, as
+JSON, what was being trained (``identity``) and how far it is (``progress``). One file, renamed into place, is never
+half of a state.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from csflow.errors import CsflowError, ModelError
 from csflow.flow import CrossScaleFlow
 
 FILE = "checkpoint.safetensors"
-FORMAT = "1"
+FORMAT = "2"
 MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 
 Json = None | bool | int | float | str | list["Json"] | dict[str, "Json"]
@@ -69,7 +70,7 @@ def save_checkpoint(
     tensors = {f"flow.{name}": tensor for name, tensor in flow.state_dict().items()}
     for name, parameter in flow.named_parameters():
         tensors |= {f"adam.{name}.{moment}": optimizer.state[parameter][moment] for moment in MOMENTS}
-    contiguous = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
+    contiguous = {name: _as_in_memory(tensor.detach()) for name, tensor in tensors.items()}
     metadata = {"format": FORMAT, "identity": json.dumps(identity), "progress": json.dumps(asdict(progress))}
     # A fixed name: what a kill leaves behind is overwritten by the next attempt, not collected.
     partial = path.with_name(f"{path.name}.part")
@@ -94,6 +95,8 @@ def load_checkpoint(path: Path, flow: CrossScaleFlow, optimizer: Adam, identity:
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
+            if metadata["format"] != FORMAT:
+                raise ModelError(f"The checkpoint {path} was written by another csflow. Delete it to start over.")
             saved = json.loads(metadata["identity"])
             progress = Progress(**json.loads(metadata["progress"]))
             differences = _differences(saved, identity)
@@ -102,11 +105,20 @@ def load_checkpoint(path: Path, flow: CrossScaleFlow, optimizer: Adam, identity:
                     f"The checkpoint {path} belongs to another configuration: {'; '.join(differences)}. "
                     "Train in another folder, or delete the checkpoint to start over."
                 )
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+            tensors = {name: _from_memory(file.get_tensor(name)) for name in file.keys()}  # noqa: SIM118 (no mapping)
         _restore(flow, optimizer, tensors)
     except (OSError, SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
         raise ModelError(f"The checkpoint {path} is damaged ({error}). Delete it to start over.") from error
     return progress
+
+
+def _as_in_memory(tensor: Tensor) -> Tensor:
+    """Weights with their channels last, as training keeps them: written as they lie, without a copy of the state."""
+    return (tensor.permute(0, 2, 3, 1) if tensor.ndim == 4 else tensor).contiguous()
+
+
+def _from_memory(tensor: Tensor) -> Tensor:
+    return tensor.permute(0, 3, 1, 2) if tensor.ndim == 4 else tensor
 
 
 def _restore(flow: CrossScaleFlow, optimizer: Adam, tensors: Mapping[str, Tensor]) -> None:

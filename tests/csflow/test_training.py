@@ -303,6 +303,33 @@ def test_checkpoint_holds_tensors_and_json_only(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == [FILE]
 
 
+def test_a_checkpoint_is_written_without_a_copy_of_the_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    written: dict[str, int] = {}
+
+    def note(tensors: dict[str, torch.Tensor], *arguments: object, **keywords: object) -> None:
+        written.update({name: tensor.data_ptr() for name, tensor in tensors.items()})
+
+    monkeypatch.setattr(checkpoint_module, "save_file", note)
+    flow = CrossScaleFlow(PLAIN, channels=CHANNELS, scales=SCALES).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    optimizer = torch.optim.Adam(flow.parameters(), fused=True)
+    for parameter in flow.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    (tmp_path / f"{FILE}.part").touch()
+    checkpoint_module.save_checkpoint(tmp_path / FILE, flow, optimizer, checkpoint_module.Progress(), {})
+    for name, parameter in flow.named_parameters():
+        assert written[f"flow.{name}"] == parameter.data_ptr()
+        assert written[f"adam.{name}.exp_avg"] == optimizer.state[parameter]["exp_avg"].data_ptr()
+
+
+def test_a_checkpoint_of_another_format_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checkpoint_module, "FORMAT", "1")
+    interrupted(tmp_path)
+    monkeypatch.undo()
+    with pytest.raises(ModelError, match="written by another csflow"):
+        run(tmp_path)
+
+
 def test_damaged_checkpoint_is_named(tmp_path: Path) -> None:
     checkpoint = interrupted(tmp_path)
     content = checkpoint.read_bytes()
