@@ -6,9 +6,13 @@ import json
 import os
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
 _STATUS = Path("/proc/self/status")
 
@@ -87,6 +91,26 @@ class Memory:
 
             return torch.cuda.max_memory_allocated() / 1e6 - self.baseline
         return _megabytes("VmHWM") - self.baseline
+
+
+@contextmanager
+def kept_for_gradients(model: nn.Module) -> Iterator[Callable[[], float]]:
+    """Inside, count what a forward pass keeps for its gradients besides the parameters.
+
+    Yields:
+        A function that gives the megabytes so far; a tensor kept twice counts once.
+    """
+    import torch
+
+    own = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+    kept: dict[int, Tensor] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        kept.setdefault(tensor.untyped_storage().data_ptr(), tensor)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        yield lambda: sum(t.untyped_storage().nbytes() for place, t in kept.items() if place not in own) / 1e6
 
 
 def _megabytes(field: str) -> float:

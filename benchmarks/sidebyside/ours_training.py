@@ -17,7 +17,7 @@ from csflow.device import Features, choose_precision
 from csflow.flow import CrossScaleFlow, Pyramid
 from csflow.training import EpochResult, fit
 from sidebyside.bench import Bench
-from sidebyside.child import Channel, Memory, warm_torch
+from sidebyside.child import Channel, Memory, kept_for_gradients, warm_torch
 from sidebyside.errors import relative_error
 
 if TYPE_CHECKING:
@@ -76,15 +76,33 @@ class Driver:
 
     def latent_error(self) -> float:
         """Relative error of the latents, in the precision of training, against float64."""
-        state, reference = self.bench.tensors("flow"), self.bench.pyramid("latents")
-        flow = CrossScaleFlow(self._flow(), channels=reference[0].shape[1], scales=self.settings.scales)
+        reference = self.bench.pyramid("latents")
+        latents, _ = self._forward(self._awake(), len(reference[0]))
+        return relative_error(latents, reference)
+
+    def kept(self) -> float:
+        """Megabytes that the forward pass of a step keeps for the backward pass, parameters not counted."""
+        flow = self._awake()
+        with kept_for_gradients(flow) as megabytes:
+            latents, log_det = self._forward(flow, self.settings.batch)
+            flow.per_dimension(flow.negative_log_likelihood(latents, log_det), latents).mean()
+            return megabytes()
+
+    def _awake(self) -> CrossScaleFlow:
+        """The flow with the weights that scores are compared by, as training holds it."""
+        state = self.bench.tensors("flow")
+        channels = state["blocks.0.permutation"].shape[1]
+        flow = CrossScaleFlow(self._flow(), channels=channels, scales=self.settings.scales)
         flow.load_state_dict(state)
-        flow = flow.to(device=self.device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
-        batch = [level[: len(reference[0])].to(self.device) for level in self.bench.pyramid("features")]
+        placed: CrossScaleFlow = flow.to(device=self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        return placed.train()
+
+    def _forward(self, flow: CrossScaleFlow, images: int) -> tuple[Pyramid, Tensor]:
+        batch = [level[:images].to(self.device) for level in self.bench.pyramid("features")]
         precision = choose_precision(self._training(1), self.device)
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=precision == "bfloat16"):
-            latents, _ = flow(batch)
-        return relative_error(latents, reference)
+            found: tuple[Pyramid, Tensor] = flow(batch)
+        return found
 
     def store_read(self) -> float:
         """GB/s of float16 values read from the store in shuffled batches."""

@@ -33,6 +33,7 @@ def train_step(session: Session) -> None:
             worker.call("stop")
         peaks = {name: worker.call("memory")["total"] for name, worker in workers.items()}
         errors = {name: worker.call("latent_error") for name, worker in workers.items()}
+        kept = {name: worker.call("kept") for name, worker in workers.items()}
     accuracy = {OURS: {"latents": errors[OURS]}}
     for peer in session.peers:
         accuracy[peer.name] = {"latents of the peer": errors[peer.name]}
@@ -45,6 +46,7 @@ def train_step(session: Session) -> None:
     if "memory" in works:
         state = session.facts["parameters"] * ADAM_BYTES / 1e6
         session.add("memory (training step)", "MB", peaks)
+        session.add("memory (kept from forward to backward)", "MB", kept)
         session.add("memory (beyond weights and Adam)", "MB", {name: peak - state for name, peak in peaks.items()})
 
 

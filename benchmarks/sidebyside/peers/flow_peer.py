@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sidebyside.bench import Bench
-from sidebyside.child import Channel, Memory, warm_torch
+from sidebyside.child import Channel, Memory, kept_for_gradients, warm_torch
 from sidebyside.errors import relative_error
 from sidebyside.plain import plain_scores
 
@@ -93,6 +93,14 @@ class FlowPeer(ABC):
         self.model = self.build("flow").to(self.device).train()
         levels = [level[: len(reference[0])].to(self.device) for level in self.bench.pyramid("features")]
         return relative_error(self.latents_and_loss(levels)[0], reference)
+
+    def kept(self) -> float:
+        """Megabytes that the forward pass of a step keeps for the backward pass, parameters not counted."""
+        self.model = self.build("flow").to(self.device).train()
+        levels = [level[: self.settings.batch].to(self.device) for level in self.bench.pyramid("features")]
+        with kept_for_gradients(self.model) as megabytes:
+            self.latents_and_loss(levels)
+            return megabytes()
 
     def load(self) -> float:
         """Read trunk and flow from their files; seconds without imports."""
