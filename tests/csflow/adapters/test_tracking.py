@@ -114,14 +114,16 @@ def test_parameters_are_those_of_the_line(workspace: Workspace, run_id: str) -> 
     assert tracking.read_run(workspace, run_id).params == tracking.flat_params(LINE)
 
 
-def test_step_logs_its_seconds(workspace: Workspace, run_id: str) -> None:
+def test_step_logs_its_seconds_and_memory(workspace: Workspace, run_id: str) -> None:
     with tracking.step(workspace, run_id, "train"):
         pass
     with tracking.step(workspace, run_id, "evaluate"):
         pass
     run = tracking.read_run(workspace, run_id)
-    assert run.metrics.keys() == {"seconds_train", "seconds_evaluate"}
-    assert run.seconds == pytest.approx(sum(run.metrics.values()))
+    steps = ("train", "evaluate")
+    assert run.metrics.keys() == {f"{what}_{step}" for what in ("seconds", "peak_memory_mb") for step in steps}
+    assert run.seconds == pytest.approx(sum(run.metrics[f"seconds_{step}"] for step in steps))
+    assert 20 < run.metrics["peak_memory_mb_train"] <= run.metrics["peak_memory_mb_evaluate"] < 50_000
     assert run.status == "RUNNING"
 
 
