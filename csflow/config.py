@@ -20,6 +20,7 @@ from csflow.errors import ConfigError
 from csflow.files import sha256_json
 
 Fraction = Annotated[float, Field(gt=0.0, lt=1.0)]
+Share = Annotated[float, Field(ge=0.0, lt=1.0)]
 Positive = Annotated[int, Field(ge=1)]
 
 
@@ -48,6 +49,31 @@ class FeatureConfig(Section):
     downscale: Literal["antialias", "nearest"] = Field(
         default="antialias", description="Smaller inputs: resized image (paper) or nearest (authors' code)."
     )
+    stages: tuple[Positive, ...] | None = Field(
+        default=None,
+        description="Several stages of one input, ascending, instead of stage and scales (PaDiM, PatchCore).",
+    )
+    rotations: Literal[1, 2, 4] = Field(default=1, description="Turns of the image that are read (DifferNet).")
+
+    @model_validator(mode="after")
+    def _one_way_of_making_levels(self) -> Self:
+        if self.stages is None:
+            return self
+        if not self.stages or list(self.stages) != sorted(set(self.stages)):
+            raise ValueError(f"stages needs ascending numbers, each once, got {list(self.stages)}")
+        if self.scales != 1:
+            raise ValueError(f"stages are read from one input, which needs scales: 1, got {self.scales}")
+        return self
+
+    @property
+    def stages_read(self) -> tuple[int, ...]:
+        """The stages whose last block is read, ascending."""
+        return self.stages or (self.stage,)
+
+    @property
+    def levels(self) -> int:
+        """Feature maps of an image: for every turn, one a scale and stage, finest first."""
+        return self.scales * len(self.stages_read) * self.rotations
 
 
 class FlowConfig(Section):
@@ -60,6 +86,19 @@ class FlowConfig(Section):
     )
     clamp: Annotated[float, Field(gt=0)] = Field(default=3.0, description="Soft clamp alpha of the log-scale.")
     standardize: bool = Field(default=True, description="Per-channel affine map from the training features first.")
+    scales: tuple[Annotated[int, Field(ge=0)], ...] | None = Field(
+        default=None, description="Scales the flow reads, 0 the finest; all by default."
+    )
+    fusion: Literal["cross", "separate", "concatenated"] = Field(
+        default="cross",
+        description="Scales exchange in every block, not at all, or are enlarged and joined before (paper, Table 3).",
+    )
+
+    @model_validator(mode="after")
+    def _scales_once(self) -> Self:
+        if self.scales is not None and (not self.scales or list(self.scales) != sorted(set(self.scales))):
+            raise ValueError(f"scales needs ascending numbers, each once, got {list(self.scales)}")
+        return self
 
     @model_validator(mode="after")
     def _kernels_fit_blocks(self) -> Self:
@@ -90,11 +129,38 @@ class TrainingConfig(Section):
     checkpoint_seconds: Annotated[float, Field(gt=0)] = 180.0
 
 
+class ScoringConfig(Section):
+    """What a flow's latents are summed up to."""
+
+    score: Literal["mean", "nll", "max"] = Field(
+        default="mean", description="Mean z² / 2 (authors), exact negative log-likelihood, or the map's maximum."
+    )
+    map: Literal["finest", "all"] = Field(
+        default="finest", description="Squared norm at the finest scale (paper), or the mean over all scales."
+    )
+
+
+class PadimConfig(Section):
+    """PaDiM: a normal distribution at every place."""
+
+    dimensions: Positive = Field(default=100, description="Channels kept, drawn at random; all if there are fewer.")
+    regularization: Annotated[float, Field(gt=0)] = Field(default=0.01, description="Added to every variance.")
+
+
+class PatchcoreConfig(Section):
+    """PatchCore: distance to the nearest of a thinned-out set of good patches."""
+
+    coreset: Annotated[float, Field(gt=0, le=1)] = Field(default=0.1, description="Share of the patches kept.")
+    largest: Positive = Field(default=10000, description="Most patches kept, whatever the share.")
+    neighbours: Positive = Field(default=9, description="Patches that weigh the score; 1 does not weigh it.")
+
+
 class RolesConfig(Section):
     """Shares of the good training images that are held out from fitting, for good."""
 
-    calibrate: Fraction = 0.2
-    gate: Fraction = 0.1
+    calibrate: Share = Field(default=0.2, description="For the threshold; 0 needs 'calibration: none'.")
+    gate: Share = Field(default=0.1, description="For the gate of lines without labelled defects.")
+    shots: Positive | None = Field(default=None, description="Fit only so many of the rest, drawn with training.seed.")
 
     @model_validator(mode="after")
     def _something_left_to_fit(self) -> Self:
@@ -137,21 +203,40 @@ class ServingConfig(Section):
     port: Annotated[int, Field(ge=0, le=65535)] = Field(default=0, description="0: any free port.")
 
 
+DetectorKind = Literal["csflow", "nearest-neighbour", "mahalanobis", "padim", "patchcore", "differnet"]
+
+
 class LineConfig(Section):
     """Everything csflow knows about one product line."""
 
     line: Annotated[str, Field(pattern=r"^[a-z0-9]([-a-z0-9]{0,48}[a-z0-9])?$")]
     description: str = ""
-    detector: Literal["csflow"] = "csflow"
+    detector: DetectorKind = "csflow"
     data: DataConfig
     features: FeatureConfig = FeatureConfig()
     flow: FlowConfig = FlowConfig()
     training: TrainingConfig = TrainingConfig()
+    scoring: ScoringConfig = ScoringConfig()
+    padim: PadimConfig = PadimConfig()
+    patchcore: PatchcoreConfig = PatchcoreConfig()
     roles: RolesConfig = RolesConfig()
     calibration: CalibrationConfig | Literal["none"] = CalibrationConfig()
     quality: QualityConfig = QualityConfig()
     gate: GateConfig = GateConfig()
     serving: ServingConfig = ServingConfig()
+
+    @model_validator(mode="after")
+    def _parts_fit_together(self) -> Self:
+        if self.roles.calibrate == 0 and self.calibration != "none":
+            raise ValueError("roles.calibrate 0 leaves no images for the threshold: set 'calibration: none' too")
+        if self.features.rotations > 1 and self.detector != "differnet":
+            raise ValueError(f"features.rotations is for detector differnet, not {self.detector}: set it to 1")
+        if self.features.stages and self.detector in ("csflow", "differnet"):
+            raise ValueError(f"features.stages is not for detector {self.detector}: give stage and scales instead")
+        read = self.flow.scales
+        if read and read[-1] >= self.features.scales:
+            raise ValueError(f"flow.scales {list(read)} needs features.scales above {read[-1]}")
+        return self
 
     @property
     def model_name(self) -> str:
@@ -169,10 +254,20 @@ class LineConfig(Section):
         """
         chosen = self.model_dump(
             mode="json",
-            include={"detector", "features", "flow", "training", "roles", "calibration"},
+            include={"features", "scoring", "roles", "calibration"},
+        )
+        return sha256_json([chosen, self.training_digest()])
+
+    def training_digest(self) -> str:
+        """Digest of every key that decides what a model becomes on given features: equal ones need not train again."""
+        parts: dict[str, set[str]] = {"padim": {"padim"}, "patchcore": {"patchcore"}}
+        trained = self.detector in ("csflow", "differnet")
+        chosen = self.model_dump(
+            mode="json",
+            include={"detector"} | ({"flow", "training"} if trained else parts.get(self.detector, set())),
             exclude={"training": {"device", "checkpoint_seconds"}},
         )
-        return sha256_json(chosen)
+        return sha256_json([chosen, self.training.seed])
 
 
 def presets() -> dict[str, dict[str, Any]]:
@@ -295,8 +390,8 @@ def _explain(error: ValidationError, source: str) -> list[str]:
 def _allowed_keys(parents: tuple[str, ...]) -> list[str]:
     sections: dict[str, type[BaseModel]] = {
         "data": DataConfig, "features": FeatureConfig, "flow": FlowConfig, "training": TrainingConfig,
-        "roles": RolesConfig, "calibration": CalibrationConfig, "quality": QualityConfig,
-        "gate": GateConfig, "serving": ServingConfig,
+        "scoring": ScoringConfig, "padim": PadimConfig, "patchcore": PatchcoreConfig, "roles": RolesConfig,
+        "calibration": CalibrationConfig, "quality": QualityConfig, "gate": GateConfig, "serving": ServingConfig,
     }  # fmt: skip
     section = sections[parents[0]] if parents else LineConfig
     names = sorted(section.model_fields)
