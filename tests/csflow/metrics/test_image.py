@@ -1,4 +1,4 @@
-"""Metrics against scikit-learn, scipy and simulation, ties and hostile input included."""
+"""Image metrics against scikit-learn, scipy and simulation, ties and hostile input included."""
 
 from __future__ import annotations
 
@@ -7,10 +7,17 @@ import pytest
 from scipy import stats
 from sklearn import metrics as oracle
 
-from csflow import metrics
 from csflow.errors import DataError
-from csflow.metrics import bootstrap_interval, clopper_pearson, image_auroc, paired_bootstrap, pixel_auroc, roc_curve
-from csflow.scoring import upsample
+from csflow.metrics import (
+    IMAGE_METRICS,
+    bootstrap_interval,
+    clopper_pearson,
+    image,
+    image_auroc,
+    intervals,
+    paired_bootstrap,
+    roc_curve,
+)
 
 
 def sample(seed: int, good: int = 40, defective: int = 25, shift: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
@@ -69,8 +76,8 @@ def test_unusable_input_is_named(measure: object, scores: list[float], labels: l
 
 def test_each_resample_has_the_auroc_of_its_images() -> None:
     scores, labels = HOSTILE["ties"]
-    counts = np.concatenate(list(metrics._resamples(labels, 30, seed=0)))
-    ours = metrics._aurocs(scores, labels, counts)
+    counts = np.concatenate(list(intervals.resamples(labels, 30, seed=0)))
+    ours = IMAGE_METRICS["image_auroc"](image._masses(scores, labels, counts))
     theirs = [oracle.roc_auc_score(np.repeat(labels, row), np.repeat(scores, row)) for row in counts]
     np.testing.assert_allclose(ours, theirs)
     assert (counts[:, labels].sum(axis=1) == labels.sum()).all()
@@ -79,7 +86,7 @@ def test_each_resample_has_the_auroc_of_its_images() -> None:
 def test_the_interval_does_not_depend_on_the_portions(monkeypatch: pytest.MonkeyPatch) -> None:
     scores, labels = HOSTILE["plain"]
     whole = bootstrap_interval(scores, labels, samples=50, seed=1)
-    monkeypatch.setattr(metrics, "_PORTION", 200)
+    monkeypatch.setattr(intervals, "_PORTION", 200)
     assert bootstrap_interval(scores, labels, samples=50, seed=1) == whole
     assert bootstrap_interval(scores, labels, samples=50, seed=2) != whole
 
@@ -151,31 +158,3 @@ def test_clopper_pearson_equals_scipy(events: int, trials: int, confidence: floa
 def test_impossible_counts_are_refused(events: int, trials: int) -> None:
     with pytest.raises(DataError, match="trials"):
         clopper_pearson(events, trials)
-
-
-@pytest.mark.parametrize("digits", [0, 6])
-def test_pixel_auroc_equals_scikit_learn_on_all_pixels(digits: int) -> None:
-    rng = np.random.default_rng(digits)
-    sizes = [(37, 50), (64, 20), (5, 5)]
-    masks = [rng.random(size) < share for size, share in zip(sizes, (0.1, 0.0, 1.0), strict=True)]
-    maps = [np.round(rng.gamma(2.0, size=(6, 8)), digits).astype(np.float32) for _ in sizes]
-    large = [upsample(m, (w, h)) for m, (h, w) in zip(maps, sizes, strict=True)]
-    theirs = oracle.roc_auc_score(
-        np.concatenate([m.ravel() for m in masks]), np.concatenate([m.ravel() for m in large])
-    )
-    assert pixel_auroc(maps, masks) == pytest.approx(theirs, abs=1e-12)
-
-
-def test_pixel_ties_count_half() -> None:
-    assert pixel_auroc([np.ones((2, 2))], [np.eye(2, dtype=bool)]) == 0.5
-
-
-@pytest.mark.parametrize(
-    ("maps", "masks", "message"),
-    [([np.ones((2, 2))], [np.zeros((4, 4), dtype=bool)], "got 0 and 16"), ([], [], "got 0 and 0"),
-     ([np.ones((2, 2))], [np.ones((4, 4), dtype=bool)], "got 16 and 0"), ([np.ones((2, 2))], [], "one mask"),
-     ([np.full((2, 2), np.nan)], [np.eye(4, dtype=bool)], "NaN")],
-)  # fmt: skip
-def test_unusable_pixels_are_named(maps: list[np.ndarray], masks: list[np.ndarray], message: str) -> None:
-    with pytest.raises(DataError, match=message):
-        pixel_auroc(maps, masks)

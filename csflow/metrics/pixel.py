@@ -1,0 +1,267 @@
+"""Pixel metrics: exact ones, and binned ones with intervals, subsets and paired differences."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from typing import Literal
+
+import numpy as np
+
+from csflow.errors import DataError
+from csflow.metrics import ranking
+from csflow.metrics.intervals import (
+    Counts,
+    Draws,
+    Measured,
+    PairedDifference,
+    draw,
+    paired_difference,
+    percentiles,
+    resamples,
+    separated,
+)
+from csflow.metrics.pixel_counts import Maps, Masks, PixelCounts, missing_class, pixels_of, region_weights
+from csflow.metrics.ranking import Masses, Measure
+
+PixelMetric = Literal["pixel_auroc", "pixel_ap", "aupro"]
+
+AUPRO_LIMIT = 0.3
+"""False positive rate up to which AUPRO looks, as in MVTec AD."""
+
+PIXEL_METRICS: Mapping[PixelMetric, Measure] = {
+    "pixel_auroc": ranking.auroc,
+    "pixel_ap": ranking.average_precision,
+    "aupro": partial(ranking.overlap_area, limit=AUPRO_LIMIT),
+}
+
+
+def pixel_auroc(maps: Maps, masks: Masks) -> float:
+    """Exact AUROC over all pixels of all images; nothing is subsampled or binned.
+
+    Each map is upsampled to its mask. Memory: four bytes for each *defective* pixel, and one image.
+
+    Args:
+        maps: Anomaly maps ``(h, w)``, one an image.
+        masks: Ground truth ``(H, W)``, True = defective; all False for a good image. Read twice, so
+            a sequence that loads its items when asked keeps memory small.
+
+    Raises:
+        DataError: If lengths differ, a map is not finite, or all pixels are of one class.
+    """
+    defective = [pixels[mask] for pixels, mask in pixels_of(maps, masks)]
+    ordered = np.sort(np.concatenate(defective)) if defective else np.zeros(0, dtype=np.float32)
+    good, doubled_wins = 0, 0
+    for pixels, mask in pixels_of(maps, masks):
+        # Sorted, the look-ups walk through memory in order: several times faster.
+        rest = np.sort(pixels[~mask])
+        not_above = np.searchsorted(ordered, rest, side="right") + np.searchsorted(ordered, rest, side="left")
+        good += rest.size
+        doubled_wins += 2 * rest.size * ordered.size - int(not_above.sum(dtype=np.int64))
+    if ordered.size == 0 or good == 0:
+        raise missing_class(ordered.size, good)
+    return doubled_wins / (2 * ordered.size * good)
+
+
+def pixel_ap(maps: Maps, masks: Masks) -> float:
+    """Exact average precision over all pixels of all images; the step sum, pixels of one value count together.
+
+    Memory: about 60 bytes for each *defective* pixel, and one image.
+
+    Raises:
+        DataError: As `pixel_auroc`.
+    """
+    return float(ranking.average_precision(_exact(maps, masks))[0])
+
+
+def aupro(maps: Maps, masks: Masks, *, limit: float = AUPRO_LIMIT) -> float:
+    """Exact area below the mean overlap of regions, up to a false positive rate, over that rate: in [0, 1].
+
+    A region is a connected part of one mask, pixels that touch by a corner included; each counts the same whatever
+    its size. The rate is taken over all good pixels of all images, those beside a defect too. The curve has a point
+    at each distinct value, starts at (0, 0) and is straight between points. Memory as `pixel_ap`.
+
+    Args:
+        maps: Anomaly maps ``(h, w)``, one an image.
+        masks: Ground truth ``(H, W)``; all False for a good image.
+        limit: Largest false positive rate.
+
+    Raises:
+        DataError: As `pixel_auroc`, or if the limit is not in (0, 1].
+
+    Reference:
+        Bergmann et al., IJCV 2021, section 4.2, and MVTec's evaluation code.
+    """
+    if not 0 < limit <= 1:
+        raise DataError(f"A false positive rate lies above 0 and at most at 1, got {limit}. Ask for 0.3, for instance.")
+    return float(ranking.overlap_area(_exact(maps, masks), limit)[0])
+
+
+def pixel_metrics(
+    counts: PixelCounts, *, confidence: float = 0.95, samples: int = 2000, seed: int = 0
+) -> dict[PixelMetric, Measured]:
+    """Every pixel metric with its interval, all from the same resamples of whole images.
+
+    Values are those of the binned maps: `binning_error` says how far from the exact ones they can be at most. An
+    image whose mask is empty counts as a good one. Perfectly separated maps get the far end of
+    `bootstrap_interval`, each image being one observation however many pixels it has.
+
+    Args:
+        counts: From `csflow.metrics.count_pixels`.
+        confidence: Of the two-sided percentile intervals.
+        samples: Number of resamples; good and defective images are drawn separately.
+        seed: Of the resamples.
+
+    Raises:
+        DataError: If there is no good or no defective pixel.
+    """
+    whole = _whole(counts)
+    if float(ranking.auroc(whole)[0]) in (0.0, 1.0):
+        images = int(counts.good.any(axis=1).sum()), counts.rows.size
+        return {name: separated(measure, whole, images, confidence) for name, measure in PIXEL_METRICS.items()}
+    draws = _draws(PIXEL_METRICS, counts, samples, seed)
+    return {name: Measured(found.value, *percentiles(found.resampled, confidence)) for name, found in draws.items()}
+
+
+def pixel_by_defect(
+    counts: PixelCounts, defects: Sequence[str], *, confidence: float = 0.95, samples: int = 2000, seed: int = 0
+) -> dict[str, dict[PixelMetric, Measured]]:
+    """`pixel_metrics` of each type of defect alone: its images against all good ones.
+
+    Args:
+        counts: From `csflow.metrics.count_pixels`.
+        defects: ``(n,)``, the type of each image with a defect; what stands at the others does not matter.
+        confidence: Of the intervals.
+        samples: Number of resamples.
+        seed: Of the resamples.
+
+    Returns:
+        The types that have a mask, in alphabetical order: the others have no pixel metrics.
+
+    Raises:
+        DataError: If there is not one type for each image.
+    """
+    types, defective = np.asarray(defects, dtype=np.str_), counts.is_defective
+    if types.shape != defective.shape:
+        raise DataError(f"Expected one type of defect for each image, got {types.size} for {len(counts)} images.")
+    return {
+        str(kind): pixel_metrics(
+            counts.only(~defective | (types == kind)), confidence=confidence, samples=samples, seed=seed
+        )
+        for kind in np.unique(types[defective])
+    }
+
+
+def paired_pixel_bootstrap(
+    first: PixelCounts,
+    second: PixelCounts,
+    *,
+    metric: PixelMetric = "pixel_auroc",
+    confidence: float = 0.95,
+    samples: int = 2000,
+    seed: int = 0,
+) -> PairedDifference:
+    """How much better the maps of a second detector are than those of a first, on the same images and masks.
+
+    Args:
+        first: Counts of the first detector.
+        second: Counts of the second one, in bins of its own.
+        metric: What is compared.
+        confidence: Of the two-sided percentile interval.
+        samples: Number of resamples; each takes the same images for both.
+        seed: Of the resamples.
+
+    Raises:
+        DataError: If the two were not counted on the same masks.
+    """
+    for before, after in ((first.good, second.good), (first.defective, second.defective)):
+        if not np.array_equal(before.sum(axis=1), after.sum(axis=1)) or not np.array_equal(first.rows, second.rows):
+            raise DataError("The two detectors were counted on different masks. Count both on the same images.")
+    chosen = {metric: PIXEL_METRICS[metric]}
+    of_first, of_second = (_draws(chosen, counts, samples, seed)[metric] for counts in (first, second))
+    return paired_difference(of_first, of_second, confidence)
+
+
+def binning_error(counts: PixelCounts) -> dict[PixelMetric, float]:
+    r"""How far each binned value can be from the exact one at most, whatever the order of pixels inside the bins.
+
+    With shares :math:`p_b` of the defective, :math:`q_b` of the good and :math:`o_b` of the region mass in bin b, and
+    :math:`T_b, F_b` the defective and good pixels in the bins up to b (highest first):
+
+    - AUROC: a pair in different bins is ordered as it is; one in the same bin counts half and may count 0 or 1.
+      The error is at most :math:`\frac12 \sum_b p_b q_b`.
+    - AP: precision is highest if a bin's defective pixels are tied before all its good ones, and lowest if they follow
+      one by one after them: :math:`\sum_b p_b \frac{T_b}{T_b + F_{b-1}}` from above, and from below
+      :math:`\sum_b p_b - \frac{F_b}{P} \ln \frac{T_b + F_b}{T_{b-1} + F_b}`, the sum over pixels being bounded by an
+      integral.
+    - AUPRO: exact at the edges of the bins and rising between, so it lies between the lower and the upper step sum,
+      up to the limit.
+
+    Returns:
+        The bound of each value on all images. Resamples have bounds of the same kind with their own masses.
+    """
+    whole = _whole(counts)
+    defective, good, regions = (mass[0] / mass.sum() for mass in whole)
+    inside = np.clip(AUPRO_LIMIT - (np.cumsum(good) - good), 0.0, good)
+    # Half of a bin's box, as a trapezium halves it; more where the limit cuts the bin.
+    part = 1.0 - np.divide(inside, good, out=np.zeros_like(good), where=good > 0) / 2
+    low, value, high = _ap_bounds(whole)
+    return {
+        "pixel_auroc": float((defective * good).sum() / 2),
+        "pixel_ap": max(high - value, value - low),
+        "aupro": float((inside * regions * part).sum() / AUPRO_LIMIT),
+    }
+
+
+def _ap_bounds(whole: Masses) -> tuple[float, float, float]:
+    """Lowest, binned and highest average precision."""
+    defective = whole.defective[0]
+    kept = defective > 0
+    found, alarms = np.cumsum(defective), np.cumsum(whole.good[0])
+    after, before, mass = found[kept], (found - defective)[kept], defective[kept]
+    worst, best = alarms[kept], (alarms - whole.good[0])[kept]
+    loss = np.zeros_like(mass)
+    np.multiply(worst, np.log1p(mass / np.maximum(before + worst, 1)), out=loss, where=worst > 0)
+    total = found[-1]
+    low, high = float((mass - loss).sum() / total), float((mass * after / (after + best)).sum() / total)
+    return low, float(ranking.average_precision(whole)[0]), high
+
+
+def _whole(counts: PixelCounts) -> Masses:
+    whole = counts.masses()
+    if not (whole.defective.any() and whole.good.any()):
+        raise missing_class(int(whole.defective.sum()), int(whole.good.sum()))
+    return whole
+
+
+def _draws(
+    metrics: Mapping[PixelMetric, Measure], counts: PixelCounts, samples: int, seed: int
+) -> dict[PixelMetric, Draws]:
+    return draw(metrics, _whole(counts), _resampled(counts, samples, seed))
+
+
+def _resampled(counts: PixelCounts, samples: int, seed: int) -> Iterator[Masses]:
+    for times in resamples(counts.is_defective, samples, seed, width=counts.edges.size + 1):
+        yield counts.masses(times)
+
+
+def _exact(maps: Maps, masks: Masks) -> Masses:
+    """Masses at each distinct value of a defective pixel, and of good pixels between two such values.
+
+    How good pixels are spread between two values without a defective pixel changes no metric.
+    """
+    marked = [(pixels[mask], region_weights(mask)) for pixels, mask in pixels_of(maps, masks) if mask.any()]
+    if not marked:
+        raise missing_class(0, sum(mask.size for _, mask in pixels_of(maps, masks)))
+    levels, place = np.unique(np.concatenate([values for values, _ in marked]), return_inverse=True)
+    good: Counts = np.zeros(2 * levels.size + 1, dtype=np.int64)
+    for pixels, mask in pixels_of(maps, masks):
+        rest = np.sort(pixels[~mask])
+        places = np.searchsorted(levels, rest, side="left") + np.searchsorted(levels, rest, side="right")
+        good += np.bincount(places, minlength=good.size)
+    if not good.any():
+        raise missing_class(place.size, 0)
+    defective, regions = np.zeros(good.size), np.zeros(good.size)
+    defective[1::2] = np.bincount(place)
+    regions[1::2] = np.bincount(place, weights=np.concatenate([weights for _, weights in marked]))
+    return Masses(*(mass[None, ::-1] for mass in (defective, good, regions)))
