@@ -134,7 +134,8 @@ def by_defect(
 ) -> dict[str, dict[ImageMetric, Measured]]:
     """`image_metrics` of each type of defect alone: its images against all good ones.
 
-    Average precision and F1 depend on how many defective images there are: compare them within a type only.
+    Average precision and F1 depend on how many defective images there are: compare them within a type only. The
+    interval of a type with a single image says nothing about other defects of that type.
 
     Args:
         scores: ``(n,)``.
@@ -231,7 +232,7 @@ def _measured(
     draws = _draws(metrics, values, defective, samples, seed)
     measured = {name: Measured(found.value, *percentiles(found.resampled, confidence)) for name, found in draws.items()}
     whole = _whole(values, defective)
-    if float(ranking.auroc(whole)[0]) in (0.0, 1.0):
+    if ranking.is_separated(whole):
         images = int(whole.good.sum()), int(whole.defective.sum())
         measured = {name: separated(measure, whole, images, confidence) for name, measure in metrics.items()}
     if "fpr_at_95_tpr" in measured:

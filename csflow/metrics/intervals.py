@@ -119,7 +119,7 @@ def separated(measure: Measure, whole: Masses, images: tuple[int, int], confiden
 
     Args:
         measure: The metric.
-        whole: Masses ``(1, K)`` of all images, with an AUROC of 1 or 0.
+        whole: Masses ``(1, K)`` of all images; see `csflow.metrics.ranking.is_separated`.
         images: Number of good and of defective images.
         confidence: Two-sided.
 
@@ -127,7 +127,7 @@ def separated(measure: Measure, whole: Masses, images: tuple[int, int], confiden
         Newcombe, Statistics in Medicine 25 (2006), method 5.
     """
     limit = _newcombe_limit(*images, confidence)
-    possible = limit if ranking.auroc(whole)[0] == 1.0 else 1.0 - limit
+    possible = limit if ranking.auroc(whole)[0] > 0.5 else 1.0 - limit
     far = possible if measure is ranking.auroc else float(measure(_binormal(possible, whole))[0])
     value = float(measure(whole)[0])
     return Measured(value, min(value, far), max(value, far))

@@ -116,7 +116,7 @@ def pixel_metrics(
         DataError: If there is no good or no defective pixel.
     """
     whole = _whole(counts)
-    if float(ranking.auroc(whole)[0]) in (0.0, 1.0):
+    if ranking.is_separated(whole):
         images = int(counts.good.any(axis=1).sum()), counts.rows.size
         return {name: separated(measure, whole, images, confidence) for name, measure in PIXEL_METRICS.items()}
     draws = _draws(PIXEL_METRICS, counts, samples, seed)

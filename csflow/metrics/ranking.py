@@ -87,6 +87,15 @@ def overlap_area(masses: Masses, limit: float) -> Floats:
     return np.asarray((inside * (overlap - rise + rise * slope_share / 2)).sum(axis=1) / limit, dtype=np.float64)
 
 
+def is_separated(whole: Masses) -> bool:
+    """Whether all of one class of a single ranking ``(1, K)`` lies above all of the other.
+
+    Read from the places, as an AUROC of 1 may be a rounding error away from 1.
+    """
+    places = [np.flatnonzero(mass[0]) for mass in (whole.defective, whole.good)]
+    return bool(places[0][-1] < places[1][0] or places[1][-1] < places[0][0])
+
+
 def _cumulated(masses: Masses) -> tuple[Mass, Mass]:
     """Found and falsely alarmed mass when everything from a score upwards counts as defective."""
     return np.cumsum(masses.defective, axis=1), np.cumsum(masses.good, axis=1)

@@ -10,10 +10,16 @@ from sklearn import metrics as oracle
 from csflow.errors import DataError
 from csflow.metrics import (
     IMAGE_METRICS,
+    ImageMetric,
+    average_precision,
     bootstrap_interval,
+    by_defect,
     clopper_pearson,
+    f1_max,
+    fpr_at_tpr,
     image,
     image_auroc,
+    image_metrics,
     intervals,
     paired_bootstrap,
     roc_curve,
@@ -40,6 +46,22 @@ HOSTILE = {
 }
 
 
+def fpr_at_95(labels: np.ndarray, scores: np.ndarray) -> float:
+    fpr, tpr, _ = oracle.roc_curve(labels, scores, drop_intermediate=False)
+    return float(fpr[tpr >= 0.95].min())
+
+
+def best_f1(labels: np.ndarray, scores: np.ndarray) -> float:
+    precision, recall, _ = oracle.precision_recall_curve(labels, scores)
+    return float((2 * precision * recall / np.maximum(precision + recall, 1e-300)).max())
+
+
+ORACLES = {
+    "image_auroc": oracle.roc_auc_score, "average_precision": oracle.average_precision_score,
+    "f1_max": best_f1, "fpr_at_95_tpr": fpr_at_95,
+}  # fmt: skip
+
+
 @pytest.mark.parametrize("name", HOSTILE)
 def test_image_auroc_equals_scikit_learn(name: str) -> None:
     scores, labels = HOSTILE[name]
@@ -55,6 +77,45 @@ def test_the_roc_curve_equals_scikit_learn(name: str) -> None:
         np.testing.assert_allclose(ours, theirs)
 
 
+@pytest.mark.parametrize("name", HOSTILE)
+def test_average_precision_equals_scikit_learn(name: str) -> None:
+    scores, labels = HOSTILE[name]
+    assert average_precision(scores, labels) == pytest.approx(oracle.average_precision_score(labels, scores), abs=1e-12)
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_f1_max_equals_the_best_of_scikit_learns_curve(name: str) -> None:
+    scores, labels = HOSTILE[name]
+    assert f1_max(scores, labels) == pytest.approx(best_f1(labels, scores), abs=1e-12)
+
+
+@pytest.mark.parametrize("tpr", [0.01, 0.5, 0.8, 0.95, 1.0])
+@pytest.mark.parametrize("name", HOSTILE)
+def test_fpr_at_tpr_equals_scikit_learns_curve(name: str, tpr: float) -> None:
+    scores, labels = HOSTILE[name]
+    fpr, found, _ = oracle.roc_curve(labels, scores, drop_intermediate=False)
+    assert fpr_at_tpr(scores, labels, tpr=tpr) == pytest.approx(fpr[found >= tpr].min(), abs=1e-12)
+
+
+def test_19_of_20_are_95_percent() -> None:
+    scores = [*range(20), 0.5]
+    assert fpr_at_tpr(scores, [True] * 20 + [False], tpr=0.95) == 0.0
+    assert fpr_at_tpr(scores, [True] * 20 + [False], tpr=0.951) == 1.0
+
+
+@pytest.mark.parametrize("tpr", [0.0, -1.0, 1.01, np.nan])
+def test_an_impossible_rate_is_refused(tpr: float) -> None:
+    with pytest.raises(DataError, match="true positive rate"):
+        fpr_at_tpr([0, 1], [False, True], tpr=tpr)
+
+
+def test_infinite_scores_count_like_very_large_ones_in_every_metric() -> None:
+    scores, labels = sample(5, 30, 30)
+    scores[::7], scores[3::11] = 100.0, -100.0
+    infinite = np.where(np.abs(scores) == 100.0, scores * np.inf, scores)
+    assert image_metrics(infinite, labels, samples=50) == image_metrics(scores, labels, samples=50)
+
+
 def test_infinite_scores_are_ranked() -> None:
     assert image_auroc([np.inf, -np.inf, 0.0, np.inf], [True, False, False, False]) == pytest.approx(2.5 / 3)
 
@@ -67,20 +128,56 @@ def test_infinite_scores_are_ranked() -> None:
      ([1, 2], [2, 0], "True")],
 )  # fmt: skip
 @pytest.mark.parametrize(
-    "measure", [image_auroc, roc_curve, bootstrap_interval, lambda s, y: paired_bootstrap(s, s, y)]
+    "measure",
+    [
+        image_auroc,
+        average_precision,
+        f1_max,
+        fpr_at_tpr,
+        roc_curve,
+        bootstrap_interval,
+        image_metrics,
+        lambda s, y: by_defect(s, y, ["scratch"] * len(y)),
+        lambda s, y: paired_bootstrap(s, s, y),
+    ],
 )
 def test_unusable_input_is_named(measure: object, scores: list[float], labels: list[bool], message: str) -> None:
     with pytest.raises(DataError, match=message):
         measure(scores, labels)  # type: ignore[operator]
 
 
-def test_each_resample_has_the_auroc_of_its_images() -> None:
+@pytest.mark.parametrize("metric", ORACLES)
+def test_each_resample_has_the_metric_of_its_images(metric: ImageMetric) -> None:
     scores, labels = HOSTILE["ties"]
-    counts = np.concatenate(list(intervals.resamples(labels, 30, seed=0)))
-    ours = IMAGE_METRICS["image_auroc"](image._masses(scores, labels, counts))
-    theirs = [oracle.roc_auc_score(np.repeat(labels, row), np.repeat(scores, row)) for row in counts]
+    counts = np.concatenate(list(intervals.resamples(labels, 12, seed=0)))
+    ours = IMAGE_METRICS[metric](image._masses(scores, labels, counts))
+    theirs = [ORACLES[metric](np.repeat(labels, row), np.repeat(scores, row)) for row in counts]
     np.testing.assert_allclose(ours, theirs)
     assert (counts[:, labels].sum(axis=1) == labels.sum()).all()
+    assert (counts.sum(axis=1) == labels.size).all()
+
+
+def test_all_metrics_come_with_the_intervals_they_have_alone() -> None:
+    scores, labels = HOSTILE["plain"]
+    values = {"image_auroc": image_auroc, "average_precision": average_precision, "f1_max": f1_max,
+              "fpr_at_95_tpr": fpr_at_tpr}  # fmt: skip
+    measured = image_metrics(scores, labels, samples=100, seed=3)
+    assert set(measured) == set(ORACLES)
+    for name, (value, low, high) in measured.items():
+        assert value == values[name](scores, labels)
+        assert (low, high) == bootstrap_interval(scores, labels, metric=name, samples=100, seed=3)
+        assert low < value < high
+
+
+def test_the_interval_is_the_percentiles_of_the_resamples() -> None:
+    scores, labels = HOSTILE["plain"]
+    draws = [
+        oracle.average_precision_score(np.repeat(labels, row), np.repeat(scores, row))
+        for counts in intervals.resamples(labels, 40, seed=0)
+        for row in counts
+    ]
+    ours = bootstrap_interval(scores, labels, metric="average_precision", samples=40, confidence=0.8)
+    assert ours == pytest.approx(tuple(np.quantile(draws, [0.1, 0.9])))
 
 
 def test_the_interval_does_not_depend_on_the_portions(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -115,6 +212,59 @@ def test_a_perfect_separation_is_not_certain(images: tuple[int, int]) -> None:
     assert mirrored == pytest.approx((0.0, 1 - low))
 
 
+@pytest.mark.parametrize(("sign", "events"), [(1, 0), (-1, 60)])
+def test_the_other_metrics_of_perfect_images_are_those_at_the_limit_of_the_auroc(sign: int, events: int) -> None:
+    labels = np.arange(90) >= 60
+    measured = image_metrics(sign * np.arange(90.0), labels)
+    far = {name: low if value == high else high for name, (value, low, high) in measured.items()}
+    shift = np.sqrt(2) * stats.norm.ppf(far["image_auroc"])
+    truth = np.arange(300_000) >= 200_000
+    scores = np.random.default_rng(0).normal(size=truth.size) + shift * truth
+    for name in ("image_auroc", "average_precision", "f1_max"):
+        assert far[name] == pytest.approx(ORACLES[name](truth, scores), abs=0.005), name
+    exact, simulated = clopper_pearson(events, 60), fpr_at_95(truth, scores)
+    widest = max(exact.high, simulated) if sign > 0 else min(exact.low, simulated)
+    assert far["fpr_at_95_tpr"] == pytest.approx(widest, abs=0.005)
+
+
+def test_no_false_alarm_among_few_images_does_not_exclude_any() -> None:
+    scores = np.concatenate([np.arange(20.0), [-1.0], np.arange(100.0, 199.0)])
+    labels = np.arange(120) >= 20
+    rate = image_metrics(scores, labels)["fpr_at_95_tpr"]
+    assert rate.value == rate.low == 0.0
+    assert rate.high >= clopper_pearson(0, 20).high > 0.1
+
+
+def test_equal_scores_say_nothing_without_doubt() -> None:
+    labels = np.arange(30) >= 20
+    measured = image_metrics(np.zeros(30), labels)
+    assert measured["image_auroc"] == (0.5, 0.5, 0.5)
+    assert measured["average_precision"] == pytest.approx((1 / 3, 1 / 3, 1 / 3))
+    assert measured["f1_max"] == pytest.approx((0.5, 0.5, 0.5))
+    assert measured["fpr_at_95_tpr"].value == 1.0
+
+
+def test_a_type_of_defect_is_measured_against_all_good_images() -> None:
+    scores, labels = sample(6, 40, 30)
+    defects = np.where(labels, np.array(["crack", "dent", "crack"])[np.arange(70) % 3], "")
+    found = by_defect(scores, labels, list(defects), seed=2)
+    assert list(found) == ["crack", "dent"]
+    for kind, measured in found.items():
+        rows = ~labels | (defects == kind)
+        assert measured == image_metrics(scores[rows], labels[rows], seed=2)
+        assert measured["image_auroc"].value == pytest.approx(oracle.roc_auc_score(labels[rows], scores[rows]))
+
+
+def test_what_stands_at_good_images_is_no_type() -> None:
+    scores, labels = sample(6, 10, 10)
+    assert list(by_defect(scores, labels, ["good" if not bad else "crack" for bad in labels])) == ["crack"]
+
+
+def test_a_missing_type_is_named() -> None:
+    with pytest.raises(DataError, match="got 1 for 2"):
+        by_defect([0, 1], [False, True], ["crack"])
+
+
 def test_few_perfect_images_do_not_exclude_chance() -> None:
     assert bootstrap_interval([0, 1, 2], [False, True, True]).low < 0.5
     assert bootstrap_interval(range(10), np.arange(10) >= 5).low > 0.5
@@ -132,9 +282,28 @@ def test_the_paired_difference_knows_that_the_images_are_the_same() -> None:
     assert paired.high - paired.low < 0.5 * (unpaired.high - unpaired.low)
 
 
-def test_a_detector_does_not_differ_from_itself_on_another_scale() -> None:
+@pytest.mark.parametrize("metric", ORACLES)
+def test_a_detector_does_not_differ_from_itself_on_another_scale(metric: ImageMetric) -> None:
     scores, labels = sample(0)
-    assert paired_bootstrap(scores, np.exp(scores), labels) == (0.0, 0.0, 0.0, 1.0)
+    assert paired_bootstrap(scores, np.exp(scores), labels, metric=metric) == (0.0, 0.0, 0.0, 1.0)
+
+
+@pytest.mark.parametrize("metric", ORACLES)
+def test_the_paired_difference_is_that_of_the_same_resamples(metric: ImageMetric) -> None:
+    first, labels = sample(0, 30, 30)
+    second = first + np.random.default_rng(1).normal(size=60)
+    paired = paired_bootstrap(first, second, labels, metric=metric, samples=30, seed=4)
+    rows = np.concatenate(list(intervals.resamples(labels, 30, seed=4)))
+    draws = np.array(
+        [
+            ORACLES[metric](np.repeat(labels, row), np.repeat(second, row))
+            - ORACLES[metric](np.repeat(labels, row), np.repeat(first, row))
+            for row in rows
+        ]
+    ).round(12)
+    assert paired.difference == pytest.approx(ORACLES[metric](labels, second) - ORACLES[metric](labels, first))
+    assert (paired.low, paired.high) == pytest.approx(tuple(np.quantile(draws, [0.025, 0.975])), abs=1e-9)
+    assert paired.p_value == pytest.approx(min(1, 2 * (1 + min((draws <= 0).sum(), (draws >= 0).sum())) / 31))
 
 
 def test_the_paired_p_value_is_rarely_small_when_both_are_equally_good() -> None:
