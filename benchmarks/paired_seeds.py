@@ -28,9 +28,9 @@ from torch import Tensor, nn
 from csflow.backbone import load_backbone
 from csflow.cache import CachedFeatures, FeatureStore
 from csflow.config import LineConfig, load_line
-from csflow.detector import score_stored
 from csflow.manifest import Manifest
 from csflow.metrics import image_auroc
+from csflow.model import FlowModel, score_stored
 from csflow.steps.checkout import materialise
 from csflow.training import fit
 from csflow.workspace import Workspace
@@ -63,7 +63,7 @@ def train_and_judge(line: LineConfig, features: dict[str, CachedFeatures], defec
             scales=len(fitted.shapes),
             directory=Path(folder),
         )
-    scores, _ = score_stored(flow, features["test"])
+    scores, _ = score_stored(FlowModel(flow, line.scoring), features["test"])
     pyramid = features["calibrate"].batch(range(len(features["calibrate"])))
     with torch.inference_mode():
         nll = flow.per_dimension(flow.nll(pyramid), pyramid).mean().item()

@@ -20,9 +20,9 @@ import torch
 from csflow.backbone import load_backbone
 from csflow.cache import CachedFeatures, CacheManifest, FeatureStore
 from csflow.config import LineConfig, load_line
-from csflow.detector import score_stored
 from csflow.manifest import Manifest
 from csflow.metrics import image_auroc
+from csflow.model import FlowModel, score_stored
 from csflow.steps.checkout import materialise
 from csflow.training import fit
 from csflow.workspace import Workspace
@@ -47,7 +47,7 @@ def measure(line: LineConfig, manifest: Manifest, cached: CacheManifest) -> tupl
     pyramid = held_out.batch(range(len(held_out)))
     with torch.inference_mode():
         nll = flow.per_dimension(flow.eval().nll(pyramid), pyramid).mean().item()
-    scores, _ = score_stored(flow, features("test"))
+    scores, _ = score_stored(FlowModel(flow, line.scoring), features("test"))
     return nll, image_auroc(scores, (manifest.rows(role="test").frame["label"] == "defective").to_numpy())
 
 

@@ -33,22 +33,27 @@ class Backbone(nn.Module):
     """The first stages of a convolutional network, frozen, applied to every level of a pyramid of images.
 
     Attributes:
-        channels: Channels of every feature map.
-        stride: Pixels of the input per place of a feature map.
+        stages: Stages whose last block is read, ascending.
+        rotations: Turns of every input that are read: 1, 2 (by half a turn) or 4 (by quarter turns).
+        channels: Channels of the first feature map; of all, unless several stages are read.
+        stride: Pixels of the input per place of the deepest stage's feature map.
         mean: Mean of the colours (0 to 1) the network expects its input to be normalised by.
         std: Standard deviation likewise.
         fingerprint: Digest of architecture, stage, normalisation and every weight.
     """
 
-    def __init__(self, model: nn.Module, *, name: str, stage: int, mean: Colour, std: Colour) -> None:
-        """Cut ``model`` after ``stage`` and freeze what is left.
+    def __init__(
+        self, model: nn.Module, *, name: str, stages: Sequence[int], mean: Colour, std: Colour, rotations: int = 1
+    ) -> None:
+        """Cut ``model`` after the last of ``stages`` and freeze what is left.
 
         Args:
             model: A timm model of the EfficientNet family, with its weights.
             name: Its timm name.
-            stage: Number of stages to keep.
+            stages: See the attribute.
             mean: See the attribute.
             std: See the attribute.
+            rotations: See the attribute.
 
         Raises:
             ModelError: If the model has no stem and stages to cut.
@@ -56,50 +61,66 @@ class Backbone(nn.Module):
         """
         super().__init__()
         blocks = _blocks_of(model, name)
-        if stage > len(blocks):
-            raise ConfigError(f"Backbone {name} has {len(blocks)} stages, got stage {stage}.")
-        self.name, self.stage, self.mean, self.std = name, stage, mean, std
+        if stages[-1] > len(blocks):
+            raise ConfigError(f"Backbone {name} has {len(blocks)} stages, got stage {stages[-1]}.")
+        self.name, self.mean, self.std = name, mean, std
+        self.stages, self.rotations = tuple(stages), rotations
         self.conv_stem = cast(nn.Module, model.conv_stem)
         self.bn1 = cast(nn.Module, model.bn1)
-        self.blocks = nn.Sequential(*blocks[:stage])
+        self.blocks = nn.Sequential(*blocks[: stages[-1]])
         self.requires_grad_(False).eval().to(memory_format=torch.channels_last)
-        self.channels, self.stride = self._probe()
+        probed = [level.shape for level in self._maps(torch.zeros(1, 3, _PROBE, _PROBE))]
+        self._levels = [(channels, _PROBE // height) for _, channels, height, _ in probed]
+        self.channels, self.stride = self._levels[0][0], self._levels[-1][1]
         self.fingerprint = self._fingerprint()
+
+    def shapes(self, features: FeatureConfig) -> tuple[tuple[int, int, int], ...]:
+        """``(C, h, w)`` of every feature map of an image: for every turn and scale, one a stage.
+
+        Raises:
+            ConfigError: If the image size does not fit the backbone.
+        """
+        sizes = check_pyramid(features, self.stride)
+        once = [(channels, size // stride, size // stride) for size in sizes for channels, stride in self._levels]
+        return tuple(once * self.rotations)
 
     @torch.no_grad()
     def forward(self, inputs: Sequence[Tensor]) -> Pyramid:
-        """Extract one feature map from each input.
+        """Extract feature maps from every input: one, unless several stages or turns are read.
 
         Args:
             inputs: Normalised images, finest first; level ``i`` is ``(B, 3, S / 2**i, S / 2**i)``.
 
         Returns:
-            Feature maps; level ``i`` is ``(B, channels, S / 2**i / stride, S / 2**i / stride)``.
+            Feature maps ``(B, channels, h, w)``, shaped and ordered as :meth:`shapes` says.
 
         Raises:
             ModelError: If an input does not have three channels.
         """
-        return [self._trunk(level) for level in inputs]
+        turns = range(0, 4, 4 // self.rotations)
+        return [level for turn in turns for image in inputs for level in self._maps(_turned(image, turn))]
 
     def train(self, mode: bool = True) -> Self:
         """Stay in evaluation mode: the backbone is frozen even inside a model that trains."""
         return super().train(False)
 
-    def _trunk(self, images: Tensor) -> Tensor:
+    @torch.no_grad()
+    def _maps(self, images: Tensor) -> list[Tensor]:
+        """What comes out of every stage that is read."""
         if images.ndim != 4 or images.shape[1] != 3:
             raise ModelError(f"Expected images shaped (B, 3, H, W), got {tuple(images.shape)}.")
         features = self.bn1(self.conv_stem(images.contiguous(memory_format=torch.channels_last)))
-        return cast(Tensor, self.blocks(features))
-
-    @torch.no_grad()
-    def _probe(self) -> tuple[int, int]:
-        """Channels and stride, as they come out of a small image."""
-        _, channels, height, _ = self._trunk(torch.zeros(1, 3, _PROBE, _PROBE)).shape
-        return channels, _PROBE // height
+        read = []
+        for stage, block in enumerate(self.blocks, start=1):
+            features = block(features)
+            if stage in self.stages:
+                read.append(features)
+        return read
 
     def _fingerprint(self) -> str:
         # The tag after the dot ("….in1k") only says which weights; those are hashed themselves.
-        about = [self.name.partition(".")[0], self.stage, list(self.mean), list(self.std)]
+        stages = list(self.stages) if len(self.stages) > 1 else self.stages[0]
+        about = [self.name.partition(".")[0], stages, list(self.mean), list(self.std)]
         digest = hashlib.sha256(json.dumps(about).encode())
         for name, tensor in sorted(trunk_state(self).items()):
             digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
@@ -143,7 +164,7 @@ def backbone_from_safetensors(features: FeatureConfig, path: Path) -> Backbone:
             holds one the model does not know.
     """
     state, about = _read_safetensors(path)
-    for key, expected in (("backbone", features.backbone.partition(".")[0]), ("stage", str(features.stage))):
+    for key, expected in (("backbone", features.backbone.partition(".")[0]), ("stage", _names(features.stages_read))):
         if about.get(key, expected) != expected:
             raise ModelError(f"{path} was saved for {key} {about[key]}, but the line names {key} {expected}.")
     model = _create(features.backbone)
@@ -151,7 +172,7 @@ def backbone_from_safetensors(features: FeatureConfig, path: Path) -> Backbone:
     normalisation = _normalisation(model)
     if "mean" in about and "std" in about:
         normalisation = (_colour(json.loads(about["mean"])), _colour(json.loads(about["std"])))
-    _check_state(state, everything, features.stage, path)
+    _check_state(state, everything, features.stages_read[-1], path)
     model.load_state_dict(state, strict=False)
     return _cut(model, features, normalisation)
 
@@ -164,12 +185,13 @@ def save_trunk(backbone: Backbone, path: Path) -> None:
 
     about = {
         "backbone": backbone.name.partition(".")[0],
-        "stage": str(backbone.stage),
+        "stage": _names(backbone.stages),
         "mean": json.dumps(backbone.mean),
         "std": json.dumps(backbone.std),
     }
     state = {name: tensor.cpu().contiguous() for name, tensor in trunk_state(backbone).items()}
-    write_atomic(path, save(state, metadata=about))
+    # Safetensors orders several entries at random; one entry gives the same trunk the same bytes.
+    write_atomic(path, save(state, metadata={"about": json.dumps(about)}))
 
 
 def trunk_state(backbone: Backbone) -> dict[str, Tensor]:
@@ -187,7 +209,7 @@ def check_pyramid(features: FeatureConfig, stride: int | None = None) -> tuple[i
     Raises:
         ConfigError: Naming the nearest sizes that fit.
     """
-    stride = stride or _STAGE_STRIDE.get(features.stage, _DEEP_STRIDE)
+    stride = stride or _STAGE_STRIDE.get(features.stages_read[-1], _DEEP_STRIDE)
     step = stride * 2 ** (features.scales - 1)
     size = features.image_size
     if size % step:
@@ -221,7 +243,31 @@ def _create(name: str, *, pretrained: bool = False) -> nn.Module:
 
 def _cut(model: nn.Module, features: FeatureConfig, normalisation: tuple[Colour, Colour]) -> Backbone:
     mean, std = normalisation
-    return Backbone(model, name=features.backbone, stage=features.stage, mean=mean, std=std)
+    return Backbone(
+        model,
+        name=features.backbone,
+        stages=features.stages_read,
+        mean=mean,
+        std=std,
+        rotations=features.rotations,
+    )
+
+
+def _names(stages: Sequence[int]) -> str:
+    return ",".join(map(str, stages))
+
+
+def _turned(images: Tensor, quarters: int) -> Tensor:
+    """Images turned by quarter turns, in operations that ONNX knows."""
+    match quarters:
+        case 1:
+            return images.transpose(2, 3).flip(2)
+        case 2:
+            return images.flip(2, 3)
+        case 3:
+            return images.flip(2).transpose(2, 3)
+        case _:
+            return images
 
 
 def _blocks_of(model: nn.Module, name: str) -> Sequence[nn.Module]:
@@ -279,7 +325,8 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     try:
         with safe_open(path, framework="pt") as file:
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
-            return state, dict(file.metadata() or {})
+            about = dict(file.metadata() or {})
+            return state, json.loads(about["about"]) if "about" in about else about
     except (SafetensorError, OSError) as error:
         raise ModelError(f"Cannot read {path} as safetensors: {error}. Copy or download the file again.") from error
 

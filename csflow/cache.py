@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from csflow.backbone import Backbone, check_pyramid
+from csflow.backbone import Backbone
 from csflow.config import FeatureConfig
 from csflow.errors import CacheError, CsflowError, DataError
 from csflow.extraction import Half, extract_features
@@ -138,7 +138,7 @@ class CachedFeatures:
         return len(self.shas)
 
     def __getitem__(self, index: int) -> Pyramid:
-        """Pyramid of one image; level ``i`` is ``(C, h / 2**i, w / 2**i)``."""
+        """Pyramid of one image; level ``i`` is ``(C, h, w)`` as ``shapes[i]`` says."""
         return [level[0] for level in self.batch([index])]
 
     def batch(self, indices: Sequence[int]) -> Pyramid:
@@ -148,7 +148,7 @@ class CachedFeatures:
             indices: Positions in ``shas``.
 
         Returns:
-            Feature maps, finest first; level ``i`` is ``(B, C, h / 2**i, w / 2**i)`` float32.
+            Feature maps; level ``i`` is ``(B, C, h, w)`` float32 as ``shapes[i]`` says.
 
         Raises:
             CacheError: If an entry has vanished since opening.
@@ -310,8 +310,7 @@ class FeatureStore:
             ConfigError: If the image size does not fit the backbone.
             DataError: If there are no images.
         """
-        sizes = check_pyramid(features, backbone.stride)
-        shapes = tuple((backbone.channels, size // backbone.stride, size // backbone.stride) for size in sizes)
+        shapes = backbone.shapes(features)
         space = _Space(self.root / self.space_of(features, backbone), shapes)
         rows = manifest.frame[["path", "sha256"]].itertuples(index=False)
         files = {str(row.sha256): manifest.root / str(row.path) for row in rows}
@@ -322,7 +321,7 @@ class FeatureStore:
 
     def _describe(self, folder: Path, features: FeatureConfig, backbone: Backbone) -> None:
         """Say in the folder, for people, what its name stands for."""
-        about = {"backbone": backbone.name, "stage": backbone.stage, **_space_key(features, backbone)}
+        about = {"backbone": backbone.name, "stages": backbone.stages, **_space_key(features, backbone)}
         try:
             if not (folder / "space.json").is_file():
                 write_json(folder / "space.json", about)
@@ -332,4 +331,6 @@ class FeatureStore:
 
 def _space_key(features: FeatureConfig, backbone: Backbone) -> dict[str, str | int]:
     preprocessing = features.model_dump(include={"image_size", "scales", "downscale"})
+    if features.rotations > 1:
+        preprocessing["rotations"] = features.rotations
     return {"format": FORMAT, "dtype": "float16", "fingerprint": backbone.fingerprint, **preprocessing}

@@ -2,7 +2,7 @@
 
 ======================== ==========================================================
 ``config.json``          ``format``, ``kind``, the line's configuration, channels of the trunk
-``model.safetensors``    the flow: weights in half precision, permutations, standardisation
+``model.safetensors``    what was fitted: weights in half precision, the rest as it is (:mod:`csflow.model`)
 ``backbone.safetensors`` the trunk, so that serving never needs a model hub
 ``graph.onnx``           both as one graph; its weights are in the two files above (from format 2 on)
 ``calibration.json``     threshold and what it promises; absent fields if none
@@ -23,10 +23,10 @@ from csflow.config import LineConfig, parse_line_json
 from csflow.errors import ConfigError, ModelError
 from csflow.files import sha256_file, sha256_json, write_json
 
-FORMAT = 2
-"""Format written. Format 1 had the flow in full precision and no graph."""
+FORMAT = 3
+"""Format written. Format 2 knew flows alone, format 1 had them in full precision and no graph."""
 
-READABLE = (1, 2)
+READABLE = (1, 2, 3)
 
 CONFIG, CALIBRATION, LINEAGE = "config.json", "calibration.json", "lineage.json"
 MODEL, BACKBONE, GRAPH = "model.safetensors", "backbone.safetensors", "graph.onnx"
@@ -38,7 +38,7 @@ class Description:
 
     Attributes:
         line: The line's configuration.
-        channels: Channels of every feature map.
+        channels: Channels of the first feature map.
         calibration: Threshold and p-values, or the kind ``none``.
         lineage: Where the detector came from, as plain JSON values.
     """

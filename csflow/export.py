@@ -32,8 +32,8 @@ def write_graph(detector: Detector, directory: Path) -> None:
     Raises:
         ModelError: If the detector has an operation ONNX does not know.
     """
-    model = detector_graph(detector.backbone, detector.flow, detector.line.features, detector.calibration.threshold)
-    leave_weights_in(model, {"flow": directory / MODEL, "backbone": directory / BACKBONE})
+    model = detector_graph(detector.backbone, detector.model, detector.line.features, detector.calibration.threshold)
+    leave_weights_in(model, {"model": directory / MODEL, "backbone": directory / BACKBONE})
     _describe(model, detector, digest_beside_graph(directory))
     write_atomic(directory / GRAPH, model.SerializeToString())
 

@@ -52,6 +52,13 @@ def latent_count(pyramid: Sequence[Tensor]) -> int:
     return sum(level[0].numel() for level in pyramid)
 
 
+def joined(pyramid: Sequence[Tensor]) -> Tensor:
+    """Levels enlarged bilinearly to the size of the first and concatenated along the channels, ``(B, C, h, w)``."""
+    size = pyramid[0].shape[2:]
+    enlarged = [F.interpolate(level, size=size, mode="bilinear", align_corners=False) for level in pyramid[1:]]
+    return torch.cat([pyramid[0], *enlarged], dim=1)
+
+
 class CrossScaleSubnet(nn.Module):
     r"""Internal network of a coupling: two convolutions a scale, the second one exchanging with the neighbours.
 
@@ -60,8 +67,8 @@ class CrossScaleSubnet(nn.Module):
         h_i &= \gamma_i \, (\mathrm{own}_i(a_i) + \mathrm{down}_{i-1}(a_{i-1}) + \mathrm{up}_i(\uparrow a_{i+1}))
 
     ``down[i]`` leads from scale ``i`` to the coarser ``i + 1`` (stride 2), ``up[i]`` from scale ``i + 1``, enlarged
-    bilinearly, to the finer ``i``; with one scale there are none. ``gamma`` starts at zero, so a fresh coupling is the
-    identity.
+    bilinearly, to the finer ``i``; with one scale, or without exchange, there are none. ``gamma`` starts at zero, so a
+    fresh coupling is the identity.
 
     Args:
         inputs: Channels read.
@@ -69,12 +76,15 @@ class CrossScaleSubnet(nn.Module):
         hidden: Channels between the two convolutions.
         kernel: Odd side of every kernel.
         scales: Number of pyramid levels.
+        exchange: Whether neighbouring scales exchange.
 
     Reference:
         Rudolph et al., Fig. 4; one gamma a scale, before the clamp, as in the authors' code.
     """
 
-    def __init__(self, inputs: int, outputs: int, *, hidden: int, kernel: int, scales: int) -> None:
+    def __init__(
+        self, inputs: int, outputs: int, *, hidden: int, kernel: int, scales: int, exchange: bool = True
+    ) -> None:
         super().__init__()
 
         def convolutions(count: int, channels_in: int, channels_out: int, stride: int = 1) -> nn.ModuleList:
@@ -84,8 +94,9 @@ class CrossScaleSubnet(nn.Module):
 
         self.inner = convolutions(scales, inputs, hidden)
         self.own = convolutions(scales, hidden, outputs)
-        self.up = convolutions(scales - 1, hidden, outputs)
-        self.down = convolutions(scales - 1, hidden, outputs, stride=2)
+        neighbours = scales - 1 if exchange else 0
+        self.up = convolutions(neighbours, hidden, outputs)
+        self.down = convolutions(neighbours, hidden, outputs, stride=2)
         self.gamma = nn.Parameter(torch.zeros(scales))
 
     def forward(self, pyramid: Pyramid) -> Pyramid:
@@ -114,6 +125,7 @@ class CouplingBlock(nn.Module):
         clamp: Soft clamp ``alpha`` of the log-scale.
         permutation: ``(scales, channels)`` integers; after it, channel ``c`` of scale ``i`` holds channel
             ``permutation[i, c]`` of the input.
+        exchange: Whether neighbouring scales exchange.
 
     Reference:
         Rudolph et al., Eq. 3; order of the halves as in the authors' code.
@@ -121,14 +133,27 @@ class CouplingBlock(nn.Module):
 
     permutation: Tensor
 
-    def __init__(self, channels: int, *, hidden: int, kernel: int, clamp: float, permutation: Tensor) -> None:
+    def __init__(
+        self,
+        channels: int,
+        *,
+        hidden: int,
+        kernel: int,
+        clamp: float,
+        permutation: Tensor,
+        exchange: bool = True,
+    ) -> None:
         super().__init__()
         scales = len(permutation)
         self.clamp = clamp
         self.halves = [channels // 2, channels - channels // 2]
         first, second = self.halves
-        self.subnet_1 = CrossScaleSubnet(first, 2 * second, hidden=hidden, kernel=kernel, scales=scales)
-        self.subnet_2 = CrossScaleSubnet(second, 2 * first, hidden=hidden, kernel=kernel, scales=scales)
+
+        def subnet(inputs: int, outputs: int) -> CrossScaleSubnet:
+            return CrossScaleSubnet(inputs, outputs, hidden=hidden, kernel=kernel, scales=scales, exchange=exchange)
+
+        self.subnet_1 = subnet(first, 2 * second)
+        self.subnet_2 = subnet(second, 2 * first)
         # A buffer: a state dict loaded into a differently seeded model must bring its permutations along.
         self.register_buffer("permutation", permutation)
 
@@ -175,10 +200,14 @@ class CouplingBlock(nn.Module):
 class CrossScaleFlow(nn.Module):
     """Coupling blocks on a feature pyramid, after an optional per-channel standardisation.
 
+    With ``config.scales`` only those scales are read. With the fusion ``separate`` scales do not exchange: independent
+    flows side by side. With ``concatenated`` the scales are enlarged to the finest and joined along the channels, and
+    the flow has this one scale. Both are comparisons of the paper (Table 3).
+
     Args:
-        config: Blocks, hidden channels, kernels and clamp.
+        config: Blocks, hidden channels, kernels, clamp and fusion.
         channels: Channels of every level, at least 2.
-        scales: Number of pyramid levels, at least 1.
+        scales: Number of pyramid levels given, at least 1.
         permutation_seed: Block ``k`` draws its permutations, finest scale first, from NumPy's ``RandomState`` seeded
             with ``permutation_seed + k``; 0 gives those of the authors' code.
 
@@ -194,17 +223,23 @@ class CrossScaleFlow(nn.Module):
         if channels < 2 or scales < 1:
             raise ModelError(f"A flow needs at least 2 channels and 1 scale, got {channels} and {scales}.")
         self.config = config
-        self.channels = channels
-        self.scales = scales
-        self.register_buffer("feature_mean", torch.zeros(scales, channels))
-        self.register_buffer("feature_std", torch.ones(scales, channels))
+        self.given = (scales, channels)
+        self.read = config.scales or tuple(range(scales))
+        if self.read[-1] >= scales:
+            raise ModelError(f"flow.scales names scale {self.read[-1]}, but the features have {scales} scales.")
+        joined = config.fusion == "concatenated"
+        self.scales = 1 if joined else len(self.read)
+        self.channels = channels * len(self.read) if joined else channels
+        self.register_buffer("feature_mean", torch.zeros(self.scales, self.channels))
+        self.register_buffer("feature_std", torch.ones(self.scales, self.channels))
         self.blocks = nn.ModuleList(
             CouplingBlock(
-                channels,
+                self.channels,
                 hidden=config.hidden,
                 kernel=kernel,
                 clamp=config.clamp,
-                permutation=_permutations(permutation_seed + k, scales, channels),
+                permutation=_permutations(permutation_seed + k, self.scales, self.channels),
+                exchange=config.fusion == "cross",
             )
             for k, kernel in enumerate(config.kernels)
         )
@@ -218,7 +253,8 @@ class CrossScaleFlow(nn.Module):
             pyramid: Feature maps, finest first; level ``i`` is ``(B, C, H / 2**i, W / 2**i)``.
 
         Returns:
-            Latents shaped like ``pyramid`` and ``log_det`` ``(B,)`` in nats, both at least in float32.
+            Latents shaped like what :meth:`arrange` gives, which by default is the pyramid, and ``log_det`` ``(B,)``
+            in nats, both at least in float32.
 
         Raises:
             ModelError: If the number of levels, the channels or the sizes do not fit.
@@ -226,27 +262,37 @@ class CrossScaleFlow(nn.Module):
         Reference:
             Rudolph et al., WACV 2022, Eq. 3 to 5.
         """
-        self._check(pyramid)
-        log_det = self._standardisation_log_det(pyramid)
+        arranged = self.arrange(pyramid)
+        log_det = self._standardisation_log_det(arranged)
         latents = [
             (level.to(mean.dtype) - mean[:, None, None]) / std[:, None, None]
-            for level, mean, std in zip(pyramid, self.feature_mean, self.feature_std, strict=True)
+            for level, mean, std in zip(arranged, self.feature_mean, self.feature_std, strict=True)
         ]
         for block in self.blocks:
             latents, block_log_det = block(latents)
             log_det = log_det + block_log_det
         return latents, log_det
 
-    def inverse(self, latents: Pyramid) -> Pyramid:
-        """Map latents back to features.
-
-        Args:
-            latents: Shaped like the pyramid given to :meth:`forward`.
+    def arrange(self, pyramid: Pyramid) -> Pyramid:
+        """The levels that the flow reads: all of them by default, else chosen or joined as the configuration says.
 
         Raises:
             ModelError: If the number of levels, the channels or the sizes do not fit.
         """
-        self._check(latents)
+        _check(pyramid, *self.given)
+        chosen = [pyramid[scale] for scale in self.read]
+        return [joined(chosen)] if self.config.fusion == "concatenated" else chosen
+
+    def inverse(self, latents: Pyramid) -> Pyramid:
+        """Map latents back to the features that :meth:`arrange` gave.
+
+        Args:
+            latents: As :meth:`forward` gave them.
+
+        Raises:
+            ModelError: If the number of levels, the channels or the sizes do not fit.
+        """
+        _check(latents, self.scales, self.channels)
         pyramid = list(latents)
         for block in reversed(self.blocks):
             assert isinstance(block, CouplingBlock)
@@ -295,31 +341,33 @@ class CrossScaleFlow(nn.Module):
         log_dets = [-sums * (level.shape[2] * level.shape[3]) for sums, level in zip(per_place, pyramid, strict=True)]
         return torch.stack(log_dets).sum().expand(len(pyramid[0]))
 
-    def _check(self, pyramid: Sequence[Tensor]) -> None:
-        shapes = [tuple(level.shape) for level in pyramid]
-        if len(shapes) != self.scales:
-            raise ModelError(
-                f"Expected {self.scales} pyramid levels, got {len(shapes)}. "
-                f"Extract the features with features.scales = {self.scales}."
-            )
-        if any(len(shape) != 4 for shape in shapes):
-            raise ModelError(f"Expected levels of shape (batch, channels, height, width), got {shapes}.")
-        if any(shape[1] != self.channels for shape in shapes):
-            found = sorted({shape[1] for shape in shapes})
-            raise ModelError(
-                f"Expected {self.channels} channels, got {', '.join(map(str, found))}. "
-                "Extract the features with the backbone and stage this flow was made for."
-            )
-        batch, _, height, width = shapes[0]
-        step = 2 ** (self.scales - 1)
-        halved = [(batch, self.channels, height >> i, width >> i) for i in range(self.scales)]
-        if height % step or width % step or not height * width or shapes != halved:
-            sizes = ", ".join(f"{shape[0]} x {shape[2]}x{shape[3]}" for shape in shapes)
-            raise ModelError(
-                f"Every level must have exactly half the height and width of the one before and the same batch, got "
-                f"{sizes} (batch x height x width). With {self.scales} scales the finest must be a multiple of {step}: "
-                "choose features.image_size accordingly."
-            )
+
+def _check(pyramid: Sequence[Tensor], scales: int, channels: int) -> None:
+    """Refuse levels that are not the flow's."""
+    shapes = [tuple(level.shape) for level in pyramid]
+    if len(shapes) != scales:
+        raise ModelError(
+            f"Expected {scales} pyramid levels, got {len(shapes)}. "
+            f"Extract the features with features.scales = {scales}."
+        )
+    if any(len(shape) != 4 for shape in shapes):
+        raise ModelError(f"Expected levels of shape (batch, channels, height, width), got {shapes}.")
+    if any(shape[1] != channels for shape in shapes):
+        found = sorted({shape[1] for shape in shapes})
+        raise ModelError(
+            f"Expected {channels} channels, got {', '.join(map(str, found))}. "
+            "Extract the features with the backbone and stage this flow was made for."
+        )
+    batch, _, height, width = shapes[0]
+    step = 2 ** (scales - 1)
+    halved = [(batch, channels, height >> i, width >> i) for i in range(scales)]
+    if height % step or width % step or not height * width or shapes != halved:
+        sizes = ", ".join(f"{shape[0]} x {shape[2]}x{shape[3]}" for shape in shapes)
+        raise ModelError(
+            f"Every level must have exactly half the height and width of the one before and the same batch, got "
+            f"{sizes} (batch x height x width). With {scales} scales the finest must be a multiple of {step}: "
+            "choose features.image_size accordingly."
+        )
 
 
 class _LeakyRelu(torch.autograd.Function):

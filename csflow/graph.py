@@ -24,9 +24,8 @@ from torch import Tensor, nn
 from csflow.backbone import Backbone
 from csflow.config import FeatureConfig
 from csflow.errors import ModelError
-from csflow.flow import CrossScaleFlow
 from csflow.images import normalisation
-from csflow.scoring import anomaly_map, anomaly_score
+from csflow.model import Model
 
 Weights: TypeAlias = Callable[[str], TensorProto]
 """Gives the stored tensor of a name; its type may be narrower than the graph's."""
@@ -54,20 +53,20 @@ def trunk_graph(backbone: Backbone, features: FeatureConfig) -> onnx.ModelProto:
 
 
 def detector_graph(
-    backbone: Backbone, flow: CrossScaleFlow, features: FeatureConfig, threshold: float | None
+    backbone: Backbone, model: Model, features: FeatureConfig, threshold: float | None
 ) -> onnx.ModelProto:
-    """Trunk, flow, score and map, its weights still to be given (:func:`leave_weights_in`).
+    """Trunk, model, score and map, its weights still to be given (:func:`leave_weights_in`).
 
     Inputs ``level_0`` … are ``(N, s, s, 3)`` uint8; outputs are ``score`` ``(N,)``, ``map`` ``(N, h, w)``, both
     float32, and with a threshold ``defective`` ``(N,)`` bool.
 
     Raises:
-        ModelError: If trunk or flow has an operation ONNX does not know.
+        ModelError: If trunk or model has an operation ONNX does not know.
     """
-    model = _traced(_Scorer(backbone, flow, features), features, ["score", "map"])
+    graph = _traced(_Scorer(backbone, model, features), features, ["score", "map"])
     if threshold is not None:
-        _decide(model.graph, threshold)
-    return model
+        _decide(graph.graph, threshold)
+    return graph
 
 
 def leave_weights_in(model: onnx.ModelProto, files: Mapping[str, Path]) -> None:
@@ -75,7 +74,7 @@ def leave_weights_in(model: onnx.ModelProto, files: Mapping[str, Path]) -> None:
 
     Args:
         model: From :func:`detector_graph`.
-        files: The file of every first part of a weight's name, ``flow`` or ``backbone``.
+        files: The file of every first part of a weight's name, ``model`` or ``backbone``.
     """
     tables = {part: (path.name, *_safetensors_table(path)) for part, path in files.items()}
 
@@ -128,13 +127,13 @@ class _Trunk(nn.Module):
 class _Scorer(_Trunk):
     """Levels in 8 bit to score and map."""
 
-    def __init__(self, backbone: Backbone, flow: CrossScaleFlow, features: FeatureConfig) -> None:
+    def __init__(self, backbone: Backbone, model: Model, features: FeatureConfig) -> None:
         super().__init__(backbone, features)
-        self.flow = copy.deepcopy(flow).cpu() if flow.feature_mean.is_cuda else flow
+        on_cpu = all(tensor.device.type == "cpu" for tensor in model.state_dict().values())
+        self.model = model if on_cpu else copy.deepcopy(model).cpu()
 
     def forward(self, *levels: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
-        latents, _ = self.flow(self.pyramid(levels))
-        return anomaly_score(latents), anomaly_map(latents)[:, 0]
+        return cast("tuple[Tensor, Tensor]", self.model(self.pyramid(levels)))
 
 
 def _with_fixed_padding(backbone: Backbone) -> Backbone:

@@ -7,6 +7,7 @@ stretched to a single image: a good part keeps looking good.
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -20,6 +21,7 @@ from csflow.errors import DataError
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from csflow.config import ScoringConfig
     from csflow.flow import Pyramid
 
 Floats = npt.NDArray[np.floating]
@@ -73,6 +75,39 @@ def anomaly_score(latents: Pyramid) -> Tensor:
     per_level = [level.float().square().flatten(1).sum(dim=1) for level in latents]
     dimensions = sum(level[0].numel() for level in latents)
     return torch.stack(per_level).sum(dim=0) / (2 * dimensions)
+
+
+def scored(latents: Pyramid, log_det: Tensor, scoring: ScoringConfig) -> tuple[Tensor, Tensor]:
+    r"""Score images by their latents and localise anomalies, in the variants a line can choose.
+
+    ``mean`` is :func:`anomaly_score`; ``nll`` the exact negative log-likelihood a dimension, which counts ``log_det``;
+    ``max`` the largest value of the map, halved and per channel so that it has the same unit. The map ``finest`` is
+    :func:`anomaly_map`; ``all`` is the mean over the scales of their maps, enlarged bilinearly to the finest.
+
+    Args:
+        latents: Latents of the flow, finest first.
+        log_det: Of the flow, ``(B,)`` in nats.
+        scoring: Which.
+
+    Returns:
+        Scores ``(B,)`` and maps ``(B, h, w)``, both in float32.
+
+    Reference:
+        Rudolph et al., WACV 2022, Eq. 6 and 8.
+    """
+    chosen = latents[:1] if scoring.map == "finest" else latents
+    size = (int(latents[0].shape[2]), int(latents[0].shape[3]))
+    maps = anomaly_map(chosen[:1])
+    for level in chosen[1:]:
+        maps = maps + anomaly_map([level], size)
+    maps = maps[:, 0] / len(chosen)
+    if scoring.score == "max":
+        return maps.flatten(1).amax(dim=1) / (2 * latents[0].shape[1]), maps
+    score = anomaly_score(latents)
+    if scoring.score == "nll":
+        dimensions = sum(level[0].numel() for level in latents)
+        score = score + 0.5 * math.log(2 * math.pi) - log_det / dimensions
+    return score, maps
 
 
 def anomaly_map(latents: Pyramid, size: tuple[int, int] | None = None) -> Tensor:

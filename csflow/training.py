@@ -9,6 +9,7 @@ import math
 import signal
 import threading
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -114,25 +115,32 @@ def fit(
     return run.flow.cpu().eval()
 
 
-def channel_statistics(features: Features, *, scales: int, batch_size: int = 64) -> tuple[Tensor, Tensor]:
+def channel_statistics(
+    features: Features, *, arrange: Callable[[Pyramid], Pyramid] = list, batch_size: int = 64
+) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation of every scale and channel over all images and places.
+
+    Args:
+        features: Of the images.
+        arrange: What the flow does first with a pyramid.
+        batch_size: Images looked at together.
 
     Returns:
         Two ``(scales, C)`` tensors in float64; deviations are at least ``STD_FLOOR`` of the scale's root mean square.
     """
-    sums: list[Tensor] = [torch.zeros(())] * scales
-    squares: list[Tensor] = [torch.zeros(())] * scales
-    counts = [0] * scales
+    sums: dict[int, Tensor] = defaultdict(lambda: torch.zeros(()))
+    squares: dict[int, Tensor] = defaultdict(lambda: torch.zeros(()))
+    counts: dict[int, int] = defaultdict(int)
     for start in range(0, len(features), batch_size):
         batch = features.batch(range(start, min(start + batch_size, len(features))))
-        for i, level in enumerate(batch[:scales]):
+        for i, level in enumerate(arrange(batch)):
             values = level.double()
             sums[i] = sums[i] + values.sum(dim=(0, 2, 3))
             squares[i] = squares[i] + values.square().sum(dim=(0, 2, 3))
             counts[i] += values.shape[0] * values.shape[2] * values.shape[3]
-    count = torch.tensor(counts, dtype=torch.float64)[:, None]
-    mean = torch.stack(sums) / count
-    variance = (torch.stack(squares) / count - mean.square()).clamp(min=0.0)
+    count = torch.tensor(list(counts.values()), dtype=torch.float64)[:, None]
+    mean = torch.stack(list(sums.values())) / count
+    variance = (torch.stack(list(squares.values())) / count - mean.square()).clamp(min=0.0)
     typical = variance.mean(dim=1, keepdim=True).sqrt()
     floor = torch.where(typical > 0, STD_FLOOR * typical, 1.0)
     return mean, variance.sqrt().maximum(floor)
@@ -204,7 +212,7 @@ def _start(
     if run.checkpoint.exists():
         run.progress = load_checkpoint(run.checkpoint, flow, optimizer, run.identity)
     elif config.standardize:
-        flow.set_standardization(*channel_statistics(features, scales=scales))
+        flow.set_standardization(*channel_statistics(features, arrange=flow.arrange))
     return run
 
 

@@ -13,8 +13,9 @@ import torch
 from csflow.backbone import Backbone
 from csflow.calibration import Calibration, calibrate
 from csflow.config import CalibrationConfig, DataConfig, FlowConfig, LineConfig
-from csflow.detector import Detector, round_to_stored
+from csflow.detector import Detector
 from csflow.flow import CrossScaleFlow
+from csflow.model import FlowModel, round_to_stored
 from sidebyside.bench import Bench
 from sidebyside.peers.eager import Trunk
 from sidebyside.plain import plain_flow, plain_scores
@@ -39,7 +40,7 @@ def make_detector(bench: Bench, backbone: Backbone, line: LineConfig) -> None:
     scale = bench.tensors("scale")
     flow.set_standardization(scale["mean"], scale["std"])
     round_to_stored(flow)
-    Detector(line, backbone, flow, calibration, {"benchmark": True}).save(bench.detector)
+    Detector(line, backbone, FlowModel(flow, line.scoring), calibration, {"benchmark": True}).save(bench.detector)
     decisions = ["defective" if score > threshold else "good" for score in scores]
     bench.save("reference", {"scores": scores.tolist(), "decisions": decisions})
 

@@ -57,7 +57,7 @@ def make_backbone(settings: Settings) -> Backbone:
     model = timm.create_model(settings.backbone, pretrained=False)
     _settle(model, settings.size)
     about = cast("Mapping[str, Any]", model.pretrained_cfg)
-    return Backbone(model, name=settings.backbone, stage=STAGE, mean=tuple(about["mean"]), std=tuple(about["std"]))
+    return Backbone(model, name=settings.backbone, stages=(STAGE,), mean=tuple(about["mean"]), std=tuple(about["std"]))
 
 
 def start_flow(settings: Settings, channels: int) -> CrossScaleFlow:

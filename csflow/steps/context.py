@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
 ERROR_FILE = "CSFLOW_ERROR_FILE"
 
-TRAINING_CODE = ("convolution", "device", "flow", "training")
-"""Modules that decide what a flow becomes, given features and configuration."""
+TRAINING_CODE = ("baselines", "convolution", "device", "flow", "model", "models", "training")
+"""Modules that decide what a model becomes, given features and configuration."""
 
 DETECTOR_CODE = (*TRAINING_CODE, "backbone", "cache", "calibration", "detector", "directory", "engine", "export",
                  "extraction", "graph", "images", "manifest", "prediction", "scoring", "sizing")  # fmt: skip

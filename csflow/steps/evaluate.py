@@ -93,25 +93,33 @@ def judge(
 
 
 def _assemble(context: RunContext, manifest: Manifest, cached: CacheManifest, model: Path) -> Detector:
-    """The detector: trunk, trained flow, and thresholds from the images held out for them."""
+    """The detector: trunk, what was fitted, and thresholds from the images held out for them."""
     from csflow.backbone import load_backbone
     from csflow.calibration import calibrate
-    from csflow.detector import Detector, load_flow, round_to_stored, score_stored
+    from csflow.detector import Detector
+    from csflow.model import round_to_stored, score_stored
+    from csflow.models import load_model
 
     line = context.line
-    flow = load_flow(model / "model.safetensors", line, channels=cached.channels)
-    round_to_stored(flow)  # a model trained by an older csflow is in full precision
-    held_out = manifest.rows(role="calibrate")
-    scores, maps = score_stored(flow, cached.open(list(held_out.frame["sha256"])))
+    fitted = load_model(model / "model.safetensors", line, cached.shapes)
+    round_to_stored(fitted)
+    held_out = _for_calibration(manifest)
+    scores, maps = score_stored(fitted, cached.open(list(held_out.frame["sha256"])))
     calibration = calibrate(scores, maps, line.calibration)
-    return Detector(line, load_backbone(line.features), flow, calibration, _lineage(context, manifest))
+    return Detector(line, load_backbone(line.features), fitted, calibration, _lineage(context, manifest))
+
+
+def _for_calibration(manifest: Manifest) -> Manifest:
+    """The images held out; a line without thresholds may hold out none, and takes its colour scale from the others."""
+    held_out = manifest.rows(role="calibrate")
+    return held_out if len(held_out) else manifest.rows(role="fit")
 
 
 def _examples(manifest: Manifest) -> list[Image.Image]:
     """A few good images on which the exported graph must say what the detector says."""
     from csflow.images import read_image
 
-    return [read_image(file) for file in manifest.rows(role="calibrate").files[:3]]
+    return [read_image(file) for file in _for_calibration(manifest).files[:3]]
 
 
 def _lineage(context: RunContext, manifest: Manifest) -> dict[str, object]:

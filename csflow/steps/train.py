@@ -1,4 +1,4 @@
-"""Fit the flow to the features of the good images that have the role *fit*."""
+"""Fit the line's detector to the features of the good images that have the role *fit*."""
 
 from __future__ import annotations
 
@@ -9,6 +9,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+import numpy as np
+
+from csflow.errors import DataError
 from csflow.files import new_directory, sha256_json, write_json
 from csflow.progress import say
 from csflow.steps.context import TRAINING_CODE, RunContext, code_version, load_manifest, step
@@ -16,6 +19,7 @@ from csflow.workspace import Workspace
 
 if TYPE_CHECKING:
     from csflow.cache import CacheManifest
+    from csflow.config import LineConfig
     from csflow.training import EpochResult
 
 OnEpoch: TypeAlias = "Callable[[EpochResult], None]"
@@ -30,7 +34,7 @@ def train(
         context_path: What ``ingest`` wrote.
         manifest_path: The line's manifest.
         features_path: The cache manifest.
-        model_out: Folder for ``model.safetensors`` and ``training.json`` (one row an epoch).
+        model_out: Folder for ``model.safetensors`` and ``training.json`` (one row an epoch; none for kinds without).
 
     Raises:
         ModelError: If training diverges.
@@ -46,16 +50,56 @@ def train(
         workspace = Workspace.from_environment()
         manifest = load_manifest(context, Path(manifest_path)).rows(role="fit")
         cached = CacheManifest.load(Path(features_path))
-        images = list(manifest.frame["sha256"])
-        key = sha256_json([cached.space, images, context.line.method_digest(), code_version(*TRAINING_CODE)])
-        folder = workspace.models / key
+        images = images_to_fit(context.line, list(manifest.frame["sha256"]))
         with tracking.epoch_log(workspace, context.run_id) as publish:
-            if (folder / "training.json").exists():
-                say(f"train: found the model of these {len(images)} images, configuration and seed")
-                _republish(folder / "training.json", publish)
-            else:
-                _fit(context, cached, images, folder, publish)
+            folder = find_or_fit(context.line, cached, images, workspace.models, publish)
         shutil.copytree(folder, Path(model_out), dirs_exist_ok=True)
+
+
+def find_or_fit(
+    line: LineConfig, cached: CacheManifest, images: list[str], models: Path, publish: OnEpoch = lambda result: None
+) -> Path:
+    """The model that equal inputs made before, or a new one; a killed training resumes.
+
+    Args:
+        line: The line's configuration.
+        cached: Features of at least the images.
+        images: SHA-256 of the images to fit.
+        models: Folder of all models, each under the digest of what it was made from.
+        publish: Told every epoch, those of a model found again too.
+
+    Returns:
+        Folder with ``model.safetensors`` and ``training.json``.
+
+    Raises:
+        DataError: If there are too few images.
+        ModelError: If training diverges.
+        CacheError: If a stored feature is damaged.
+    """
+    folder = models / sha256_json([cached.space, images, line.training_digest(), code_version(*TRAINING_CODE)])
+    if (folder / "training.json").exists():
+        say(f"train: found the model of these {len(images)} images, configuration and seed")
+        _republish(folder / "training.json", publish)
+    else:
+        _fit(line, cached, images, folder, publish)
+    return folder
+
+
+def images_to_fit(line: LineConfig, candidates: list[str]) -> list[str]:
+    """All candidates, or as many as ``roles.shots`` says, drawn with the seed of the training.
+
+    Raises:
+        DataError: If there are fewer.
+    """
+    shots = line.roles.shots
+    if shots is None:
+        return candidates
+    if shots > len(candidates):
+        raise DataError(
+            f"roles.shots asks for {shots} images to fit, but there are {len(candidates)}. Add images or lower it."
+        )
+    drawn = np.random.default_rng(line.training.seed).permutation(len(candidates))[:shots]
+    return [candidates[place] for place in sorted(drawn)]
 
 
 def _republish(history: Path, publish: OnEpoch) -> None:
@@ -65,25 +109,20 @@ def _republish(history: Path, publish: OnEpoch) -> None:
         publish(EpochResult(**row))
 
 
-def _fit(context: RunContext, cached: CacheManifest, images: list[str], folder: Path, publish: OnEpoch) -> None:
-    from csflow.detector import save_flow
-    from csflow.training import fit
+def _fit(line: LineConfig, cached: CacheManifest, images: list[str], folder: Path, publish: OnEpoch) -> None:
+    from csflow.model import save_model
+    from csflow.models import TRAINED, fit_model
 
-    line, work = context.line, folder.with_suffix(".work")
+    work = folder.with_suffix(".work")
     history = _History(work / "history.json", publish)
-    say(f"train: {len(images)} images, {line.training.epochs} epochs, hidden width {line.flow.hidden}")
-    flow = fit(
-        cached.open(images),
-        line.flow,
-        line.training,
-        channels=cached.channels,
-        scales=line.features.scales,
-        directory=work,
-        on_epoch=history.add,
-    )
-    history.finish(line.training.epochs)
+    trained = line.detector in TRAINED
+    effort = f", {line.training.epochs} epochs, hidden width {line.flow.hidden}" if trained else ""
+    say(f"train: {line.detector} on {len(images)} images{effort}")
+    model = fit_model(line, cached.open(images), directory=work, on_epoch=history.add)
+    if trained:
+        history.finish(line.training.epochs)
     with new_directory(folder) as target:
-        save_flow(flow, target / "model.safetensors")  # rounded, so that it is calibrated as it will be stored
+        save_model(model, target / "model.safetensors")  # rounded, so that it is calibrated as it will be stored
         write_json(target / "training.json", history.rows)
     shutil.rmtree(work, ignore_errors=True)
 

@@ -21,6 +21,7 @@ def make_detector(tmp_path_factory: pytest.TempPathFactory) -> MakeDetector:
     from csflow.config import CalibrationConfig, DataConfig, FeatureConfig, FlowConfig, LineConfig
     from csflow.detector import Detector
     from csflow.flow import CrossScaleFlow
+    from csflow.model import FlowModel
 
     features, shape = FeatureConfig(image_size=128), FlowConfig(blocks=1, hidden=8)
     backbone = load_backbone(features)
@@ -39,7 +40,7 @@ def make_detector(tmp_path_factory: pytest.TempPathFactory) -> MakeDetector:
             CalibrationConfig() if calibrated else "none",
         )
         config = LineConfig(line=line, data=DataConfig(path=f"data/{line}"), features=features, flow=shape)
-        Detector(config, backbone, flow, calibration, {"seed": seed}).save(directory)
+        Detector(config, backbone, FlowModel(flow, config.scoring), calibration, {"seed": seed}).save(directory)
         return directory
 
     return make

@@ -91,7 +91,7 @@ def toy(stages: int = 3, seed: int = 0) -> nn.Module:
 
 
 def cut(model: nn.Module, *, name: str = "toy", stage: int = 2, mean: float = 0.5) -> Backbone:
-    return Backbone(model, name=name, stage=stage, mean=(mean, 0.5, 0.5), std=(0.5, 0.5, 0.5))
+    return Backbone(model, name=name, stages=(stage,), mean=(mean, 0.5, 0.5), std=(0.5, 0.5, 0.5))
 
 
 def normalised(picture: Image.Image, features: FeatureConfig, backbone: Backbone) -> list[Tensor]:

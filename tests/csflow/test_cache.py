@@ -38,7 +38,7 @@ def toy(seed: int = 0, gain: float = 1.0) -> Backbone:
     model.blocks = nn.Sequential(nn.Conv2d(4, 6, 3, 2, 1), nn.Conv2d(6, 6, 3, 2, 1))
     with torch.no_grad():
         model.blocks[1].weight.mul_(gain)
-    return Backbone(model, name="toy", stage=2, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
+    return Backbone(model, name="toy", stages=(2,), mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
 
 
 def draw(root: Path, indices: range) -> Manifest:

@@ -14,11 +14,14 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from csflow.config import FlowConfig
-from csflow.detector import Detector, load_flow, round_to_stored, save_flow
+from csflow.detector import Detector
 from csflow.errors import ModelError
 from csflow.flow import CrossScaleFlow
+from csflow.model import round_to_stored, save_model
+from csflow.models import load_model
 
 SHAPE = FlowConfig(blocks=2, hidden=16)
+SHAPES = ((192, 4, 4), (192, 2, 2), (192, 1, 1))
 
 
 @pytest.fixture
@@ -47,7 +50,7 @@ def scores(flow: CrossScaleFlow) -> Tensor:
 class TestHalfPrecision:
     def test_a_rounded_flow_is_what_its_file_holds(self, flow: CrossScaleFlow, tmp_path: Path) -> None:
         round_to_stored(flow)
-        save_flow(flow, tmp_path / "model.safetensors")
+        save_model(flow, tmp_path / "model.safetensors")
         fresh = CrossScaleFlow(SHAPE, channels=24, scales=3, permutation_seed=5)
         fresh.load_state_dict(load_file(tmp_path / "model.safetensors"))
         for name, tensor in flow.state_dict().items():
@@ -62,7 +65,7 @@ class TestHalfPrecision:
         torch.testing.assert_close(after, before, rtol=1e-3, atol=0)
 
     def test_takes_half_the_bytes(self, flow: CrossScaleFlow, tmp_path: Path) -> None:
-        save_flow(flow, tmp_path / "half")
+        save_model(flow, tmp_path / "half")
         stored = load_file(tmp_path / "half")
         full = sum(tensor.nbytes for tensor in flow.state_dict().values())
         assert sum(tensor.nbytes for tensor in stored.values()) <= 0.5 * full
@@ -75,13 +78,16 @@ class TestHalfPrecision:
         with pytest.raises(ModelError, match="not finite in half precision"):
             round_to_stored(flow)
         with pytest.raises(ModelError, match="not finite in half precision"):
-            save_flow(flow, tmp_path / "model.safetensors")
+            save_model(flow, tmp_path / "model.safetensors")
 
 
 def test_format_1_is_still_read(directory: Path, tmp_path: Path) -> None:
     old = Path(shutil.copytree(directory, tmp_path / "old"))
     (old / "graph.onnx").unlink()
-    state = {n: t.long() if "permutation" in n else t.float() for n, t in load_file(old / "model.safetensors").items()}
+    state = {
+        name.removeprefix("flow."): tensor.long() if "permutation" in name else tensor.float()
+        for name, tensor in load_file(old / "model.safetensors").items()
+    }
     save_file(state, old / "model.safetensors")
     config = json.loads((old / "config.json").read_text())
     (old / "config.json").write_text(json.dumps(config | {"format": 1}))
@@ -94,8 +100,8 @@ def test_format_1_is_still_read(directory: Path, tmp_path: Path) -> None:
 def test_an_unknown_format_is_refused(directory: Path, tmp_path: Path) -> None:
     newer = Path(shutil.copytree(directory, tmp_path / "newer"))
     config = json.loads((newer / "config.json").read_text())
-    (newer / "config.json").write_text(json.dumps(config | {"format": 3}))
-    with pytest.raises(ModelError, match="has format 3, expected one of 1, 2"):
+    (newer / "config.json").write_text(json.dumps(config | {"format": 4}))
+    with pytest.raises(ModelError, match="has format 4, expected one of 1, 2, 3"):
         Detector.load(newer)
 
 
@@ -109,18 +115,21 @@ def test_a_graph_that_disagrees_is_refused(directory: Path, tmp_path: Path, monk
     """The exporter leaves out a part of the network; nothing is written then."""
     from csflow import graph
 
-    def another(levels: list[Tensor]) -> Tensor:
-        return 1.01 * torch.stack([level.square().flatten(1).mean(dim=1) for level in levels]).sum(dim=0)
+    judge = graph._Scorer.forward
 
-    monkeypatch.setattr(graph, "anomaly_score", another)
+    def another(self: graph._Scorer, *levels: Tensor) -> tuple[Tensor, Tensor]:
+        scores, maps = judge(self, *levels)
+        return 1.01 * scores, maps
+
+    monkeypatch.setattr(graph._Scorer, "forward", another)
     with pytest.raises(ModelError, match="differs from the detector by"):
         Detector.load(directory).save(tmp_path / "wrong")
     assert list(tmp_path.iterdir()) == []
 
 
-def test_load_flow_names_what_is_wrong(directory: Path, tmp_path: Path) -> None:
+def test_load_model_names_what_is_wrong(directory: Path, tmp_path: Path) -> None:
     line = Detector.load(directory).line
     with pytest.raises(ModelError, match=r"model\.safetensors is missing"):
-        load_flow(tmp_path / "model.safetensors", line, channels=192)
+        load_model(tmp_path / "model.safetensors", line, SHAPES)
     with pytest.raises(ModelError, match="does not fit the configuration"):
-        load_flow(directory / "backbone.safetensors", line, channels=192)
+        load_model(directory / "backbone.safetensors", line, SHAPES)

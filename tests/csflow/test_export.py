@@ -72,7 +72,7 @@ def test_both_decisions_occur(detector: Detector, tmp_path: Path) -> None:
     (prediction,) = detector.predict([image])
     for threshold, defective in ((prediction.score * 1.01, False), (prediction.score * 0.99, True)):
         calibration = Calibration("conformal", 0.01, None, threshold, 1.0, (0.1, 1.0), (threshold,))
-        other = Detector(detector.line, detector.backbone, detector.flow, calibration, {})
+        other = Detector(detector.line, detector.backbone, detector.model, calibration, {})
         export_file(other, tmp_path / "other.onnx", [image])
         found = run(tmp_path / "other.onnx", np.asarray(image)[None])
         assert found["defective"].tolist() == [defective]

@@ -36,7 +36,7 @@ def toy(seed: int = 0, last: nn.Module | None = None) -> Backbone:
     model.conv_stem = nn.Conv2d(3, 4, 3, 2, 1)
     model.bn1 = nn.BatchNorm2d(4)
     model.blocks = nn.Sequential(nn.Sequential(nn.Conv2d(4, 6, 3, 2, 1), last or nn.Identity()))
-    return Backbone(model, name="toy", stage=1, mean=(0.5, 0.4, 0.3), std=(0.5, 0.6, 0.7))
+    return Backbone(model, name="toy", stages=(1,), mean=(0.5, 0.4, 0.3), std=(0.5, 0.6, 0.7))
 
 
 @pytest.fixture

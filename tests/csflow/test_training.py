@@ -141,7 +141,7 @@ def test_learns(tmp_path: Path, flow: FlowConfig) -> None:
     assert not trained.training
     images = Images()
     if flow.standardize:
-        mean, std = channel_statistics(images, scales=SCALES)
+        mean, std = channel_statistics(images)
         torch.testing.assert_close(trained.feature_mean, mean.float())
         torch.testing.assert_close(trained.feature_std, std.float())
     else:
@@ -383,7 +383,7 @@ def test_features_of_another_backbone_are_refused(tmp_path: Path) -> None:
 
 def test_statistics_equal_numpy() -> None:
     images = Images()
-    mean, std = channel_statistics(images, scales=SCALES, batch_size=7)
+    mean, std = channel_statistics(images, batch_size=7)
     for i, level in enumerate(images.levels):
         values = level.numpy().astype(np.float64)
         np.testing.assert_allclose(mean[i], values.mean(axis=(0, 2, 3)), rtol=1e-12)
@@ -394,7 +394,7 @@ def test_deviations_have_a_floor() -> None:
     images = Images()
     images.levels[0][:, 2] = 4.0
     images.levels[1][:] = 4.0
-    mean, std = channel_statistics(images, scales=SCALES)
+    mean, std = channel_statistics(images)
     root_mean_square = std[0][[0, 1, 3, 4, 5]].square().sum().div(CHANNELS).sqrt()
     assert std[0, 2] == pytest.approx(0.01 * root_mean_square)
     assert std[1].tolist() == [1.0] * CHANNELS

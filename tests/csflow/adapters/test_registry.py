@@ -252,6 +252,7 @@ def real_detector() -> Detector:
     from csflow.config import CalibrationConfig
     from csflow.detector import Detector
     from csflow.flow import CrossScaleFlow
+    from csflow.model import FlowModel
 
     line = LineConfig(
         line="small",
@@ -264,7 +265,7 @@ def real_detector() -> Detector:
     flow = CrossScaleFlow(line.flow, channels=backbone.channels, scales=3)
     scores = np.linspace(0.1, 100.0, 40)
     calibration = calibrate(scores, np.ones((40, 4, 4)) * scores[:, None, None], CalibrationConfig())
-    return Detector(line, backbone, flow, calibration, {})
+    return Detector(line, backbone, FlowModel(flow, line.scoring), calibration, {})
 
 
 @pytest.mark.slow
