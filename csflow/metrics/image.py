@@ -130,7 +130,13 @@ def image_metrics(
 
 
 def by_defect(
-    scores: npt.ArrayLike, labels: npt.ArrayLike, defects: Sequence[str], *, confidence: float = 0.95, seed: int = 0
+    scores: npt.ArrayLike,
+    labels: npt.ArrayLike,
+    defects: Sequence[str],
+    *,
+    confidence: float = 0.95,
+    samples: int = 2000,
+    seed: int = 0,
 ) -> dict[str, dict[ImageMetric, Measured]]:
     """`image_metrics` of each type of defect alone: its images against all good ones.
 
@@ -142,6 +148,7 @@ def by_defect(
         labels: ``(n,)``, True = defective.
         defects: ``(n,)``, the type of each defective image; what stands at a good one does not matter.
         confidence: Of the intervals.
+        samples: Number of resamples.
         seed: Of the resamples.
 
     Returns:
@@ -156,7 +163,7 @@ def by_defect(
         raise DataError(f"Expected one type of defect for each score, got {types.size} for {values.size} scores.")
     kept = {str(kind): ~defective | (types == kind) for kind in np.unique(types[defective])}
     return {
-        kind: image_metrics(values[rows], defective[rows], confidence=confidence, seed=seed)
+        kind: image_metrics(values[rows], defective[rows], confidence=confidence, samples=samples, seed=seed)
         for kind, rows in kept.items()
     }
 

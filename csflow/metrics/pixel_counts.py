@@ -89,7 +89,7 @@ def count_pixels(maps: Maps, masks: Masks, *, bins: int = 4096) -> PixelCounts:
     maps stay so. The second counts every pixel. Each map is upsampled to its mask, in float32.
 
     Memory: 4 bytes for each bin and image, 12 more for each bin and defective image (16 and 64 KiB an image with 4096
-    bins; 24 more instead of 12 for a moment), 32 MiB to place the bins, and some copies of a single image at 64 bytes
+    bins; 24 more instead of 12 for a moment), 32 MiB to place the bins, and some copies of a single image at 40 bytes
     a pixel together, however many and large the maps are.
 
     Args:

@@ -40,7 +40,7 @@ def auroc(masses: Masses) -> Floats:
     defective, good = masses.defective, masses.good
     above, total = np.cumsum(good, axis=1), good.sum(axis=1)
     doubled_wins = (defective * (2 * (total[:, None] - above) + good)).sum(axis=1)
-    return _divided(doubled_wins, 2 * defective.sum(axis=1) * total)
+    return np.clip(_divided(doubled_wins, 2 * defective.sum(axis=1) * total), 0.0, 1.0)
 
 
 def average_precision(masses: Masses) -> Floats:
@@ -84,7 +84,8 @@ def overlap_area(masses: Masses, limit: float) -> Floats:
     rise, width = np.diff(overlap, axis=1, prepend=0.0), np.diff(rate, axis=1, prepend=0.0)
     inside = np.clip(limit - (rate - width), 0.0, width)
     slope_share = _divided(inside, width, empty=0.0)
-    return np.asarray((inside * (overlap - rise + rise * slope_share / 2)).sum(axis=1) / limit, dtype=np.float64)
+    area = (inside * (overlap - rise + rise * slope_share / 2)).sum(axis=1)
+    return np.asarray(np.clip(area / limit, 0.0, 1.0), dtype=np.float64)
 
 
 def is_separated(whole: Masses) -> bool:
