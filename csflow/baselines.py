@@ -279,7 +279,7 @@ def farthest_first(points: Tensor, keep: int, rng: np.random.Generator) -> Tenso
     gaps = torch.full((len(points),), torch.inf)
     for _ in track(range(keep - 1), total=keep - 1, label="thin out patches"):
         last = chosen[-1]
-        gaps = torch.minimum(gaps, squares + squares[last] - 2 * (points @ points[last]))
+        gaps = torch.minimum(gaps, (squares + squares[last] - 2 * (points @ points[last])).clamp(min=0.0))
         gaps[last] = -1.0
         chosen.append(int(gaps.argmax()))
     return torch.tensor(chosen)

@@ -119,6 +119,10 @@ class TrainingConfig(Section):
     epochs: Positive = 60
     batch_size: Positive = 16
     learning_rate: Annotated[float, Field(gt=0)] = 2e-4
+    schedule: Literal["constant", "cosine"] = Field(
+        default="constant",
+        description="Learning rate as it is (paper), or warmed up and then down to 0 in a half wave.",
+    )
     betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.5, 0.9)
     eps: Annotated[float, Field(gt=0)] = 1e-8
     weight_decay: Annotated[float, Field(ge=0)] = 1e-5

@@ -47,7 +47,8 @@ class Engine:
         self.threads = threads
         self._graph = directory / GRAPH
         self._together = open_session(self._graph, threads=threads)
-        self._inputs = [value.name for value in self._together.get_inputs()]
+        # A model that leaves out a scale has a graph without it.
+        self._inputs = [(int(value.name.removeprefix("level_")), value.name) for value in self._together.get_inputs()]
 
     @classmethod
     def load(cls, directory: Path, *, threads: int | None = None) -> Engine:
@@ -96,10 +97,8 @@ class Engine:
         return ThreadPoolExecutor(self.threads, thread_name_prefix="engine")
 
     def _score(self, session: InferenceSession, images: Sequence[Image.Image]) -> tuple[Floats, Floats]:
-        levels = zip(*(to_pyramid_levels(image, self.line.features) for image in images), strict=True)
-        scores, maps = session.run(
-            ["score", "map"], {name: np.stack(level) for name, level in zip(self._inputs, levels, strict=False)}
-        )
+        levels = list(zip(*(to_pyramid_levels(image, self.line.features) for image in images), strict=True))
+        scores, maps = session.run(["score", "map"], {name: np.stack(levels[scale]) for scale, name in self._inputs})
         return scores, maps
 
     def _check_digest(self, digest: str) -> None:

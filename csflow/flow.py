@@ -339,7 +339,7 @@ class CrossScaleFlow(nn.Module):
     def _standardisation_log_det(self, pyramid: Pyramid) -> Tensor:
         per_place = self.feature_std.log().sum(dim=1)
         log_dets = [-sums * (level.shape[2] * level.shape[3]) for sums, level in zip(per_place, pyramid, strict=True)]
-        return torch.stack(log_dets).sum().expand(len(pyramid[0]))
+        return torch.stack(log_dets).sum().expand(pyramid[0].shape[0])  # not len(): a graph's batch stays open
 
 
 def _check(pyramid: Sequence[Tensor], scales: int, channels: int) -> None:

@@ -35,7 +35,8 @@ def put_sizing_in(model: onnx.ModelProto, features: FeatureConfig) -> None:
     graph = model.graph
     nodes = _Nodes()
     planes = nodes.add("Transpose", "images", perm=[0, 3, 1, 2])
-    for scale, value in enumerate(graph.input):
+    for value in graph.input:
+        scale = int(value.name.removeprefix("level_"))
         level = _sized(nodes, planes, float(features.image_size // 2**scale))
         pixels = nodes.add("Cast", level, to=TensorProto.UINT8)
         nodes.add("Transpose", pixels, output=value.name, perm=[0, 2, 3, 1])

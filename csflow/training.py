@@ -29,6 +29,7 @@ from csflow.errors import DataError, ModelError
 from csflow.flow import CrossScaleFlow, Pyramid
 
 DIVERGED = 10.0  # nats a dimension above the untrained flow: the flow is then far worse than none at all
+WARM_UP = 0.05  # of all steps, with the cosine schedule
 STD_FLOOR = 0.01  # of the scale's root mean square deviation: a dead channel must not become an alarm
 UNREAD_STEPS = 64  # steps a GPU may be ahead of the divergence check; many more than it needs to stay busy
 
@@ -43,7 +44,7 @@ class EpochResult:
         nll: Mean exact negative log-likelihood a dimension over the epoch's batches, in nats.
         grad_norm: Mean gradient norm before clipping.
         seconds: Time the epoch took, interruptions not counted.
-        learning_rate: Of the epoch.
+        learning_rate: Of the epoch's last step.
     """
 
     epoch: int
@@ -106,7 +107,7 @@ def fit(
     with _signals() as received, cudnn:
         while run.progress.epoch <= training.epochs:
             _train_epoch(run, feed, training, received)
-            on_epoch(_result(run.progress, training))
+            on_epoch(_result(run, training))
             if received:  # before moving on, so that the resumed run reports this epoch again
                 _save_and_leave(run, received)
             run.progress = Progress(epoch=run.progress.epoch + 1, first_nll=run.progress.first_nll)
@@ -144,6 +145,23 @@ def channel_statistics(
     typical = variance.mean(dim=1, keepdim=True).sqrt()
     floor = torch.where(typical > 0, STD_FLOOR * typical, 1.0)
     return mean, variance.sqrt().maximum(floor)
+
+
+def learning_rate_at(done: int, steps: int, training: TrainingConfig) -> float:
+    r"""Learning rate of the step after ``done`` of ``steps``: a function of the place alone, so a run can be resumed.
+
+    .. math:: \eta_k = \tfrac{\eta}{2} \left(1 + \cos \pi \tfrac{k - w}{n - w}\right) \; (k \ge w), \quad
+              \eta_k = \eta \tfrac{k + 1}{w + 1} \; (k < w)
+
+    Reference:
+        Loshchilov and Hutter, "SGDR", ICLR 2017, without restarts; linear warm-up over the first ``WARM_UP`` of steps.
+    """
+    if training.schedule == "constant":
+        return training.learning_rate
+    warm = int(WARM_UP * steps)
+    if done < warm:
+        return training.learning_rate * (done + 1) / (warm + 1)
+    return training.learning_rate * 0.5 * (1 + math.cos(math.pi * (done - warm) / (steps - warm)))
 
 
 @dataclass(frozen=True)
@@ -237,6 +255,7 @@ def _train_epoch(run: _Run, feed: Feed, training: TrainingConfig, received: Sequ
     run.flow.train()
     for start in range(run.progress.step * size, len(order), size):
         began = time.monotonic()
+        _set_learning_rate(run, training, start // size)
         run.unread.append(_train_step(run, feed(order[start : start + size]), training))
         last = start + size >= len(order)
         if last or _reads_every_step(run.device) or len(run.unread) >= UNREAD_STEPS:
@@ -246,6 +265,14 @@ def _train_epoch(run: _Run, feed: Feed, training: TrainingConfig, received: Sequ
             _save_and_leave(run, received)
         if time.monotonic() - run.saved_at >= training.checkpoint_seconds:
             _save(run)
+
+
+def _set_learning_rate(run: _Run, training: TrainingConfig, step: int) -> None:
+    """Of a step of the current epoch, both counted from 0 here."""
+    each = -(-run.images // training.batch_size)
+    rate = learning_rate_at((run.progress.epoch - 1) * each + step, training.epochs * each, training)
+    for group in run.optimizer.param_groups:
+        group["lr"] = rate
 
 
 def _reads_every_step(device: torch.device) -> bool:
@@ -308,14 +335,15 @@ def _advance(progress: Progress, *, nll: float, grad_norm: float, images: int) -
     )
 
 
-def _result(progress: Progress, training: TrainingConfig) -> EpochResult:
+def _result(run: _Run, training: TrainingConfig) -> EpochResult:
+    progress = run.progress
     return EpochResult(
         epoch=progress.epoch,
         epochs=training.epochs,
         nll=progress.nll_sum / progress.images,
         grad_norm=progress.grad_norm_sum / progress.step,
         seconds=progress.seconds,
-        learning_rate=training.learning_rate,
+        learning_rate=run.optimizer.param_groups[0]["lr"],
     )
 
 
