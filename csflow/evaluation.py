@@ -10,11 +10,13 @@ import numpy as np
 import numpy.typing as npt
 
 from csflow.calibration import Calibration
+from csflow.findings import Evaluation, Example, ImageResult, PixelFindings, Sample, SampleGroup
 from csflow.images import read_image
 from csflow.manifest import Manifest
-from csflow.metrics import pixel_auroc
-from csflow.report import Evaluation, ImageResult, Sample, SampleGroup, choose_samples
+from csflow.metrics import binning_error, count_pixels, pixel_by_defect, pixel_metrics
+from csflow.normality import FeatureSample
 from csflow.scoring import overlay
+from csflow.selection import choose_examples, choose_samples
 
 
 def evaluate_scores(
@@ -25,6 +27,7 @@ def evaluate_scores(
     *,
     nll: Sequence[float] = (),
     lineage: Mapping[str, object] | None = None,
+    features: FeatureSample | None = None,
 ) -> Evaluation:
     """Put scores and maps of the test images into what a report tells.
 
@@ -35,6 +38,7 @@ def evaluate_scores(
         calibration: The detector's threshold.
         nll: Training curve, nll per dimension of each epoch.
         lineage: Where the detector came from.
+        features: Of the training images, from `csflow.normality.sample_features`; None shows no histograms.
 
     Raises:
         DataError: If an image or a mask cannot be read.
@@ -48,8 +52,10 @@ def evaluate_scores(
         line=test.frame["line"].iloc[0] if len(test) else "",
         images=results,
         calibration=calibration,
-        pixel_auroc=_pixel_auroc(test, maps),
+        pixels=_pixels(test, maps),
         samples=samples,
+        examples=[Example(results[i], read_image(test.files[i]), maps[i]) for i in choose_examples(results)],
+        features=features,
         nll=nll,
         lineage=lineage or {},
     )
@@ -83,13 +89,15 @@ class MaskSequence(Sequence[npt.NDArray[np.bool_]]):
         return np.zeros((height, width), dtype=bool)
 
 
-def _pixel_auroc(test: Manifest, maps: npt.NDArray[np.float32]) -> float | None:
-    """Pixel AUROC over good images and those defective ones that have a mask; None without any mask."""
+def _pixels(test: Manifest, maps: npt.NDArray[np.float32]) -> PixelFindings | None:
+    """Pixel metrics over good images and those defective ones that have a mask; None without any mask."""
     known = ((test.frame["mask"] != "") | (test.frame["label"] == "good")).to_numpy()
     if not (test.frame["mask"] != "").any():
         return None
     chosen = Manifest(test.frame[known].reset_index(drop=True), test.root)
-    return pixel_auroc(list(maps[known]), MaskSequence(chosen))
+    counts = count_pixels(list(maps[known]), MaskSequence(chosen))
+    by_defect = pixel_by_defect(counts, list(chosen.frame["defect"]))
+    return PixelFindings(pixel_metrics(counts), by_defect, binning_error(counts))
 
 
 def _rows(test: Manifest) -> list[dict[str, str]]:

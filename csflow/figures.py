@@ -1,12 +1,14 @@
 """Plots of an evaluation, as matplotlib figures that touch no global state.
 
-Good is blue and filled, defective is orange and hatched: told apart without colour, too.
+Good is blue and filled, defective is orange and hatched or hollow; several detectors differ in line style and
+marker: all is told apart without colour, too. Pictures of parts are in `csflow.panels`.
 """
 
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from itertools import cycle
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -18,7 +20,19 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+    from csflow.normality import NormalFit
+
+Floats = npt.NDArray[np.float64]
+
 GOOD, DEFECTIVE, INK, FAINT = "#0072b2", "#d55e00", "#333333", "#9a9a9a"  # first two: Okabe and Ito
+
+# Line styles, markers and colours of several detectors; their numbers have no common factor, so pairs repeat late.
+_LINES = ("-", "--", "-.", ":", (0, (8, 2, 1, 2, 1, 2)))
+_MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+_COLOURS = ("#000000", GOOD, DEFECTIVE, "#009e73", "#cc79a7", "#8a6d00")  # Okabe and Ito, the yellow darkened
+
+_OPEN_END = 1.5
+"""The histogram's open bin begins so many times as far from the lowest score as the good ones reach."""
 
 
 def roc_figure(
@@ -44,30 +58,118 @@ def roc_figure(
     return figure
 
 
+def roc_comparison(curves: Mapping[str, RocCurve]) -> Figure:
+    """ROC curves of several detectors on one axis, the best first in the legend.
+
+    Args:
+        curves: By the detectors' names; the AUROC shown is the area below the curve, which is the same.
+
+    Reference:
+        Rudolph et al., WACV 2022, Fig. 6.
+    """
+    figure, axes = _canvas(5.6, 5.0)
+    axes.plot([0, 1], [0, 1], color=FAINT, linewidth=0.8)
+    areas = {name: float(np.trapezoid(c.true_positive_rate, c.false_positive_rate)) for name, c in curves.items()}
+    ranked = sorted(curves, key=lambda name: -areas[name])
+    for place, (name, line, marker, colour) in enumerate(
+        zip(ranked, cycle(_LINES), cycle(_MARKERS), cycle(_COLOURS), strict=False)
+    ):
+        axes.plot(
+            curves[name].false_positive_rate, curves[name].true_positive_rate, drawstyle="steps-post",
+            color=colour, linestyle=line, linewidth=1.5, marker=marker, markersize=5.5, markerfacecolor="white",
+            markevery=(0.03 + 0.02 * (place % 7), 0.17), label=f"{name}  {areas[name]:.3f}",
+        )  # fmt: skip
+    axes.set(xlim=(-0.01, 1.0), ylim=(0.0, 1.01), xlabel="good parts called defective", ylabel="defective parts found")
+    axes.legend(loc="lower right", frameon=False, fontsize=9, title="image AUROC", title_fontsize=9, handlelength=3.6)
+    return figure
+
+
 def score_histogram(good: npt.ArrayLike, defective: npt.ArrayLike, *, threshold: float | None) -> Figure:
-    """How the scores of good and defective test images lie around the threshold.
+    """How the scores of good and defective test images lie around the threshold, as shares of each kind.
+
+    Defects may score a hundred times a good part, so the last bin is open: it holds every score from the value
+    at its tick. It begins half as far again beyond the threshold, or the 99 % quantile of the good scores, as
+    these lie from the lowest score.
 
     Args:
         good: Scores of good images.
         defective: Scores of defective images; may be empty.
         threshold: Drawn as a line; None draws none.
+
+    Reference:
+        Rudolph et al., WACV 2022, Fig. 5.
     """
     clean, bad = np.asarray(good, dtype=float), np.asarray(defective, dtype=float)
-    both = np.concatenate([clean, bad, [] if threshold is None else [threshold]])
-    edges, logarithmic = _bins(both)
+    edges, is_open = _bins(clean, bad, threshold)
     figure, axes = _canvas(7.4, 4.2)
-    axes.hist(clean, bins=edges, color=GOOD, alpha=0.75, label=f"good ({clean.size})")
-    axes.hist(bad, bins=edges, histtype="stepfilled", facecolor=(0.835, 0.369, 0.0, 0.28), edgecolor=DEFECTIVE,
-              linewidth=1.2, hatch="////", label=f"defective ({bad.size})")  # fmt: skip
+    axes.stairs(_shares(clean, edges), edges, fill=True, color=GOOD, alpha=0.75, label=f"good ({clean.size})")
+    axes.stairs(_shares(bad, edges), edges, fill=True, facecolor=(0.835, 0.369, 0.0, 0.28), edgecolor=DEFECTIVE,
+                linewidth=1.2, hatch="////", label=f"defective ({bad.size})")  # fmt: skip
     if threshold is not None:
         axes.axvline(threshold, color=INK, linewidth=1.4)
         axes.annotate(f"threshold {threshold:.4g}", (threshold, 1.0), xycoords=("data", "axes fraction"),
                       xytext=(5, -4), textcoords="offset points", va="top", fontsize=9, color=INK)  # fmt: skip
-    if logarithmic:
-        axes.set_xscale("log")
-    axes.set(xlabel="anomaly score" + (" (logarithmic)" if logarithmic else ""), ylabel="test images")
-    axes.set_ylim(top=axes.get_ylim()[1] * 1.12)
-    axes.legend(loc="upper right", frameon=False)
+    if is_open:
+        _mark_open_bin(axes, edges)
+    axes.set(xlabel="anomaly score", ylabel="share of the images of each kind")
+    axes.set_ylim(0.0, axes.get_ylim()[1] * 1.12)
+    axes.legend(loc="lower right", bbox_to_anchor=(1.0, 1.0), ncols=2, frameon=False, borderaxespad=0.2)
+    return figure
+
+
+def feature_histograms(values: Floats, fit: NormalFit, names: Sequence[str]) -> Figure:
+    """Histograms of single features over many images, each with the normal distribution of its mean and deviation.
+
+    Args:
+        values: ``(N, K)``, one feature a column.
+        fit: From `csflow.normality.fit_normal` of ``values``.
+        names: ``(K,)``, what each feature is.
+
+    Reference:
+        Rudolph et al., WACV 2022, Fig. 2.
+    """
+    count = values.shape[1]
+    columns = min(3, max(1, count))
+    figure, grid = _canvases(-(-count // columns), columns, 3.9, 2.7)
+    for index, axes in enumerate(grid):
+        if index >= count:
+            axes.set_axis_off()
+            continue
+        _feature_histogram(axes, values[:, index], float(fit.mean[index]), float(fit.deviation[index]))
+        axes.set_title(f"{names[index]}\nKS distance {fit.distance[index]:.3f}", loc="left", fontsize=9)
+    return figure
+
+
+def rank_scatter(
+    champion: npt.ArrayLike,
+    challenger: npt.ArrayLike,
+    labels: npt.ArrayLike,
+    *,
+    names: tuple[str, str],
+    thresholds: tuple[float | None, float | None] = (None, None),
+) -> Figure:
+    """Where two detectors rank the same images; on the diagonal they agree.
+
+    Args:
+        champion: Ranks of the images among themselves in [0, 1], 1 the most anomalous ``(n,)``.
+        challenger: The same of the second detector.
+        labels: ``(n,)``, True = defective.
+        names: Of both detectors.
+        thresholds: Share of the images at or below each threshold; None draws none.
+    """
+    first, second, bad = np.asarray(champion), np.asarray(challenger), np.asarray(labels, dtype=bool)
+    figure, axes = _canvas(5.6, 5.2)
+    axes.plot([0, 1], [0, 1], color=FAINT, linewidth=0.8, linestyle=(0, (4, 4)))
+    if thresholds[0] is not None:
+        axes.axvline(thresholds[0], color=INK, linewidth=1.2)
+    if thresholds[1] is not None:
+        axes.axhline(thresholds[1], color=INK, linewidth=1.2)
+    axes.scatter(first[~bad], second[~bad], s=16, marker="o", color=GOOD, alpha=0.7, linewidths=0,
+                 label=f"good ({int((~bad).sum())})")  # fmt: skip
+    axes.scatter(first[bad], second[bad], s=30, marker="^", facecolors="none", edgecolors=DEFECTIVE, linewidths=1.1,
+                 label=f"defective ({int(bad.sum())})")  # fmt: skip
+    axes.set(xlim=(-0.01, 1.02), ylim=(-0.01, 1.02), xlabel=f"rank by {names[0]}", ylabel=f"rank by {names[1]}")
+    axes.legend(loc="upper left", frameon=False)
     return figure
 
 
@@ -95,30 +197,72 @@ def png(figure: Figure, *, dots_per_inch: int = 160) -> bytes:
     return buffer.getvalue()
 
 
-def _canvas(width: float, height: float) -> tuple[Figure, Axes]:
+def _canvases(rows: int, columns: int, width: float, height: float) -> tuple[Figure, list[Axes]]:
+    """A grid of equal axes, ``width`` by ``height`` inches each, row by row."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(width, height), layout="constrained")
+    figure = Figure(figsize=(columns * width, rows * height), layout="constrained")
     FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.spines[["left", "bottom"]].set_color(FAINT)
-    axes.tick_params(colors=INK, labelsize=9)
-    axes.grid(axis="y", color="#e6e6e6", linewidth=0.7)
-    axes.set_axisbelow(True)
-    return figure, axes
+    grid = [figure.add_subplot(rows, columns, place) for place in range(1, rows * columns + 1)]
+    for axes in grid:
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.spines[["left", "bottom"]].set_color(FAINT)
+        axes.tick_params(colors=INK, labelsize=9)
+        axes.grid(axis="y", color="#e6e6e6", linewidth=0.7)
+        axes.set_axisbelow(True)
+    return figure, grid
 
 
-def _bins(values: npt.NDArray[np.float64]) -> tuple[list[float], bool]:
-    """Bin edges, and whether they are logarithmic: defects often score a hundred times a good part."""
+def _canvas(width: float, height: float) -> tuple[Figure, Axes]:
+    figure, grid = _canvases(1, 1, width, height)
+    return figure, grid[0]
+
+
+def _feature_histogram(axes: Axes, values: Floats, mean: float, deviation: float) -> None:
+    from scipy import stats
+
+    edges = np.linspace(*_finite_range(values), int(np.clip(np.sqrt(values.size) * 1.5, 10, 50)) + 1)
+    density, _ = np.histogram(values, edges, density=True)
+    axes.stairs(density, edges, fill=True, facecolor=(0.0, 0.447, 0.698, 0.3), edgecolor=GOOD, linewidth=0.8)
+    if deviation > 0:
+        places = np.linspace(edges[0], edges[-1], 200)
+        axes.plot(places, stats.norm.pdf(places, mean, deviation), color=INK, linewidth=1.8)
+    axes.set_yticks([])
+
+
+def _mark_open_bin(axes: Axes, edges: Floats) -> None:
+    """Ticks below the open bin, and one in its middle that says where it begins."""
+    ticks = [tick for tick in axes.get_xticks() if edges[0] <= tick <= edges[-2] - 2 * (edges[-1] - edges[-2])]
+    labels = [f"{tick:.4g}" for tick in ticks]
+    axes.set_xticks([*ticks, (edges[-2] + edges[-1]) / 2], [*labels, f"≥ {edges[-2]:.3g}"])
+    axes.axvline(edges[-2], color=FAINT, linewidth=0.8, linestyle=(0, (2, 3)))
+
+
+def _bins(clean: Floats, bad: Floats, threshold: float | None) -> tuple[Floats, bool]:
+    """Edges of equal bins, and whether the last one is open."""
+    marks = np.concatenate([clean, bad, [] if threshold is None else [threshold]])
+    low, high = _finite_range(marks)
+    good = clean[np.isfinite(clean)]
+    wide = [float(np.quantile(good, 0.99))] if good.size else []
+    reach = max([low, *wide, *([] if threshold is None else [threshold])])
+    end = low + _OPEN_END * (reach - low) if reach > low else high
+    count = int(np.clip(np.sqrt(marks.size) * 2.5, 12, 40))
+    if marks.size == 0 or marks.max() <= end:
+        return np.linspace(low, high, count + 1), False
+    return np.asarray(low + (end - low) / count * np.arange(count + 2), dtype=np.float64), True
+
+
+def _shares(scores: Floats, edges: Floats) -> Floats:
+    """Share of the scores in each bin; what lies beyond the ends is in the outermost bins."""
+    counts, _ = np.histogram(np.clip(scores, edges[0], edges[-1]), edges)
+    return np.asarray(counts / max(1, scores.size), dtype=np.float64)
+
+
+def _finite_range(values: Floats) -> tuple[float, float]:
+    """Smallest and largest finite value, apart from each other."""
     finite = values[np.isfinite(values)]
     if finite.size == 0:
-        return [0.0, 1.0], False
+        return 0.0, 1.0
     low, high = float(finite.min()), float(finite.max())
-    if low == high:
-        return [low - 0.5, low + 0.5], False
-    count = int(np.clip(np.sqrt(finite.size) * 2.5, 12, 60))
-    if low > 0 and high > 8 * float(np.median(finite)):
-        return np.geomspace(low, high, count + 1).tolist(), True
-    return np.linspace(low, high, count + 1).tolist(), False
+    return (low, high) if low < high else (low - 0.5, high + 0.5)

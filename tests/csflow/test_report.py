@@ -16,10 +16,19 @@ from sklearn.metrics import roc_auc_score
 
 from csflow.calibration import Calibration, calibrate
 from csflow.config import CalibrationConfig
-from csflow.metrics import clopper_pearson
-from csflow.report import Evaluation, ImageResult, Sample, choose_samples, write_report
+from csflow.findings import Evaluation, Example, ImageResult, PixelFindings, Sample
+from csflow.metrics import Measured, PixelMetric, clopper_pearson
+from csflow.normality import FeatureSample
+from csflow.report import write_report
+from csflow.selection import choose_examples, choose_samples
 
 PICTURE = Image.new("L", (500, 400), 90)
+PIXEL: dict[PixelMetric, Measured] = {
+    "pixel_auroc": Measured(0.93, 0.91, 0.95),
+    "pixel_ap": Measured(0.61, 0.5, 0.7),
+    "aupro": Measured(0.8, 0.7, 0.9),
+}
+PIXELS = PixelFindings(PIXEL, {"crack": PIXEL}, dict.fromkeys(PIXEL, 2e-4))
 
 
 def calibration(kind: Literal["conformal", "none"] = "conformal") -> Calibration:
@@ -41,8 +50,12 @@ def evaluation(kind: Literal["conformal", "none"] = "conformal") -> Evaluation:
     holes = [result(calibrated, score, "hole", i) for i, score in enumerate(1.5 + rng.random(5))]
     images = good + cracks + holes
     samples = [Sample(group, images[i], PICTURE, PICTURE) for group, i in choose_samples(images, calibrated.threshold)]
-    lineage = {"git_rev": "abc123", "seed": 0}
-    return Evaluation("tiles", images, calibrated, 0.93, samples, [2.0, 1.0, 0.5], lineage)
+    examples = [Example(images[i], PICTURE, np.full((4, 4), 0.5, np.float32)) for i in choose_examples(images)]
+    features = FeatureSample(rng.normal(size=(50, 9)), tuple(f"channel {i}" for i in range(9)))
+    return Evaluation(
+        "tiles", images, calibrated, PIXELS, samples, examples, features, [2.0, 1.0, 0.5],
+        {"git_rev": "abc123", "seed": 0, "images": {"fit": 600, "test": 65}},
+    )  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +80,7 @@ def test_the_json_holds_the_facts(written: Path) -> None:
     assert facts["defects"][1]["detected"] == 5
     assert facts["roc"]["tpr"][-1] == 1.0
     assert facts["nll"] == [2.0, 1.0, 0.5]
-    assert facts["lineage"] == {"git_rev": "abc123", "seed": "0"}
+    assert facts["lineage"] == {"git_rev": "abc123", "seed": "0", "images": {"fit": 600, "test": 65}}
 
 
 def test_the_auroc_of_a_defect_type_is_against_all_good_images() -> None:
@@ -79,7 +92,8 @@ def test_the_auroc_of_a_defect_type_is_against_all_good_images() -> None:
 
 def test_every_picture_is_written_and_named(written: Path) -> None:
     facts = json.loads((written / "report.json").read_text())
-    for name in ("scores.png", "roc.png", "training.png", *facts["samples"]):
+    named = [f"{name}.png" for name in ("scores", "roc", "features", "training", "localisation", "mistakes")]
+    for name in (*named, *facts["samples"]):
         assert Image.open(written / name).size[0] > 100
     assert Image.open(written / next(iter(facts["samples"]))).size == PICTURE.size
 
@@ -106,7 +120,8 @@ def test_the_page_says_what_was_found(written: Path) -> None:
 def test_text_of_the_user_is_escaped(tmp_path: Path) -> None:
     found = evaluation()
     evil = replace(found.images[0], path="test/<script>alert(1)</script>.png")
-    page = write_report(tmp_path, replace(found, images=[evil, *found.images[1:]])).read_text()
+    bare = replace(found, images=[evil, *found.images[1:]], samples=(), examples=(), features=None)
+    page = write_report(tmp_path, bare).read_text()
     assert "<script>" not in page
     assert "&lt;script&gt;" in page
 
@@ -130,7 +145,7 @@ def test_a_report_is_possible_whatever_is_missing(
 
 
 def test_far_too_many_false_alarms_are_said_aloud(tmp_path: Path) -> None:
-    full, calibrated = evaluation(), calibration()
+    full, calibrated = replace(evaluation(), samples=(), examples=(), features=None), calibration()
     assert not full.promise_refuted
     shifted = replace(full, images=[result(calibrated, 0.9 + i / 100, "", i) for i in range(40)])
     assert shifted.promise_refuted

@@ -1,0 +1,52 @@
+"""Self-contained HTML pages: templates, and pictures written into the page."""
+
+from __future__ import annotations
+
+import base64
+import io
+from typing import Literal
+
+import numpy as np
+from PIL import Image
+
+from csflow.scoring import colours
+
+_THUMBNAIL = 320
+
+
+def render_page(template: str, **values: object) -> str:
+    """A template of ``csflow/templates`` filled in; text of the user is escaped."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    environment = Environment(
+        loader=PackageLoader("csflow"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template(template).render(**values)
+
+
+def css_gradient(stops: int = 11) -> str:
+    """The colours of the maps from bottom to top, as the stops of a CSS gradient."""
+    return ", ".join(f"rgb({r} {g} {b})" for r, g, b in colours(np.linspace(0.0, 1.0, stops)).tolist())
+
+
+def thumbnail(picture: Image.Image) -> str:
+    """A small JPEG of a picture as the value of ``src``."""
+    small = picture.convert("RGB")
+    small.thumbnail((_THUMBNAIL, _THUMBNAIL))
+    return data_uri(encoded(small, "JPEG"), "jpeg")
+
+
+def data_uri(content: bytes, kind: str) -> str:
+    """An image file as the value of ``src``."""
+    return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
+
+
+def encoded(picture: Image.Image, kind: Literal["PNG", "JPEG"]) -> bytes:
+    """A picture as an image file in RGB."""
+    buffer = io.BytesIO()
+    picture.convert("RGB").save(buffer, kind, quality=88)
+    return buffer.getvalue()

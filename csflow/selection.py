@@ -1,0 +1,58 @@
+"""Which test images a report shows: by rules that do not look at how well a picture would please."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from csflow.findings import ImageResult, SampleGroup
+
+
+def choose_samples(
+    images: Sequence[ImageResult], threshold: float | None, *, each: int = 6
+) -> list[tuple[SampleGroup, int]]:
+    """Which test images to show: group and index into ``images``; no image twice.
+
+    Misses and false alarms, the worst first. Then, of those judged rightly, the nearest to the threshold and
+    the farthest on both sides (without a threshold: to the middle between the classes' medians).
+    """
+    scores = np.array([r.score for r in images], dtype=np.float64)
+    bad = np.array([r.label == "defective" for r in images], dtype=bool)
+    if scores.size == 0:
+        return []
+    middle = threshold if threshold is not None else _between(scores, bad)
+    called = scores > middle
+    ascending = np.argsort(scores, kind="stable")
+    wrong = called != bad if threshold is not None else np.zeros_like(bad)
+    misses = [i for i in ascending if wrong[i] and bad[i]][:each]
+    alarms = [i for i in ascending[::-1] if wrong[i] and not bad[i]][:each]
+    right = [i for i in ascending if not wrong[i]]
+    near = sorted(right, key=lambda i: abs(scores[i] - middle))[:each]
+    rest = [i for i in right if i not in set(near)]
+    quiet = [i for i in rest if not bad[i]][: each // 2]
+    loud = [i for i in rest[::-1] if bad[i]][: each - each // 2]
+    groups: list[tuple[SampleGroup, list[np.intp]]] = [
+        ("miss", misses), ("false_alarm", alarms), ("least_certain", near), ("most_certain", quiet + loud),
+    ]  # fmt: skip
+    return [(group, int(index)) for group, chosen in groups for index in chosen]
+
+
+def choose_examples(images: Sequence[ImageResult]) -> list[int]:
+    """The image with the median score of each kind, good first, then the types of defect by name.
+
+    Of an even number the lower of the two in the middle; of equal scores the first. The best of each kind would
+    show what the detector can do once, the median what it does.
+    """
+    kinds = sorted({(result.label == "defective", result.kind) for result in images})
+    chosen = []
+    for kind in kinds:
+        members = [i for i, result in enumerate(images) if (result.label == "defective", result.kind) == kind]
+        chosen.append(sorted(members, key=lambda i: images[i].score)[(len(members) - 1) // 2])
+    return chosen
+
+
+def _between(scores: npt.NDArray[np.float64], bad: npt.NDArray[np.bool_]) -> float:
+    groups = [group for group in (scores[bad], scores[~bad]) if group.size]
+    return float(np.mean([np.median(group) for group in groups]))
