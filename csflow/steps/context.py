@@ -20,10 +20,13 @@ if TYPE_CHECKING:
 
 ERROR_FILE = "CSFLOW_ERROR_FILE"
 
-TRAINING_CODE = ("baselines", "convolution", "device", "flow", "model", "models", "training")
-"""Modules that decide what a model becomes, given features and configuration."""
+FLOW_CODE = ("convolution", "device", "flow", "training")
+"""Modules that decide what a flow becomes, given features and configuration."""
 
-DETECTOR_CODE = (*TRAINING_CODE, "backbone", "cache", "calibration", "detector", "directory", "engine", "export",
+FITTING_CODE = ("baselines", "model", "models")
+"""Modules that decide what the other kinds of detector become, and how a flow is used in them."""
+
+DETECTOR_CODE = (*FLOW_CODE, *FITTING_CODE, "backbone", "cache", "calibration", "detector", "directory", "engine", "export",
                  "extraction", "graph", "images", "manifest", "prediction", "scoring", "sizing")  # fmt: skip
 """Modules that decide what a detector is and says, given images and configuration."""
 

@@ -14,7 +14,7 @@ import numpy as np
 from csflow.errors import DataError
 from csflow.files import new_directory, sha256_json, write_json
 from csflow.progress import say
-from csflow.steps.context import TRAINING_CODE, RunContext, code_version, load_manifest, step
+from csflow.steps.context import FITTING_CODE, FLOW_CODE, RunContext, code_version, load_manifest, step
 from csflow.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -76,7 +76,8 @@ def find_or_fit(
         ModelError: If training diverges.
         CacheError: If a stored feature is damaged.
     """
-    folder = models / sha256_json([cached.space, images, line.training_digest(), code_version(*TRAINING_CODE)])
+    code = FLOW_CODE if line.detector == "csflow" else (*FLOW_CODE, *FITTING_CODE)
+    folder = models / sha256_json([cached.space, images, line.training_digest(), code_version(*code)])
     if (folder / "training.json").exists():
         say(f"train: found the model of these {len(images)} images, configuration and seed")
         _republish(folder / "training.json", publish)
