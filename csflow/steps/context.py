@@ -26,8 +26,8 @@ FLOW_CODE = ("convolution", "device", "flow", "training")
 FITTING_CODE = ("baselines", "model", "models")
 """Modules that decide what the other kinds of detector become, and how a flow is used in them."""
 
-DETECTOR_CODE = (*FLOW_CODE, *FITTING_CODE, "backbone", "cache", "calibration", "detector", "directory", "engine", "export",
-                 "extraction", "graph", "images", "manifest", "prediction", "scoring", "sizing")  # fmt: skip
+DETECTOR_CODE = (*FLOW_CODE, *FITTING_CODE, "backbone", "cache", "calibration", "detector", "directory", "engine",
+                 "export", "extraction", "graph", "images", "manifest", "prediction", "scoring", "sizing")  # fmt: skip
 """Modules that decide what a detector is and says, given images and configuration."""
 
 
