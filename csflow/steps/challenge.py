@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, TypeAlias
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +15,8 @@ from csflow.steps.rollout import publish
 from csflow.workspace import Workspace
 
 if TYPE_CHECKING:
+    from PIL import Image
+
     from csflow.adapters.registry import Version
     from csflow.detector import Detector
     from csflow.gate import GateDecision, GoodOnlyEvidence
@@ -26,6 +29,13 @@ DEFECT_SEED = 0
 """Of the synthetic defects: the same for every detector and every night."""
 
 
+class Contender(NamedTuple):
+    """A version's number and its detector."""
+
+    version: int
+    detector: Detector
+
+
 def decide(
     workspace: Workspace,
     line: LineConfig,
@@ -33,6 +43,7 @@ def decide(
     manifest: Manifest,
     *,
     score: Scorer | None = None,
+    comparison_out: Path | None = None,
 ) -> GateDecision:
     """Compare a version with the best champion so far on the line's current images.
 
@@ -45,6 +56,7 @@ def decide(
         version: The challenger.
         manifest: The line's current images.
         score: How to score images of the manifest; by default through the feature store.
+        comparison_out: Folder for the report that compares both image by image; it stays away without a champion.
 
     Returns:
         The gate's decision. Without a champion: whether the version is fit to be the first.
@@ -59,28 +71,115 @@ def decide(
     challenger, references = _contenders(workspace, line.line, version)
     test = manifest.rows(role="test")
     if set(test.frame["label"]) == {"good", "defective"}:
-        labels = (test.frame["label"] == "defective").to_numpy()
-        scores = score(challenger, test)
-        if not references:
-            return gate.decide_first(scores, labels, line.gate)
-        rivals = [score(reference, test) for reference in references]
-        return gate.decide_labelled(_best(rivals, labels), scores, labels, line.gate)
+        return _decide_labelled(line, challenger, references, test, score, comparison_out)
     good = manifest.rows(role="gate")
     if not len(good):
         reason = (
             "The line has neither defective test images nor gate images to judge by. Add either, or raise roles.gate."
         )
         return gate.GateDecision("kept_insufficient", reason, {"gate_images": 0})
-    evidence = _good_only(challenger, good, score)
+    return _decide_good_only(line, challenger, references, good, score, comparison_out)
+
+
+def _decide_labelled(
+    line: LineConfig,
+    challenger: Contender,
+    references: list[Contender],
+    test: Manifest,
+    score: Scorer,
+    comparison_out: Path | None,
+) -> GateDecision:
+    from csflow import gate
+    from csflow.images import read_image
+
+    labels = (test.frame["label"] == "defective").to_numpy()
+    scores = score(challenger.detector, test)
+    if not references:
+        return gate.decide_first(scores, labels, line.gate)
+    rivals = [score(reference.detector, test) for reference in references]
+    best = int(np.argmax([_auroc(rival, labels) for rival in rivals]))
+    decision = gate.decide_labelled(rivals[best], scores, labels, line.gate)
+    if comparison_out is not None:
+        names = list(zip(test.frame["path"], test.frame["defect"], strict=True))
+        images = Shown(line.line, names, lambda index: read_image(test.files[index]))
+        compare(comparison_out, images, (references[best], rivals[best]), (challenger, scores), decision.reason)
+    return decision
+
+
+def _decide_good_only(
+    line: LineConfig,
+    challenger: Contender,
+    references: list[Contender],
+    good: Manifest,
+    score: Scorer,
+    comparison_out: Path | None,
+) -> GateDecision:
+    from csflow import gate
+
+    defective = _pasted(good)
+    evidence = _good_only(challenger.detector, good, defective, score)
     if not references:
         return gate.decide_first(evidence.scores, evidence.labels, line.gate)
-    known = [_good_only(reference, good, score) for reference in references]
-    best = max(known, key=lambda each: _auroc(each.scores, each.labels))
+    known = [_good_only(reference.detector, good, defective, score) for reference in references]
+    best = int(np.argmax([_auroc(each.scores, each.labels) for each in known]))
     alpha = None if line.calibration == "none" else line.calibration.alpha
-    return gate.decide_good_only(best, evidence, line.gate, alpha)
+    decision = gate.decide_good_only(known[best], evidence, line.gate, alpha)
+    if comparison_out is not None:
+        images = _good_and_pasted(line.line, good, defective)
+        champion = (references[best], known[best].scores)
+        compare(comparison_out, images, champion, (challenger, evidence.scores), decision.reason)
+    return decision
 
 
-def _contenders(workspace: Workspace, line: str, version: int) -> tuple[Detector, list[Detector]]:
+class Shown(NamedTuple):
+    """The images two detectors were compared on.
+
+    Attributes:
+        line: Name of the product line.
+        names: Path and type of defect of each, '' for a good one.
+        picture: Reads one of them.
+    """
+
+    line: str
+    names: list[tuple[str, str]]
+    picture: Callable[[int], Image.Image]
+
+
+def compare(
+    directory: Path,
+    images: Shown,
+    champion: tuple[Contender, Scores],
+    challenger: tuple[Contender, Scores],
+    verdict: str,
+) -> None:
+    """Write the report that compares two detectors image by image.
+
+    Args:
+        directory: Where to; see `csflow.comparison.write_comparison`.
+        images: What both were scored on.
+        champion: The one in service, or the best there was, with its scores.
+        challenger: The new one with its scores.
+        verdict: Of the gate.
+    """
+    from csflow.comparison import Comparison, judge_scores, views, write_comparison
+
+    sides = [
+        judge_scores(f"version {one.version}", images.names, scores, one.detector.calibration)
+        for one, scores in (champion, challenger)
+    ]
+    found = Comparison(images.line, sides[0], sides[1], verdict)
+    chosen = found.shown()
+    pictures = [images.picture(index) for index in chosen]
+    before, after = (one.detector.predict(pictures) for one, _ in (champion, challenger))
+    seen = {
+        index: views(picture, found, first.anomaly_map, second.anomaly_map)
+        for index, picture, first, second in zip(chosen, pictures, before, after, strict=True)
+    }
+    page = write_comparison(directory, found, seen)
+    say(f"promote: version {challenger[0].version} beside version {champion[0].version}, image by image: {page}")
+
+
+def _contenders(workspace: Workspace, line: str, version: int) -> tuple[Contender, list[Contender]]:
     """The challenger, and the champions to measure it against: the present one and the best there was.
 
     Measured against the present one alone, the margin could be lost a little every night.
@@ -97,18 +196,13 @@ def _contenders(workspace: Workspace, line: str, version: int) -> tuple[Detector
     if chosen:
         against = " and ".join(f"version {v.version}" for v in chosen)
         say(f"promote: version {version} against {against}, scored on the same images")
-    detectors = [Detector.load(publish(workspace, v)) for v in (challenger, *chosen)]
-    return detectors[0], detectors[1:]
+    loaded = [Contender(v.version, Detector.load(publish(workspace, v))) for v in (challenger, *chosen)]
+    return loaded[0], loaded[1:]
 
 
 def _recorded_auroc(version: Version) -> tuple[float, int]:
     """What a version measured in its own time; among equals the newer one."""
     return version.number("image_auroc") or 0.0, version.version
-
-
-def _best(rivals: list[Scores], labels: npt.NDArray[np.bool_]) -> Scores:
-    """Scores of the champion that is best on today's images."""
-    return max(rivals, key=lambda scores: _auroc(scores, labels))
 
 
 def _auroc(scores: Scores, labels: npt.NDArray[np.bool_]) -> float:
@@ -117,12 +211,28 @@ def _auroc(scores: Scores, labels: npt.NDArray[np.bool_]) -> float:
     return image_auroc(scores, labels)
 
 
-def _good_only(detector: Detector, good: Manifest, score: Scorer) -> GoodOnlyEvidence:
-    from csflow.gate import GoodOnlyEvidence
+def _pasted(good: Manifest) -> list[Image.Image]:
+    """Synthetic defects on the gate images, the same for every detector."""
     from csflow.images import read_image
     from csflow.synthetic.paste import paste_defects
 
     defective, _ = paste_defects([read_image(file) for file in good.files], DEFECT_SEED)
+    return defective
+
+
+def _good_and_pasted(line: str, good: Manifest, defective: list[Image.Image]) -> Shown:
+    """Gate images first, then the same with a synthetic defect, as `GoodOnlyEvidence` orders its scores."""
+    from csflow.images import read_image
+
+    names = [(path, "") for path in good.frame["path"]]
+    names += [(f"{path} with a pasted defect", "synthetic") for path in good.frame["path"]]
+    count = len(good)
+    return Shown(line, names, lambda i: read_image(good.files[i]) if i < count else defective[i - count])
+
+
+def _good_only(detector: Detector, good: Manifest, defective: list[Image.Image], score: Scorer) -> GoodOnlyEvidence:
+    from csflow.gate import GoodOnlyEvidence
+
     return GoodOnlyEvidence(
         good_scores=score(detector, good),
         synthetic_scores=np.array([prediction.score for prediction in detector.predict(defective)]),

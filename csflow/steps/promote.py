@@ -54,11 +54,14 @@ def promote(context_path: str | Path, manifest_path: str | Path, *, version: int
 
 
 def _judge(workspace: Workspace, context: RunContext, version: int, manifest: Manifest) -> GateDecision:
-    """The gate's decision; its numbers stay with the version, for ``csflow why``."""
-    from csflow.adapters import registry
+    """The gate's decision; its numbers stay with the version, for ``csflow why``, and its pictures with the run."""
+    from csflow.adapters import registry, tracking
     from csflow.steps.challenge import decide
 
-    decision = decide(workspace, context.line, version, manifest)
+    comparison = workspace.runs / context.run_id / "comparison"
+    decision = decide(workspace, context.line, version, manifest, comparison_out=comparison)
+    if comparison.exists():
+        tracking.log_artifact(workspace, context.run_id, comparison)
     evidence = json.dumps(dict(decision.evidence))
     registry.set_version_tags(workspace, context.line.line, version, {"decision_evidence": evidence})
     return decision

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -21,6 +22,7 @@ from csflow.manifest import Manifest, build_manifest
 from csflow.steps import challenge
 from csflow.workspace import Workspace
 
+LOAD = Detector.load  # before any test replaces it
 LINE = LineConfig(line="tiles", data=DataConfig(path="data/tiles"), gate=GateConfig(margin=0.02, bootstrap=500))
 
 
@@ -179,3 +181,37 @@ def test_scores_through_the_feature_store_are_the_detectors_own(
     stored = challenge._stored_scorer(workspace)(detector, manifest)
     direct = [prediction.score for prediction in detector.predict([read_image(file) for file in manifest.files])]
     assert stored == pytest.approx(direct, rel=1e-3)  # half precision in the store
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("defective", [12, 0])
+def test_the_comparison_is_written_beside_the_decision(
+    line: Line, make_detector: Callable[..., Path], tmp_path: Path, workspace: Workspace, defective: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    loaded = {"1": LOAD(make_detector("tiles", seed=1)), "2": LOAD(make_detector("tiles", seed=2))}
+    monkeypatch.setattr(Detector, "load", lambda name: loaded[name])
+    line.add(0.0, champion=True, decision="promoted")
+    manifest = images(tmp_path / "images", defective=defective, good=12)
+    out = tmp_path / "comparison"
+    draw = {id(detector): np.random.default_rng(seed) for seed, detector in enumerate(loaded.values())}
+
+    def noisy(detector: Detector, shown: Manifest) -> np.ndarray:
+        return draw[id(detector)].uniform(5.0, 12.0, len(shown))
+
+    decision = challenge.decide(workspace, LINE, line.add(0.0), manifest, score=noisy, comparison_out=out)
+    facts = json.loads((out / "comparison.json").read_text())
+    assert facts["names"] == {"champion": "version 1", "challenger": "version 2"}
+    assert facts["verdict"] == decision.reason
+    assert facts["metrics"]["image_auroc"]["difference"] == pytest.approx(decision.evidence["difference"])
+    kinds = {image["defect"] for image in facts["images"]["champion"]}
+    assert kinds == {"", "hole" if defective else "synthetic"}
+    assert list((out / "images").glob("*-challenger.png"))
+    assert "comparison" in (out / "comparison.html").read_text()
+
+
+def test_without_champion_there_is_nothing_to_compare(
+    line: Line, labelled: Manifest, workspace: Workspace, tmp_path: Path
+) -> None:
+    challenge.decide(workspace, LINE, line.add(0.2), labelled, score=score, comparison_out=tmp_path / "comparison")
+    assert not (tmp_path / "comparison").exists()

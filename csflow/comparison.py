@@ -1,0 +1,289 @@
+"""Two detectors image by image: what a new one decides otherwise, and whether it separates better.
+
+Scores of two detectors are on different scales. What is compared is how each *ranks* the images, and its own p-values
+and decisions; never a score of one with a score of the other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from csflow.calibration import Calibration
+from csflow.errors import DataError
+from csflow.files import write_atomic, write_json
+from csflow.findings import Evaluation, ImageResult
+from csflow.metrics import IMAGE_METRICS, PairedDifference, paired_bootstrap, roc_curve
+from csflow.page import data_uri, encoded, render_page, thumbnail
+from csflow.scoring import overlay
+
+Floats = npt.NDArray[np.float64]
+
+
+class Side(NamedTuple):
+    """One of the two detectors: how it is called, and what it said about every image."""
+
+    name: str
+    images: Sequence[ImageResult]
+    calibration: Calibration
+
+    @property
+    def scores(self) -> Floats:
+        """Scores of `images`."""
+        return np.array([result.score for result in self.images], dtype=np.float64)
+
+    @property
+    def ranks(self) -> Floats:
+        """Places of `images` among themselves in [0, 1], 1 the most anomalous; ties share their mean."""
+        from scipy import stats
+
+        ranked = stats.rankdata(self.scores) - 1.0
+        return np.asarray(ranked / max(1, len(self.images) - 1), dtype=np.float64)
+
+    @property
+    def threshold_rank(self) -> float | None:
+        """Where the threshold lies among the ranks; None without one."""
+        if self.calibration.threshold is None:
+            return None
+        below = int((self.scores <= self.calibration.threshold).sum())
+        return (below - 0.5) / max(1, len(self.images) - 1)
+
+
+class Views(NamedTuple):
+    """An image, and what each detector sees in it."""
+
+    image: Image.Image
+    champion: Image.Image
+    challenger: Image.Image
+
+
+@dataclass(frozen=True)
+class Change:
+    """An image the two decide about differently.
+
+    Attributes:
+        index: Of the image.
+        champion: What the champion said.
+        challenger: What the challenger says.
+        is_mended: Whether the challenger is right; otherwise it spoilt what was right.
+        shift: Its rank by the challenger minus that by the champion.
+    """
+
+    index: int
+    champion: ImageResult
+    challenger: ImageResult
+    is_mended: bool
+    shift: float
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Champion and challenger on the same images.
+
+    Attributes:
+        line: Name of the product line.
+        champion: What is in service, or the best there was.
+        challenger: What may take its place.
+        verdict: What the gate made of it, shown as it is.
+    """
+
+    line: str
+    champion: Side
+    challenger: Side
+    verdict: str = ""
+
+    def __post_init__(self) -> None:
+        """Refuse two lists of different images."""
+        first, second = (
+            [(r.path, r.label, r.defect) for r in side.images] for side in (self.champion, self.challenger)
+        )
+        if first != second or not first:
+            raise DataError(
+                f"Two detectors are compared on the same images in the same order, got {len(first)} of "
+                f"{self.champion.name} and {len(second)} of {self.challenger.name} that are not the same, or none. "
+                "Score both on one manifest."
+            )
+
+    @cached_property
+    def labels(self) -> npt.NDArray[np.bool_]:
+        """True where an image is defective."""
+        return np.array([result.label == "defective" for result in self.champion.images], dtype=bool)
+
+    @cached_property
+    def differences(self) -> dict[str, PairedDifference]:
+        """Every image metric of the challenger minus that of the champion; empty if a class is missing."""
+        if self.labels.all() or not self.labels.any():
+            return {}
+        before, after = self.champion.scores, self.challenger.scores
+        return {name: paired_bootstrap(before, after, self.labels, metric=name) for name in IMAGE_METRICS}
+
+    @cached_property
+    def values(self) -> dict[str, tuple[float, float]]:
+        """Every image metric of champion and challenger; empty if a class is missing."""
+        from csflow.metrics import average_precision, f1_max, fpr_at_tpr, image_auroc
+
+        measures = {"image_auroc": image_auroc, "average_precision": average_precision, "f1_max": f1_max,
+                    "fpr_at_95_tpr": fpr_at_tpr}  # fmt: skip
+        sides = self.champion.scores, self.challenger.scores
+        return {name: (measures[name](sides[0], self.labels), measures[name](sides[1], self.labels))
+                for name in self.differences}  # fmt: skip
+
+    @cached_property
+    def changes(self) -> list[Change]:
+        """Images decided differently: those spoilt first, then those mended, the largest shift of rank first."""
+        shifts = self.challenger.ranks - self.champion.ranks
+        found = [
+            Change(index, before, after, after.decision == after.label, float(shifts[index]))
+            for index, (before, after) in enumerate(zip(self.champion.images, self.challenger.images, strict=True))
+            if None not in (before.decision, after.decision) and before.decision != after.decision
+        ]
+        return sorted(found, key=lambda change: (change.is_mended, -abs(change.shift), change.index))
+
+    @property
+    def spoilt(self) -> int:
+        """Images the challenger alone gets wrong."""
+        return sum(not change.is_mended for change in self.changes)
+
+    @property
+    def mended(self) -> int:
+        """Images the champion alone gets wrong."""
+        return sum(change.is_mended for change in self.changes)
+
+    @property
+    def decision_p_value(self) -> float | None:
+        """Whether chance explains that one is wrong more often (exact McNemar test); None without changes."""
+        from scipy import stats
+
+        return float(stats.binomtest(self.spoilt, len(self.changes)).pvalue) if self.changes else None
+
+    def moved(self, count: int = 6) -> list[int]:
+        """Images of the same decision whose rank moved furthest, the furthest first."""
+        shifts = np.abs(self.challenger.ranks - self.champion.ranks)
+        changed = {change.index for change in self.changes}
+        order = [int(i) for i in np.argsort(-shifts, kind="stable") if int(i) not in changed and shifts[i] > 0]
+        return order[:count]
+
+    def shown(self, count: int = 12) -> list[int]:
+        """Images worth a picture: changed decisions first, then what moved furthest."""
+        changed = [change.index for change in self.changes][:count]
+        return changed + self.moved(min(6, count - len(changed)))
+
+
+def compare_evaluations(
+    champion: Evaluation, challenger: Evaluation, *, names: tuple[str, str] = ("champion", "challenger")
+) -> Comparison:
+    """Compare two evaluations of the same test images.
+
+    Raises:
+        DataError: If they are not of the same images.
+    """
+    before = Side(names[0], champion.images, champion.calibration)
+    return Comparison(challenger.line, before, Side(names[1], challenger.images, challenger.calibration))
+
+
+def judge_scores(name: str, images: Sequence[tuple[str, str]], scores: npt.ArrayLike, calibration: Calibration) -> Side:
+    """One side of a comparison from plain scores.
+
+    Args:
+        name: Of the detector.
+        images: Path and type of defect of each image, '' for a good one ``(n,)``.
+        scores: ``(n,)``.
+        calibration: Of the detector; gives p-values and decisions.
+    """
+    results = [
+        ImageResult(path, "defective" if defect else "good", defect, score, calibration.p_value(score),
+                    calibration.decide(score))
+        for (path, defect), score in zip(images, np.asarray(scores, dtype=np.float64).tolist(), strict=True)
+    ]  # fmt: skip
+    return Side(name, results, calibration)
+
+
+def views(
+    image: Image.Image, comparison: Comparison, champion_map: npt.NDArray[np.floating],
+    challenger_map: npt.NDArray[np.floating],
+) -> Views:  # fmt: skip
+    """What each detector sees in an image, each in the colours of its own calibration."""
+    painted = [
+        overlay(image, map2d, side.calibration.map_range, side.calibration.region_threshold)
+        for side, map2d in ((comparison.champion, champion_map), (comparison.challenger, challenger_map))
+    ]
+    return Views(image, *painted)
+
+
+def write_comparison(directory: Path, comparison: Comparison, pictures: Mapping[int, Views] | None = None) -> Path:
+    """Write ``comparison.json``, the pictures and, last, ``comparison.html``.
+
+    Args:
+        directory: Made if it is missing; files of an earlier comparison are replaced.
+        comparison: What was found.
+        pictures: By index of the image, for instance of `Comparison.shown`; images without are listed by name.
+
+    Returns:
+        Path of ``comparison.html``, which needs no other file and no network.
+
+    Raises:
+        CsflowError: If a file cannot be written.
+    """
+    figures = _figures(comparison)
+    for name, content in figures.items():
+        write_atomic(directory / f"{name}.png", content)
+    for index, seen in (pictures or {}).items():
+        for name, picture in zip(seen._fields, seen, strict=True):
+            write_atomic(directory / f"images/{index:05d}-{name}.png", encoded(picture, "PNG"))
+    write_json(directory / "comparison.json", _facts(comparison))
+    page = directory / "comparison.html"
+    write_atomic(page, _render(comparison, figures, pictures or {}))
+    return page
+
+
+def _render(comparison: Comparison, figures: Mapping[str, bytes], pictures: Mapping[int, Views]) -> str:
+    changed = {change.index for change in comparison.changes}
+    ranks = comparison.champion.ranks, comparison.challenger.ranks
+    return render_page(
+        "comparison.html.j2",
+        comparison=comparison,
+        figures={name: data_uri(content, "png") for name, content in figures.items()},
+        pictures={index: [thumbnail(view) for view in seen] for index, seen in pictures.items()},
+        moved=[index for index in pictures if index not in changed],
+        shifts=(ranks[1] - ranks[0]).tolist(),
+    )
+
+
+def _figures(comparison: Comparison) -> dict[str, bytes]:
+    from csflow import figures
+
+    sides, labels = (comparison.champion, comparison.challenger), comparison.labels
+    scatter = figures.rank_scatter(
+        sides[0].ranks, sides[1].ranks, labels,
+        names=(sides[0].name, sides[1].name), thresholds=(sides[0].threshold_rank, sides[1].threshold_rank),
+    )  # fmt: skip
+    drawn = {"ranks": figures.png(scatter)}
+    if comparison.differences:
+        curves = {side.name: roc_curve(side.scores, labels) for side in sides}
+        drawn["roc"] = figures.png(figures.roc_comparison(curves))
+    return drawn
+
+
+def _facts(comparison: Comparison) -> dict[str, object]:
+    sides = {"champion": comparison.champion, "challenger": comparison.challenger}
+    return {
+        "line": comparison.line,
+        "names": {role: side.name for role, side in sides.items()},
+        "verdict": comparison.verdict,
+        "metrics": {
+            name: {"champion": before, "challenger": after, **comparison.differences[name]._asdict()}
+            for name, (before, after) in comparison.values.items()
+        },
+        "decisions": {
+            "mended": comparison.mended, "spoilt": comparison.spoilt, "p_value": comparison.decision_p_value,
+        },
+        "changed": [comparison.champion.images[change.index].path for change in comparison.changes],
+        "images": {role: [asdict(result) for result in side.images] for role, side in sides.items()},
+    }  # fmt: skip
