@@ -49,6 +49,11 @@ class Workspace:
         return self.root / "runs"
 
     @property
+    def ablations(self) -> Path:
+        """Ablations ``LINE/DIGEST/`` and, for all of them, ``.rows/KEY.json``, ``.timings/`` and ``.synthetic/``."""
+        return self.root / "ablations"
+
+    @property
     def tracking_uri(self) -> str:
         """MLflow's address: ``MLFLOW_TRACKING_URI``, else SQLite under the root."""
         return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{self.root / 'mlflow.db'}"

@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from csflow.training import EpochResult
 
 LONGEST_TAG = 5000
+_PARENT = "mlflow.parentRunId"
 _LARGEST_BATCH = 1000  # metrics MLflow takes in one request
 
 
@@ -91,14 +92,24 @@ def flat_params(line: LineConfig) -> dict[str, str]:
     return {"detector": line.detector, **flat}
 
 
-def start_run(workspace: Workspace, line: str, *, params: Mapping[str, str], tags: Mapping[str, object]) -> str:
+def start_run(
+    workspace: Workspace,
+    line: str,
+    *,
+    params: Mapping[str, str],
+    tags: Mapping[str, object],
+    name: str | None = None,
+    parent: str | None = None,
+) -> str:
     """Open the MLflow run of one pipeline run in state ``RUNNING``.
 
     Args:
         workspace: Where things are; the local database is made if there is none.
-        line: Name of the line, which names the experiment.
+        line: Name of the experiment: the line's name, or :func:`ablations_of` it.
         params: Of every run of the line the same names, see :func:`flat_params`.
         tags: For instance the digests of the data; those that are ``None`` are left out.
+        name: How MLflow's page calls the run; line and time by default.
+        parent: The run it is nested in.
 
     Returns:
         The id of the run, which every later step writes to.
@@ -106,8 +117,8 @@ def start_run(workspace: Workspace, line: str, *, params: Mapping[str, str], tag
     initialise(workspace)
     run = client_of(workspace).create_run(
         _experiment_id(workspace, line),
-        run_name=f"{line} {datetime.now(UTC):%Y-%m-%d %H:%M:%S}",
-        tags={"line": line, **_tag_texts(tags)},
+        run_name=name or f"{line} {datetime.now(UTC):%Y-%m-%d %H:%M:%S}",
+        tags={"line": line, **_tag_texts(tags), **({_PARENT: parent} if parent else {})},
     )
     _log(workspace, run.info.run_id, params=params)
     return str(run.info.run_id)
@@ -253,6 +264,19 @@ def list_runs(workspace: Workspace, line: str, *, limit: int) -> list[Run]:
         raise NotRegisteredError(_never_ran(line, workspace))
     found = client.search_runs([experiment.experiment_id], max_results=limit, order_by=["attributes.start_time DESC"])
     return [_run(run) for run in found]
+
+
+def ablations_of(line: str) -> str:
+    """The experiment of a line's ablations, apart from its pipeline runs; no line can have that name."""
+    return f"{line}.ablations"
+
+
+def nested_runs(workspace: Workspace, parent: str) -> list[Run]:
+    """The runs nested in a run, oldest first."""
+    client = client_of(workspace)
+    experiment = client.get_run(parent).info.experiment_id
+    chosen = f"tags.`{_PARENT}` = '{parent}'"
+    return [_run(run) for run in client.search_runs([experiment], chosen, order_by=["attributes.start_time ASC"])]
 
 
 def _run(run: MlflowRun) -> Run:

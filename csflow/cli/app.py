@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import typer
 
+from csflow.cli.ablate import ablate
+from csflow.cli.choose import choose
 from csflow.cli.compare import compare
 from csflow.cli.data import data_app
 from csflow.cli.doctor import doctor
@@ -23,8 +25,8 @@ from csflow.cli.why import why
 app = typer.Typer(
     help="Learn what good parts look like, find the ones that are not.\n\n"
     "Bring images in (import, data, synthesize, estimate), train with `python -m pipelines run LINE`, look at the "
-    "result (score, evaluate, compare, why, lines), run it (serve, export, promote, rollback, reconcile), ask for help "
-    "(doctor).",
+    "result (score, evaluate, compare, why, lines), weigh variants (ablate, choose), run it (serve, export, promote, "
+    "rollback, reconcile), ask for help (doctor).",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -41,6 +43,8 @@ app.command(rich_help_panel=_RESULT)(evaluate)
 app.command(rich_help_panel=_RESULT)(compare)
 app.command(rich_help_panel=_RESULT)(why)
 app.command(rich_help_panel=_RESULT)(lines)
+app.command(rich_help_panel=_RESULT)(ablate)
+app.command(rich_help_panel=_RESULT)(choose)
 app.command(rich_help_panel=_LIFE)(serve)
 app.command(rich_help_panel=_LIFE)(export)
 app.command(rich_help_panel=_LIFE)(promote)

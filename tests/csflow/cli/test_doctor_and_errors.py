@@ -26,7 +26,7 @@ def test_help_is_a_tour() -> None:
     page = command("--help").stdout
     wanted = {
         *("import", "data", "synthesize", "estimate"),
-        *("score", "evaluate", "compare", "why", "lines"),
+        *("score", "evaluate", "compare", "why", "lines", "ablate", "choose"),
         *("serve", "export", "promote", "rollback", "reconcile"),
         "doctor",
     }

@@ -1,0 +1,158 @@
+"""The picture of an ablation: quality against time, with the variants that nothing beats joined by a line."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+from csflow.figures import DEFECTIVE, FAINT, GOOD, INK
+from csflow.tradeoff import METRIC, Criterion, Summary, pareto_front
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+_LABEL = {"test": "image AUROC of the test images (%)", "synthetic": "AUROC against synthetic defects (%)"}
+
+_OFFSETS = tuple((x * step, y * step) for step in (1.0, 1.7, 2.5, 3.4, 4.4, 5.5) for x, y in (
+    (0.9, 0.6), (0.9, -0.6), (-0.9, 0.6), (-0.9, -0.6), (1, 0), (0, 1), (0, -1), (-1, 0),
+))  # fmt: skip
+"""Places tried for a number, the nearest ones first, in label heights from its point."""
+
+
+class _Point(NamedTuple):
+    """A dot of the picture: one experiment, under every name it has."""
+
+    milliseconds: float
+    percent: float
+    low: float
+    high: float
+    names: tuple[str, ...]
+
+
+def tradeoff_figure(summaries: Sequence[Summary]) -> Figure:
+    """AUROC against milliseconds per image, every variant with a number that the list beside it explains.
+
+    Filled squares on a line are the Pareto front, hollow dots the rest, so nothing depends on colour. The AUROC is
+    that of the test images; if any variant has none, that against synthetic defects.
+
+    Args:
+        summaries: Variants of one line; those without both figures are left out.
+    """
+    by: Criterion = "test" if any(summary.metric(METRIC["test"]) for summary in summaries) else "synthetic"
+    points = _points(summaries, METRIC[by])
+    height = max(5.4, 0.19 * sum(len(point.names) for point in points) + 1.2)
+    figure, axes, beside = _canvas(height)
+    axes.set(xlabel="milliseconds per image (log scale)", ylabel=_LABEL[by])
+    if not points:
+        axes.text(0.5, 0.5, "no variant has both figures", transform=axes.transAxes, ha="center", color=INK)
+        return figure
+    front = pareto_front([(point.milliseconds, point.percent) for point in points])
+    _draw(axes, points, front)
+    _number(figure, axes, points)
+    _explain(beside, points, front)
+    return figure
+
+
+def _points(summaries: Sequence[Summary], metric: str) -> list[_Point]:
+    """One point for each experiment, fastest first."""
+    found: dict[tuple[str, ...], _Point] = {}
+    for summary in summaries:
+        milliseconds, measured = summary.milliseconds, summary.metric(metric)
+        if milliseconds is None or measured is None:
+            continue
+        key = tuple(row.key for row in summary.rows)
+        names = (*found[key].names, summary.name) if key in found else (summary.name,)
+        found[key] = _Point(milliseconds, 100 * measured.value, 100 * measured.low, 100 * measured.high, names)
+    return sorted(found.values(), key=lambda point: (point.milliseconds, -point.percent))
+
+
+def _canvas(height: float) -> tuple[Figure, Axes, Axes]:
+    """The plot, and a place for the list beside it."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(12.4, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes, beside = figure.subplots(1, 2, width_ratios=(1.35, 1.0))
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color(FAINT)
+    axes.tick_params(which="both", colors=INK, labelsize=9)
+    axes.grid(which="major", color="#e6e6e6", linewidth=0.7)
+    axes.set_axisbelow(True)
+    beside.set_axis_off()
+    return figure, axes, beside
+
+
+def _draw(axes: Axes, points: Sequence[_Point], front: Sequence[int]) -> None:
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    axes.set_xscale("log")
+    rest = [point for place, point in enumerate(points) if place not in front]
+    best = [points[place] for place in front]
+    axes.vlines([p.milliseconds for p in points], [p.low for p in points], [p.high for p in points], color=FAINT,
+                linewidth=0.8, zorder=1, label="95 % interval")  # fmt: skip
+    axes.plot([p.milliseconds for p in best], [p.percent for p in best], color=GOOD, linewidth=1.4, marker="s",
+              markersize=8, drawstyle="steps-post", zorder=3, label="Pareto front (unbeaten)")  # fmt: skip
+    axes.plot([p.milliseconds for p in rest], [p.percent for p in rest], linestyle="none", marker="o", markersize=7,
+              markerfacecolor="white", markeredgecolor=DEFECTIVE, markeredgewidth=1.5, zorder=2,
+              label="beaten by another one")  # fmt: skip
+    fastest, slowest = points[0].milliseconds, points[-1].milliseconds
+    axes.set_xlim(fastest / 1.25, slowest * 1.25)
+    axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 1.5, 2.0, 3.0, 5.0, 7.0)))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    _zoom(axes, points)
+    axes.legend(loc="lower left", bbox_to_anchor=(0.0, 1.0), ncols=3, frameon=False, fontsize=8.5, borderaxespad=0.2)
+
+
+def _zoom(axes: Axes, points: Sequence[_Point]) -> None:
+    """Show all points with some room; intervals may be cut, or a weak variant's would flatten the rest."""
+    values = [point.percent for point in points]
+    room = max(0.12 * (max(values) - min(values)), 0.4)
+    axes.set_ylim(min(values) - 1.5 * room, min(max(values) + 1.5 * room, 100.0 + room))
+
+
+def _number(figure: Figure, axes: Axes, points: Sequence[_Point]) -> None:
+    """Write each point's number near it where nothing is yet, with a thin line if that is not beside it."""
+    from matplotlib.patheffects import withStroke
+    from matplotlib.transforms import Bbox
+
+    figure.draw_without_rendering()  # places in pixels are known from here on
+    unit = 13 * figure.dpi / 72
+    dots = [axes.transData.transform((point.milliseconds, point.percent)) for point in points]
+    taken = [Bbox.from_bounds(x - 0.35 * unit, y - 0.35 * unit, 0.7 * unit, 0.7 * unit) for x, y in dots]
+    for number, (x, y) in enumerate(dots, start=1):
+        width = 0.62 * unit * len(str(number))
+        boxes = [
+            Bbox.from_bounds(x + dx * unit - width / 2, y + dy * unit - unit / 2, width, unit) for dx, dy in _OFFSETS
+        ]
+        box = min(boxes, key=lambda each: sum(each.overlaps(other) for other in taken))
+        taken.append(box)
+        place = ((box.x0 + box.x1) / 2 - x, (box.y0 + box.y1) / 2 - y)
+        point = points[number - 1]
+        axes.annotate(str(number), (point.milliseconds, point.percent), ha="center", va="center_baseline",
+                      xytext=(place[0] * 72 / figure.dpi, place[1] * 72 / figure.dpi), textcoords="offset points",
+                      fontsize=9, color=INK, annotation_clip=False, gid="number", zorder=5,
+                      path_effects=[withStroke(linewidth=2.5, foreground="white")],
+                      arrowprops={"arrowstyle": "-", "color": FAINT, "linewidth": 0.6, "shrinkA": 5, "shrinkB": 4}
+                      if max(map(abs, place)) > 1.2 * unit else None)  # fmt: skip
+
+
+def _explain(beside: Axes, points: Sequence[_Point], front: Sequence[int]) -> None:
+    """The list of numbers: name, milliseconds, AUROC; those on the front in bold."""
+    lines = [
+        (f"{number if place == 0 else '':>3}", name, f"{point.milliseconds:8.1f} ms {point.percent:7.2f} %", number - 1)
+        for number, point in enumerate(points, start=1)
+        for place, name in enumerate(point.names)
+    ]
+    step = 1.0 / max(len(lines), 26)
+    for place, (number, name, figures, index) in enumerate(lines):
+        weight = "bold" if index in front else "normal"
+        y = 1.0 - (place + 0.5) * step
+        for x, text, align in ((0.04, number.strip(), "right"), (0.07, name, "left")):
+            beside.text(x, y, text, ha=align, va="center", fontsize=8.5, color=INK, weight=weight, gid="list",
+                        transform=beside.transAxes)  # fmt: skip
+        if number.strip():
+            beside.text(1.0, y, figures.strip(), ha="right", va="center", fontsize=8.5, color=INK, weight=weight,
+                        transform=beside.transAxes, gid="list")  # fmt: skip

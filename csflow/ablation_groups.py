@@ -1,0 +1,218 @@
+"""The groups of an ablation: each answers one question about a line.
+
+=================== ==================================================================================
+``scales``          Each scale alone, separate flows, scales joined, CS-Flow (paper, Table 3).
+``blocks``          1 to 6 coupling blocks (paper, Table 4).
+``shots``           Only so many random good images (paper, Table 1).
+``joint``           Several lines fitted together, each judged by itself (paper, section 4.5).
+``width``           Hidden channels of the internal networks.
+``standardization`` Features standardised first, or not.
+``score``, ``map``  How latents become a score and a map; the model is the same.
+``backbone``        Other trunks.
+``image-size``      Other sizes of the largest input.
+``detectors``       All kinds of detector, PaDiM and PatchCore on their native stages too.
+=================== ==================================================================================
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple, get_args
+
+from csflow.ablation import Group, Keys, Quoted, Request, Variant, changed
+from csflow.config import DetectorKind, LineConfig
+from csflow.errors import ConfigError
+
+UNSEEDED: tuple[DetectorKind, ...] = ("nearest-neighbour", "mahalanobis")
+"""Kinds in which nothing is drawn: more than one seed would only repeat them."""
+
+NATIVE_STAGES: Mapping[DetectorKind, tuple[int, ...]] = {"padim": (2, 4, 5), "patchcore": (3, 5)}
+"""At the strides their papers read: 4, 16 and 16 for PaDiM on an EfficientNet (Defard et al., blocks 7, 20 and 26 of
+B5 lie in or end these stages), 8 and 16 for PatchCore (Roth et al.)."""
+
+
+def variants(request: Request) -> list[Variant]:
+    """Everything a request asks for, group by group, each variant with its seeds together.
+
+    Raises:
+        ConfigError: If a group cannot be made from the line or lacks what it needs.
+    """
+    base = changed(request.line, request.overrides)
+    found: dict[tuple[str, str, str, int], Variant] = {}
+    for group in dict.fromkeys(request.groups):
+        for name, line, quoted, joined in _MAKERS[group](base, request):
+            for seed in request.seeds[:1] if line.detector in UNSEEDED else request.seeds:
+                variant = Variant(group=group, name=name, line=line.with_seed(seed), joined=joined, quoted=quoted)
+                found.setdefault((group, name, line.line, seed), variant)
+    return list(found.values())
+
+
+class _Trial(NamedTuple):
+    """A variant without its seed."""
+
+    name: str
+    line: LineConfig
+    quoted: Quoted | None
+    joined: tuple[LineConfig, ...] = ()
+
+
+def _scales(base: LineConfig, _: Request) -> Iterable[_Trial]:
+    flow = _of_kind(base, "csflow")
+    count = flow.features.scales
+    if count < 2:
+        raise ConfigError(f"The group scales compares scales, but features.scales is {count}. Set it to 2 or more.")
+    quoted = (0.978, 0.968, 0.961) if count == 3 else (None,) * count
+    for scale, auroc in enumerate(quoted):
+        size = flow.features.image_size // 2**scale
+        keys = {"flow.scales": [scale], "flow.fusion": "cross"}
+        yield _trial(f"single scale ({size} px)", flow, keys, auroc, "Table 3")
+    fusions = {"separate multi-scale": "separate", "concatenated multi-scale": "concatenated", "CS-Flow": "cross"}
+    for (name, fusion), auroc in zip(fusions.items(), (0.982, 0.980, 0.987), strict=True):
+        yield _trial(name, flow, {"flow.scales": None, "flow.fusion": fusion}, auroc, "Table 3")
+
+
+def _blocks(base: LineConfig, _: Request) -> Iterable[_Trial]:
+    flow = _of_kind(base, "csflow")
+    for count, auroc in enumerate((0.946, 0.978, 0.985, 0.987, 0.987, 0.986), start=1):
+        kernels = flow.flow.kernel_sizes if count == flow.flow.blocks else None
+        keys = {"flow.blocks": count, "flow.kernel_sizes": kernels}
+        yield _trial(f"{count} block{'s' if count > 1 else ''}", flow, keys, auroc, "Table 4")
+
+
+def _shots(base: LineConfig, request: Request) -> Iterable[_Trial]:
+    flow = _of_kind(base, "csflow")
+    for count in request.shots:
+        # The held-out images stay held out: few-shot and full models are judged by the same ones.
+        keys = {"roles.shots": count, "calibration": "none"}
+        yield _trial(f"{count} images", flow, keys, 0.935 if count == 16 else None, "Table 1")
+    yield _trial("all images", flow, {"roles.shots": None}, 0.987, "Table 1")
+
+
+def _joint(base: LineConfig, request: Request) -> Iterable[_Trial]:
+    if not request.joined:
+        raise ConfigError("The group joint needs further lines to fit along. Name them: --joint LINE2,LINE3.")
+    base = _of_kind(base, "csflow")
+    lines = [base, *(_same_method(base, other, request.overrides) for other in request.joined)]
+    if len({line.line for line in lines}) < len(lines):
+        raise ConfigError(f"The group joint needs each line once, got {', '.join(line.line for line in lines)}.")
+    for line in lines:
+        yield _trial("alone", line, {}, 0.987, "Table 1")
+        others = tuple(other for other in lines if other is not line)
+        together = _trial(f"{len(lines)} lines together", line, {}, 0.982, "section 4.5, all 15 classes")
+        yield together._replace(joined=others)
+
+
+def _width(base: LineConfig, request: Request) -> Iterable[_Trial]:
+    flow = _of_kind(base, "csflow")
+    return [_trial(f"width {width}", flow, {"flow.hidden": width}) for width in request.widths]
+
+
+def _standardization(base: LineConfig, _: Request) -> Iterable[_Trial]:
+    flow = _of_kind(base, "csflow")
+    names = {"standardised": True, "not standardised": False}
+    return [_trial(name, flow, {"flow.standardize": value}) for name, value in names.items()]
+
+
+def _score(base: LineConfig, _: Request) -> Iterable[_Trial]:
+    flow = _of_kind(base, "csflow")
+    names = {"mean z²": "mean", "exact likelihood": "nll", "maximum of the map": "max"}
+    return [_trial(name, flow, {"scoring.score": value}) for name, value in names.items()]
+
+
+def _map(base: LineConfig, _: Request) -> Iterable[_Trial]:
+    flow = _of_kind(base, "csflow")
+    names = {"finest scale": "finest", "all scales": "all"}
+    return [_trial(name, flow, {"scoring.map": value}) for name, value in names.items()]
+
+
+def _backbone(base: LineConfig, request: Request) -> Iterable[_Trial]:
+    if not request.backbones:
+        raise ConfigError("The group backbone needs other trunks. Name them: --backbone NAME or NAME:WEIGHTS.")
+    yield _trial(base.features.backbone, base, {})
+    for text in request.backbones:
+        name, _, weights = text.partition(":")
+        yield _trial(name, base, {"features.backbone": name, "features.weights": weights or "hub"})
+
+
+def _image_size(base: LineConfig, request: Request) -> Iterable[_Trial]:
+    if not request.image_sizes:
+        raise ConfigError("The group image-size needs other sizes. Name them: --image-size 256,512.")
+    sizes = sorted({base.features.image_size, *request.image_sizes})
+    return [_trial(f"{size} px", base, {"features.image_size": size}) for size in sizes]
+
+
+def _detectors(base: LineConfig, _: Request) -> Iterable[_Trial]:
+    quoted = {"nearest-neighbour": 0.978, "mahalanobis": 0.980, "differnet": 0.977, "csflow": 0.993, "padim": 0.987}
+    for kind in get_args(DetectorKind):
+        line = _of_kind(base, kind)
+        if kind not in NATIVE_STAGES:
+            yield _trial(_NAMES[kind], line, {}, quoted.get(kind), "Table 2", data="MTD")
+            continue
+        yield _trial(f"{_NAMES[kind]}, same features", line, {})
+        native = {"features.stages": list(NATIVE_STAGES[kind]), "features.scales": 1}
+        yield _trial(f"{_NAMES[kind]}, native features", line, native, quoted.get(kind), "Table 2", data="MTD")
+
+
+def _trial(
+    name: str,
+    line: LineConfig,
+    keys: Mapping[str, Any],
+    auroc: float | None = None,
+    place: str = "",
+    *,
+    data: str = "MVTec AD",
+) -> _Trial:
+    quoted = None if auroc is None else Quoted(auroc=auroc, data=f"{data} ({place})")
+    return _Trial(name, changed(line, keys), quoted)
+
+
+def _of_kind(line: LineConfig, kind: DetectorKind) -> LineConfig:
+    """The line with another kind of detector, without the features that kind cannot read."""
+    keys: Keys = {"detector": kind}
+    if kind != "differnet":
+        keys["features.rotations"] = 1
+    if kind in ("csflow", "differnet"):
+        keys["features.stages"] = None
+    return changed(line, keys)
+
+
+def _same_method(base: LineConfig, other: LineConfig, overrides: Keys) -> LineConfig:
+    """Another line's data and roles with the method of the first.
+
+    Raises:
+        ConfigError: If its features are others: one model reads one kind of features.
+    """
+    features = changed(other, overrides).features
+    if features != base.features:
+        ours, theirs = base.features.model_dump(), features.model_dump()
+        differing = ", ".join(f"{key} {ours[key]} / {theirs[key]}" for key in ours if ours[key] != theirs[key])
+        raise ConfigError(
+            f"Lines {base.line} and {other.line} cannot be fitted together: features differ in {differing}. "
+            "Give both the same, for instance with --set."
+        )
+    own = {key: getattr(other, key) for key in ("line", "description", "data", "roles", "quality")}
+    return base.model_copy(update=own)
+
+
+_NAMES: Mapping[DetectorKind, str] = {
+    "csflow": "CS-Flow",
+    "nearest-neighbour": "1-NN",
+    "mahalanobis": "Mahalanobis",
+    "padim": "PaDiM",
+    "patchcore": "PatchCore",
+    "differnet": "DifferNet",
+}
+
+_MAKERS: Mapping[Group, Callable[[LineConfig, Request], Iterable[_Trial]]] = {
+    "scales": _scales,
+    "blocks": _blocks,
+    "shots": _shots,
+    "joint": _joint,
+    "width": _width,
+    "standardization": _standardization,
+    "score": _score,
+    "map": _map,
+    "backbone": _backbone,
+    "image-size": _image_size,
+    "detectors": _detectors,
+}

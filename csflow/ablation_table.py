@@ -1,0 +1,167 @@
+"""An ablation's table: a line a variant in Markdown and HTML, a line a row file in CSV."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Sequence
+
+from csflow.metrics import Measured
+from csflow.tradeoff import Row, Summary
+
+METRICS = {
+    "image_auroc": "image AUROC",
+    "average_precision": "AP",
+    "f1_max": "F1-max",
+    "fpr_at_95_tpr": "FPR at 95 % TPR",
+    "pixel_auroc": "pixel AUROC",
+    "pixel_ap": "pixel AP",
+    "aupro": "AUPRO",
+    "synthetic_auroc": "AUROC, synthetic",
+}
+"""Metrics by name, with the heads of their columns."""
+
+NOTES = (
+    "All but milliseconds, parameters and seconds in %. Means over the seeds, ± their standard deviation; in brackets "
+    "the 95 % interval over the test images, for several seeds the mean of both ends.",
+    "AUROC, synthetic: held-out good images (roles calibrate and gate, at most 64, none of them fitted) against the "
+    "same images with a drawn defect pasted on. It orders detectors without looking at a real defect, and says "
+    "nothing about which real ones are found.",
+    "ms: median for one decoded image through the served form (ONNX Runtime), sizing included, all cores.",
+    "Paper: Rudolph et al., WACV 2022, on the data set named there, with EfficientNet-B5; not on these images.",
+    "Every figure comes from the files named in the last column, rows/KEY.json.",
+)
+"""What stands below a table."""
+
+_CSV_COLUMNS = ("group", "variant", "line", "seed",
+                *(f"{name}{end}" for name in METRICS for end in ("", "_low", "_high")), "ms_median", "ms_p95",
+                "machine", "parameters", "training_seconds", "images_fitted", "paper_auroc", "paper_data",
+                "error", "row")  # fmt: skip
+
+
+def to_csv(summaries: Sequence[Summary]) -> str:
+    """A line for every variant and seed, figures as fractions; empty where there is none."""
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(_CSV_COLUMNS)
+    for summary in summaries:
+        writer.writerows(_csv_row(summary, row) for row in summary.rows)
+    return buffer.getvalue()
+
+
+def to_markdown(title: str, summaries: Sequence[Summary]) -> str:
+    """One table a group, with a note on how it was measured."""
+    parts = [f"# {title}"]
+    for group, same in groups(summaries).items():
+        head, *body = table(same)
+        rule = ["---"] + ["---:" if name not in _TEXTS else "---" for name in head[1:]]
+        lines = ["| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |" for cells in (head, rule, *body)]
+        parts += [f"## {group}", "\n".join(lines), *(f"Broken: {text}" for text in broken(same))]
+    return "\n\n".join([*parts, *_notes(summaries)]) + "\n"
+
+
+def to_html(title: str, summaries: Sequence[Summary], plot: bytes | None) -> str:
+    """A page of its own: the plot and all tables, nothing fetched.
+
+    Args:
+        title: Of the page.
+        summaries: Variants in the order of the table.
+        plot: The plot as a PNG file, or None.
+    """
+    from csflow.page import data_uri, render_page
+
+    tables = [
+        {"group": group, "head": table(same)[0], "body": table(same)[1:], "broken": broken(same)}
+        for group, same in groups(summaries).items()
+    ]
+    return render_page(
+        "ablation.html.j2",
+        title=title,
+        tables=tables,
+        texts=_TEXTS,
+        notes=_notes(summaries),
+        plot=None if plot is None else data_uri(plot, "png"),
+    )
+
+
+def table(summaries: Sequence[Summary]) -> list[list[str]]:
+    """Head and lines as texts; metrics that no variant has get no column."""
+    metrics = [name for name in METRICS if any(summary.metric(name) for summary in summaries)]
+    several = len({summary.variant.line.line for summary in summaries}) > 1
+    head = ["variant", *(["line"] if several else []), *(METRICS[name] for name in metrics), "ms", "parameters",
+            "training s", "paper", "seeds", "rows"]  # fmt: skip
+    return [head, *(_cells(summary, metrics, several=several) for summary in summaries)]
+
+
+def _cells(summary: Summary, metrics: Sequence[str], *, several: bool) -> list[str]:
+    return [
+        summary.variant.name,
+        *([summary.variant.line.line] if several else []),
+        *(percent(summary.metric(name), summary.deviation(name)) for name in metrics),
+        number(summary.milliseconds, ".1f"),
+        number(summary.parameters, ",.0f"),
+        number(summary.training_seconds, ",.0f"),
+        "" if summary.quoted is None else f"{100 * summary.quoted.auroc:.1f} on {summary.quoted.data}",
+        _seeds(summary),
+        " ".join(row.key[:8] for row in summary.rows),
+    ]
+
+
+def percent(measured: Measured | None, deviation: float | None = None) -> str:
+    """A metric in percent with its interval, ``98.12 ± 0.10 [97.00, 99.00]``; empty without one."""
+    if measured is None:
+        return ""
+    value, low, high = (100 * part for part in measured)
+    spread = "" if deviation is None else f" ± {100 * deviation:.2f}"
+    return f"{value:.2f}{spread} [{low:.2f}, {high:.2f}]"
+
+
+def number(value: float | None, form: str) -> str:
+    """A number in a format; empty without one."""
+    return "" if value is None else format(value, form)
+
+
+def _seeds(summary: Summary) -> str:
+    done, failed = len(summary.sound), len(summary.rows) - len(summary.sound)
+    broken = f", {failed} broken" if failed else ""
+    return f"{done} of {summary.seeds}{broken}" if done < summary.seeds else str(done)
+
+
+def broken(summaries: Sequence[Summary]) -> list[str]:
+    """What went wrong with which variant, a line each."""
+    return [f"{summary.variant.name}: {' '.join(error.split())}" for summary in summaries for error in summary.errors]
+
+
+def _notes(summaries: Sequence[Summary]) -> list[str]:
+    rows = [row for summary in summaries for row in summary.sound]
+    timings = [row.timing for row in rows if row.timing is not None]
+    machines = sorted({timing.machine for timing in timings})
+    busy = f" (load at most {max(timing.load for timing in timings):.1f})" if timings else ""
+    data = sorted({f"{row.line} at {row.git_rev[:12]}" for row in rows})
+    facts = [f"Milliseconds measured on: {'; '.join(machines)}{busy}."] if machines else []
+    return [*NOTES, *facts, *([f"Our figures: {', '.join(data)}."] if data else [])]
+
+
+def groups(summaries: Sequence[Summary]) -> dict[str, list[Summary]]:
+    """Variants by their group, in the order planned."""
+    found: dict[str, list[Summary]] = {}
+    for summary in summaries:
+        found.setdefault(summary.variant.group, []).append(summary)
+    return found
+
+
+def _csv_row(summary: Summary, row: Row) -> list[object]:
+    metrics = [part for name in METRICS for part in row.metrics.get(name, ("", "", ""))]
+    timing = ["", "", ""] if row.timing is None else [row.timing.median_ms, row.timing.p95_ms, row.timing.machine]
+    quoted = ["", ""] if summary.quoted is None else [summary.quoted.auroc, summary.quoted.data]
+    variant = summary.variant
+    return [variant.group, variant.name, row.line, row.seed, *metrics, *timing, _known(row.parameters),
+            _known(row.training_seconds), _known(row.images.get("fitted")), *quoted, row.error, row.key]  # fmt: skip
+
+
+def _known(value: float | None) -> float | str:
+    return "" if value is None else value
+
+
+_TEXTS = ("variant", "line", "paper", "seeds", "rows")
+"""Columns that are no numbers."""

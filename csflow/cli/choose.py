@@ -1,0 +1,100 @@
+"""``csflow choose``: the variant of the newest ablation that is good enough and fits the takt."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from csflow.workspace import Workspace
+
+if TYPE_CHECKING:
+    from csflow.config import LineConfig
+    from csflow.tradeoff import Choice, Criterion, Summary
+
+
+def choose(
+    line: Annotated[str, typer.Argument(help="Name of the line, or its YAML file.")],
+    takt_ms: Annotated[float, typer.Option("--takt-ms", min=0.001, help="Most milliseconds one image may take.")],
+    by: Annotated[
+        Literal["synthetic", "test"],
+        typer.Option(help="Judge by synthetic defects on held-out good images, or by the labelled test images."),
+    ] = "synthetic",
+) -> None:
+    """Pick the best variant of the line's newest ablation that fits the takt, and print the YAML keys to set.
+
+    Among variants within the best one's 95 % interval the fastest is taken.
+    """
+    from csflow.config import load_line
+    from csflow.steps.ablate import newest, read
+    from csflow.tradeoff import choose as pick
+
+    config, workspace = load_line(line), Workspace.from_environment()
+    folder = newest(config.line, workspace)
+    planned, summaries = read(folder, workspace)
+    found = pick([each for each in summaries if each.variant.line.line == config.line], takt_ms, by)
+    _print(found, takt_ms, by)
+    _warn(found.chosen, by, missing=sum(each.seeds - len(each.rows) for each in summaries))
+    _print_keys(found.chosen, planned.line)
+    typer.echo(f"From the ablation of {planned.planned[:16].replace('T', ' ')} UTC, rows in {folder / 'rows'}")
+
+
+def _print(found: Choice, takt_ms: float, by: Criterion) -> None:
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    from csflow.ablation_table import METRICS, number, percent
+    from csflow.tradeoff import METRIC
+
+    chosen, timing = found.chosen, found.chosen.sound[0].timing
+    ms = number(chosen.milliseconds, ".1f")
+    typer.echo(f"Chosen for a takt of {takt_ms:g} ms: {chosen.name}, {ms} ms an image")
+    if found.tied > 1 and found.best is not chosen:
+        typer.echo(f"  {found.tied} variants lie within the interval of the best one ({found.best.name}): the fastest.")
+    if timing is not None:
+        typer.echo(f"  measured on: {timing.machine}; 95 % of the images took at most {timing.p95_ms:.1f} ms")
+    table = Table("on the Pareto front", "ms", METRICS[METRIC[by]], "", "rows", title_justify="left")
+    for each in found.front:
+        mark = "chosen" if each is chosen else "too slow" if (each.milliseconds or 0) > takt_ms else ""
+        keys = " ".join(row.key[:8] for row in each.rows)
+        cells = [each.name, number(each.milliseconds, ".1f"), percent(each.metric(METRIC[by])), mark, keys]
+        table.add_row(*map(escape, cells))
+    Console().print(table)
+
+
+def _warn(chosen: Summary, by: Criterion, *, missing: int) -> None:
+    from csflow.steps.measure import machine
+
+    timing = chosen.sound[0].timing
+    if timing is not None and timing.machine != machine():
+        typer.echo(f"Note: this machine is another one ({machine()}). Ablate where the line will be inspected.")
+    if by == "test":
+        typer.echo(
+            "Note: chosen on the test images, so their AUROC is too good for the chosen variant: judge it on new ones. "
+            "--by synthetic leaves them untouched."
+        )
+    if missing:
+        typer.echo(f"Note: {missing} variants of this ablation were not measured yet.")
+
+
+def _print_keys(chosen: Summary, base: LineConfig) -> None:
+    """What to change in the line's YAML, as YAML."""
+    from typing import Any
+
+    import yaml
+
+    from csflow.ablation import differences
+
+    keys = differences(chosen.variant.line, base)
+    if not keys:
+        typer.echo("The line's YAML has these keys already: nothing to set.")
+        return
+    nested: dict[str, Any] = {}
+    for key, value in keys.items():
+        section, _, name = key.partition(".")
+        if name:
+            nested.setdefault(section, {})[name] = value
+        else:
+            nested[key] = value
+    typer.echo("Set in the line's YAML:\n" + yaml.safe_dump(nested, sort_keys=False, default_flow_style=None).rstrip())

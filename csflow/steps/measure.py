@@ -1,0 +1,328 @@
+"""Measure one variant of an ablation: fit it or find it, judge it, time it as it would be served."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import statistics
+import tempfile
+import time
+from collections.abc import Sequence
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from csflow.ablation import Variant
+from csflow.config import DataConfig, FeatureConfig, LineConfig, RolesConfig
+from csflow.files import new_directory, sha256_file, sha256_json, write_json
+from csflow.metrics import Measured
+from csflow.steps.context import DETECTOR_CODE, code_version
+from csflow.steps.train import OnEpoch, find_or_fit, images_to_fit
+from csflow.tradeoff import Row, Timing
+from csflow.weights import weights_digest
+from csflow.workspace import Workspace
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from csflow.adapters.versioning import CheckedOut
+    from csflow.backbone import Backbone
+    from csflow.cache import CacheManifest
+    from csflow.manifest import Manifest
+    from csflow.model import Model
+
+HELD_OUT_MOST = 64
+"""Most held-out images that get a synthetic defect: enough to order detectors, and cheap."""
+
+DEFECT_SEED = 0
+"""Of the synthetic defects: the same for every variant."""
+
+WARM_UP, REPETITIONS, LONGEST = 5, 60, 20.0
+"""Images not counted, images timed, and the seconds after which timing stops (but not before five images)."""
+
+TIMED_IMAGES = 8
+"""Different images taken in turn."""
+
+_JUDGING = ("tradeoff", "synthetic/paste", "synthetic/noise", "metrics/image", "metrics/intervals",
+            "metrics/pixel", "metrics/pixel_counts", "metrics/ranking", "steps/measure")  # fmt: skip
+
+
+class Bench:
+    """What several variants share: checked-out images, and the trunk used last."""
+
+    def __init__(self, workspace: Workspace) -> None:
+        """Use the stores of a workspace."""
+        self.workspace = workspace
+        self._materialised = lru_cache(maxsize=None)(self._materialise)
+        self._backbones = lru_cache(maxsize=1)(self._load_backbone)
+
+    def key(self, variant: Variant) -> str:
+        """Digest of everything a row depends on, but for the machine that took the time."""
+        lines = (variant.line, *variant.joined)
+        data = [[self.images(line).digest, line.roles.model_dump(mode="json")] for line in lines]
+        code = code_version(*DETECTOR_CODE, *_JUDGING)
+        weights = weights_digest(variant.line.features)
+        return sha256_json([variant.line.line, data, variant.line.method_digest(), weights, code])
+
+    def images(self, line: LineConfig) -> Manifest:
+        """The line's images."""
+        return self._of(line)[0]
+
+    def revision(self, line: LineConfig) -> str:
+        """Commit of the line's data."""
+        return self._of(line)[1].git_rev
+
+    def measure(self, variant: Variant, key: str, publish: OnEpoch) -> Row:
+        """Fit, judge and time a variant.
+
+        Args:
+            variant: What to measure.
+            key: From :meth:`key`.
+            publish: Told every epoch.
+
+        Raises:
+            CsflowError: Of any kind, if the variant cannot be made or judged.
+        """
+        line, manifest = variant.line, self.images(variant.line)
+        backbone = self._backbones(line.features)
+        images = self._to_fit(variant)
+        cached = self._features(variant, backbone)
+        began = time.time()
+        folder = find_or_fit(line, cached, images, self.workspace.models, publish)
+        seconds = _training_seconds(folder, began)
+        judge = _Judge(line, folder, cached, manifest)
+        pasted = self._synthetic(manifest, set(images))
+        return Row(
+            key=key,
+            line=line.line,
+            seed=line.training.seed,
+            config=line.model_dump(mode="json"),
+            git_rev=self.revision(line),
+            images={"fitted": len(images), **judge.counts, "held_out": 0 if pasted is None else len(pasted[0])},
+            metrics=judge.on_test() | self._on_synthetic(judge, backbone, pasted),
+            timing=self._timing(judge, backbone),
+            parameters=judge.parameters,
+            training_seconds=seconds,
+        )
+
+    def _of(self, line: LineConfig) -> tuple[Manifest, CheckedOut]:
+        return self._materialised(line.line, line.data, line.roles)
+
+    def _materialise(self, name: str, data: DataConfig, roles: RolesConfig) -> tuple[Manifest, CheckedOut]:
+        from csflow.steps.checkout import materialise
+
+        return materialise(LineConfig(line=name, data=data, roles=roles, calibration="none"), self.workspace)
+
+    def _load_backbone(self, features: FeatureConfig) -> Backbone:
+        from csflow.backbone import load_backbone
+
+        return load_backbone(features)
+
+    def _to_fit(self, variant: Variant) -> list[str]:
+        """As the pipeline fits them; of several lines in one order, whichever of them is judged."""
+        own = images_to_fit(variant.line, _of_role(self.images(variant.line), "fit"))
+        if not variant.joined:
+            return own
+        others = [images_to_fit(line, _of_role(self.images(line), "fit")) for line in variant.joined]
+        return sorted({sha for images in (own, *others) for sha in images})
+
+    def _features(self, variant: Variant, backbone: Backbone) -> CacheManifest:
+        """Features of the line's images, and of those fitted along."""
+        from dataclasses import replace
+
+        from csflow.cache import FeatureStore
+
+        store = FeatureStore(self.workspace.features)
+        own = store.extract(self.images(variant.line), variant.line.features, backbone)
+        others = [
+            store.extract(self.images(line).rows(role="fit"), variant.line.features, backbone)
+            for line in variant.joined
+        ]
+        return replace(own, entries=tuple(sorted({sha for part in (own, *others) for sha in part.entries})))
+
+    def _synthetic(self, manifest: Manifest, fitted: set[str]) -> tuple[Manifest, Manifest] | None:
+        """Good images that are held out and were not fitted, and the same with defects pasted on."""
+        held_out = manifest.frame[manifest.frame["role"].isin(["calibrate", "gate"])]
+        chosen = held_out[~held_out["sha256"].isin(fitted)].sort_values("sha256").drop_duplicates("sha256")
+        if not len(chosen):
+            return None
+        good = type(manifest)(chosen.head(HELD_OUT_MOST).reset_index(drop=True), manifest.root)
+        return good, paste_on(good, self.workspace.ablations / ".synthetic")
+
+    def _on_synthetic(
+        self, judge: _Judge, backbone: Backbone, pasted: tuple[Manifest, Manifest] | None
+    ) -> dict[str, Measured]:
+        if pasted is None:
+            return {}
+        from csflow.cache import FeatureStore
+        from csflow.metrics import image_metrics
+
+        good, defective = pasted
+        features = FeatureStore(self.workspace.features).extract(defective, judge.line.features, backbone)
+        found, _ = judge.scores(features, list(defective.frame["sha256"]))
+        clean, _ = judge.scores(judge.cached, list(good.frame["sha256"]))
+        labels = np.repeat([False, True], [len(clean), len(found)])
+        return {"synthetic_auroc": image_metrics(np.concatenate([clean, found]), labels)["image_auroc"]}
+
+    def _timing(self, judge: _Judge, backbone: Backbone) -> Timing:
+        """Measured once for every graph, machine and size of images."""
+        from csflow.images import read_image
+
+        pictures = [read_image(file) for file in judge.manifest.files[:TIMED_IMAGES]]
+        name = sha256_json([judge.graph, [picture.size for picture in pictures], machine()])
+        file = self.workspace.ablations / ".timings" / f"{name}.json"
+        if not file.exists():
+            with tempfile.TemporaryDirectory() as folder:
+                judge.save(backbone, Path(folder) / "detector", pictures)
+                timing = time_served(Path(folder) / "detector", pictures)
+            write_json(file, timing.model_dump(mode="json"))
+        return Timing.model_validate_json(file.read_text())
+
+
+class _Judge:
+    """A fitted model with what judges it."""
+
+    def __init__(self, line: LineConfig, folder: Path, cached: CacheManifest, manifest: Manifest) -> None:
+        from csflow.model import round_to_stored
+        from csflow.models import load_model
+
+        self.line, self.cached, self.manifest = line, cached, manifest
+        self.test = manifest.rows(role="test")
+        self.model: Model = load_model(folder / "model.safetensors", line, cached.shapes)
+        round_to_stored(self.model)
+
+    @property
+    def counts(self) -> dict[str, int]:
+        labels = list(self.test.frame["label"])
+        return {f"test_{label}": labels.count(label) for label in ("good", "defective")}
+
+    @property
+    def parameters(self) -> int:
+        """Numbers that were fitted: weights, or what a kind without weights keeps of the images."""
+        state = self.model.state_dict().values()
+        return sum(tensor.numel() for tensor in state if tensor.is_floating_point())
+
+    @property
+    def graph(self) -> list[Any]:
+        """What decides how long the served form takes: everything but the values of the weights."""
+        line = self.line
+        parts = line.model_dump(mode="json", include={"detector", "features", "flow", "scoring", "padim", "patchcore"})
+        shapes = {name: list(tensor.shape) for name, tensor in self.model.state_dict().items()}
+        return [parts, shapes, code_version(*DETECTOR_CODE)]
+
+    def scores(self, cached: CacheManifest, shas: Sequence[str]) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
+        from csflow.model import score_stored
+
+        return score_stored(self.model, cached.open(shas))
+
+    @cached_property
+    def scored_test(self) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
+        return self.scores(self.cached, list(self.test.frame["sha256"]))
+
+    def on_test(self) -> dict[str, Measured]:
+        """Metrics of the test images; none without both kinds, none of pixels without masks."""
+        if set(self.test.frame["label"]) != {"good", "defective"}:
+            return {}
+        from csflow.metrics import image_metrics
+
+        scores, maps = self.scored_test
+        labels = (self.test.frame["label"] == "defective").to_numpy()
+        return {str(name): value for name, value in image_metrics(scores, labels).items()} | self._of_pixels(maps)
+
+    def _of_pixels(self, maps: npt.NDArray[Any]) -> dict[str, Measured]:
+        from csflow.evaluation import MaskSequence
+        from csflow.metrics import count_pixels, pixel_metrics
+
+        frame = self.test.frame
+        if not (frame["mask"] != "").any():
+            return {}
+        known = ((frame["mask"] != "") | (frame["label"] == "good")).to_numpy()
+        chosen = type(self.test)(frame[known].reset_index(drop=True), self.test.root)
+        counts = count_pixels(list(maps[known]), MaskSequence(chosen))
+        return {str(name): value for name, value in pixel_metrics(counts).items()}
+
+    def save(self, backbone: Backbone, directory: Path, pictures: Sequence[Image.Image]) -> None:
+        """Write the detector directory that would be served, without a threshold, which takes no time."""
+        from csflow.calibration import calibrate
+        from csflow.detector import Detector
+
+        good = _of_role(self.manifest, "fit")[:TIMED_IMAGES]
+        scores, maps = self.scores(self.cached, good)
+        line = self.line.model_copy(update={"calibration": "none"})
+        Detector(line, backbone, self.model, calibrate(scores, maps, "none"), {}).save(directory, examples=pictures[:2])
+
+
+def time_served(directory: Path, pictures: Sequence[Image.Image]) -> Timing:
+    """Time the engine that serves, one decoded image at a time, on all cores this process may use.
+
+    Sizing, trunk, model, map and score count; reading and decoding the file do not.
+    """
+    from csflow.engine import Engine
+
+    load = os.getloadavg()[0]
+    engine = Engine.load(directory)
+    for place in range(WARM_UP):
+        engine.predict([pictures[place % len(pictures)]])
+    taken: list[float] = []
+    began = time.perf_counter()
+    while len(taken) < REPETITIONS and (len(taken) < 5 or time.perf_counter() - began < LONGEST):
+        start = time.perf_counter()
+        engine.predict([pictures[len(taken) % len(pictures)]])
+        taken.append(1000 * (time.perf_counter() - start))
+    return Timing(
+        median_ms=statistics.median(taken),
+        p95_ms=float(np.quantile(taken, 0.95)),
+        repetitions=len(taken),
+        threads=engine.threads,
+        machine=machine(),
+        load=round(load, 2),
+    )
+
+
+def machine() -> str:
+    """Processor and number of cores this process may use; no host name."""
+    from csflow.engine import cores
+
+    about = Path("/proc/cpuinfo")
+    lines = about.read_text().splitlines() if about.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return f"{names[0] if names else platform.machine()}, {cores()} cores"
+
+
+def paste_on(good: Manifest, root: Path) -> Manifest:
+    """The images with a synthetic defect each, written once, as a manifest of their own.
+
+    Raises:
+        DataError: If an image cannot be read or is too small for a defect.
+    """
+    code = code_version("synthetic/paste", "synthetic/noise", "images")
+    folder = root / sha256_json([list(good.frame["sha256"]), DEFECT_SEED, code])[:32]
+    if not folder.is_dir():
+        from csflow.images import read_image
+        from csflow.synthetic.paste import paste_defects
+
+        pasted, _ = paste_defects([read_image(file) for file in good.files], DEFECT_SEED)
+        with new_directory(folder) as target:
+            for sha, picture in zip(good.frame["sha256"], pasted, strict=True):
+                picture.save(target / f"{sha}.png")
+    frame = good.frame[["path", "sha256"]].assign(path=[f"{sha}.png" for sha in good.frame["sha256"]])
+    frame["sha256"] = [sha256_file(folder / name) for name in frame["path"]]
+    return type(good)(frame, folder)
+
+
+def _of_role(manifest: Manifest, role: str) -> list[str]:
+    return list(manifest.rows(role=role).frame["sha256"])
+
+
+def _training_seconds(folder: Path, began: float) -> float | None:
+    """Of all epochs, whenever they ran; of kinds without epochs only what was fitted just now is known."""
+    file = folder / "training.json"
+    epochs = json.loads(file.read_text())
+    if epochs:
+        return float(sum(epoch["seconds"] for epoch in epochs))
+    finished = file.stat().st_mtime
+    return finished - began if finished >= began else None
