@@ -352,15 +352,16 @@ def _with_presets(raw: dict[str, Any], source: Path) -> dict[str, Any]:
     for name in names:
         if name not in known:
             raise ConfigError(f"{source}: no preset {name!r}. Known presets: {', '.join(known)}.")
-        merged = _merge(merged, known[name])
-    return _merge(merged, {key: value for key, value in raw.items() if key != "preset"})
+        merged = merged_over(merged, known[name])
+    return merged_over(merged, {key: value for key, value in raw.items() if key != "preset"})
 
 
-def _merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+def merged_over(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+    """Keys of both; where both have one, ``above`` wins, section by section."""
     result = dict(below)
     for key, value in above.items():
         old = result.get(key)
-        result[key] = _merge(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
+        result[key] = merged_over(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
     return result
 
 

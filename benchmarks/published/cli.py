@@ -1,0 +1,130 @@
+"""The command line of ``paper.py``."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from csflow.config import DataConfig, load_line
+from csflow.errors import CsflowError
+from csflow.manifest import Manifest
+from csflow.progress import say
+from csflow.steps.checkout import materialise
+from csflow.workspace import Workspace
+from published.protocol import FOLDER, Protocol, RowSpec, load_protocol
+from published.runs import gather, measure
+from published.table import differences, markdown, row_of, show, write_result
+
+Runs = dict[str, dict[int, dict[str, Any]]]
+
+
+@dataclass(frozen=True)
+class Job:
+    """One table on one line.
+
+    Attributes:
+        protocol: The table.
+        name: Of the line.
+        data: Where its images are.
+        quick: Whether only to show that everything works.
+        workspace: Holds store, models and what was measured before.
+    """
+
+    protocol: Protocol
+    name: str
+    data: DataConfig
+    quick: bool
+    workspace: Workspace
+
+    @property
+    def results(self) -> Path:
+        """Folder of what was measured before."""
+        return self.workspace.root / "paper" / self.name
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measure and print a table; 0 unless a row failed."""
+    given = _parser().parse_args(arguments)
+    try:
+        if given.table == 1:
+            from published.mvtec import run_table_1
+
+            return run_table_1(given)
+        return _run(given)
+    except CsflowError as error:
+        print(error, file=sys.stderr)
+        return 1
+
+
+def _run(given: argparse.Namespace) -> int:
+    line = load_line(given.line)
+    protocol = load_protocol(Path(given.protocol) if given.protocol else FOLDER / f"table{given.table}.yaml")
+    job = Job(protocol, line.line, line.data, given.quick, Workspace.from_environment())
+    wanted = [row for row in protocol.rows if not given.method or row.method in given.method]
+    runs: Runs = {}
+    rows: list[dict[str, Any]] = []
+    for row in wanted:
+        try:
+            runs[row.method] = run_row(job, row, given.seeds)
+            rows.append(row_of(row.method, row.paper, runs[row.method]))
+        except CsflowError as error:  # the others are worth having
+            say(f"{row.method}: {error}")
+            rows.append({"method": row.method, "paper": row.paper, "error": str(error)})
+        if given.json:
+            _write(given, job, rows, runs)
+    measured_on = f"{line.line}, measured here" + (" in a quick run that says nothing about quality" * given.quick)
+    show(protocol, rows, measured_on=measured_on)
+    if given.markdown:
+        print(markdown(protocol, rows, measured_on=measured_on))
+    return int(any("error" in row for row in rows))
+
+
+def run_row(job: Job, row: RowSpec, seeds: Sequence[int] | None = None) -> dict[int, dict[str, Any]]:
+    """What a row's seeds measured."""
+    found = {}
+    for seed in seeds or row.seeds or job.protocol.seeds[: 1 if job.quick else None]:
+        line = job.protocol.line(row, seed, name=job.name, data=job.data, quick=job.quick)
+        say(f"{row.method}, seed {seed}")
+        manifest, _ = materialise(line, job.workspace)
+        found[seed] = measure(line, gather(line, manifest, job.workspace), job.workspace, job.results)
+    return found
+
+
+def _write(given: argparse.Namespace, job: Job, rows: Sequence[Mapping[str, Any]], runs: Runs) -> None:
+    command = f"python benchmarks/paper.py {shlex.join(_repeatable(given))}"
+    compared: list[dict[str, Any]] = []
+    last = rows[-1]["method"]
+    if job.protocol.compare and job.protocol.compare in runs and last in runs:
+        compared = differences(runs, _labels(job), of=job.protocol.compare)
+    write_result(given.json, job.protocol, rows, command=command, line=job.name, differences=compared)
+
+
+def _labels(job: Job) -> list[bool]:
+    line = job.protocol.line(job.protocol.rows[0], 0, name=job.name, data=job.data, quick=job.quick)
+    manifest: Manifest = materialise(line, job.workspace)[0].rows(role="test")
+    return [bool(label == "defective") for label in manifest.frame["label"]]
+
+
+def _repeatable(given: argparse.Namespace) -> list[str]:
+    words = ["--table", str(given.table), "--line", given.line]
+    words += ["--quick"] if given.quick else []
+    return words + (["--seeds", *map(str, given.seeds)] if given.seeds else [])
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="paper.py", description="The tables of the CS-Flow paper on images at hand.")
+    parser.add_argument("--table", type=int, choices=(1, 2, 3, 4), required=True)
+    parser.add_argument("--line", default="mtd", help="line whose images are judged (tables 2 to 4)")
+    parser.add_argument("--data", type=Path, help="folder of MVTec AD, a folder a class (table 1)")
+    parser.add_argument("--protocol", help="YAML of the rows; by default that of the table")
+    parser.add_argument("--method", action="append", help="only this row; may be repeated")
+    parser.add_argument("--seeds", type=int, nargs="+", help="instead of the protocol's")
+    parser.add_argument("--quick", action="store_true", help="show in minutes that everything works")
+    parser.add_argument("--json", type=Path, help="result file, written anew after every row")
+    parser.add_argument("--markdown", action="store_true", help="print the table as Markdown too")
+    return parser

@@ -1,0 +1,243 @@
+"""Table 1: every class of MVTec AD on all its images and on 16 of them, and all classes as one."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import mean
+from typing import Any, Literal
+
+import pandas as pd
+import yaml
+from pydantic import Field
+
+from csflow.cache import CacheManifest
+from csflow.config import DataConfig, LineConfig, RolesConfig, Section
+from csflow.errors import ConfigError, CsflowError, DataError
+from csflow.manifest import Manifest, build_manifest
+from csflow.progress import say
+from csflow.workspace import Workspace
+from published.protocol import FOLDER, Protocol, RowSpec, load_protocol
+from published.runs import Material, gather, measure
+from published.table import row_of, write_result
+
+Kind = Literal["texture", "object"]
+
+
+class PaperClass(Section):
+    """What the paper reports for a class: all fractions, ``others`` by method."""
+
+    kind: Kind
+    full: float
+    shots: float
+    others: dict[str, float] = Field(default={})
+
+
+class PaperTable(Section):
+    """The figures of Table 1.
+
+    Attributes:
+        classes: By the name of the class's folder.
+        averages: Of textures, objects and all, for ``full`` and ``shots``.
+        joint: Average over the classes of one model fitted to all of them (section 4.5).
+    """
+
+    classes: dict[str, PaperClass]
+    averages: dict[str, dict[str, float]]
+    joint: float
+
+
+@dataclass(frozen=True)
+class Class:
+    """A class at hand: its manifest, and what the paper says about it."""
+
+    name: str
+    manifest: Manifest
+    paper: PaperClass | None
+
+
+def run_table_1(given: argparse.Namespace) -> int:
+    """Measure all classes below ``--data``; 0 unless one failed."""
+    if given.data is None:
+        raise ConfigError("Table 1 needs --data, a folder with a folder a class in MVTec AD layout.")
+    protocol = load_protocol(Path(given.protocol) if given.protocol else FOLDER / "table1.yaml")
+    quoted = PaperTable.model_validate(yaml.safe_load((FOLDER / "table1-paper.yml").read_text()))
+    classes = find_classes(given.data, quoted)
+    study = Study(protocol, classes, given.quick, Workspace.from_environment(), given.seeds)
+    rows: list[dict[str, Any]] = []
+    for row in protocol.rows:
+        measured = study.joint(row) if row.joint else study.each(row)
+        for found in measured:
+            rows.append(found)
+            if given.json:
+                _write(given, protocol, rows, quoted)
+    show(rows, quoted, protocol.rows)
+    return int(any("error" in row for row in rows))
+
+
+def find_classes(root: Path, quoted: PaperTable) -> list[Class]:
+    """The folders below ``root`` that hold ``train/good``, in the paper's order, others after them.
+
+    Raises:
+        DataError: If there are none, or one is not in MVTec AD layout.
+    """
+    folders = sorted(folder.parent.parent for folder in root.glob("*/train/good"))
+    if not folders:
+        raise DataError(f"{root} holds no class. Expected folders such as {root / 'bottle' / 'train' / 'good'}.")
+    order = {name: place for place, name in enumerate(quoted.classes)}
+    folders.sort(key=lambda folder: (order.get(folder.name, len(order)), folder.name))
+    everything = RolesConfig(calibrate=0.0, gate=0.0)
+    return [
+        Class(folder.name, build_manifest(folder, line=_line_name(folder.name), roles=everything),
+              quoted.classes.get(folder.name))
+        for folder in folders
+    ]  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Study:
+    """All rows of the table.
+
+    Attributes:
+        protocol: What is trained.
+        classes: On what.
+        quick: Whether only to show that everything works.
+        workspace: Holds store, models and what was measured before.
+        seeds: Instead of the protocol's.
+    """
+
+    protocol: Protocol
+    classes: Sequence[Class]
+    quick: bool
+    workspace: Workspace
+    seeds: Sequence[int] | None
+
+    def each(self, row: RowSpec) -> list[dict[str, Any]]:
+        """One row a class; a class that fails does not lose the others."""
+        return [self._safely(row, one) for one in self.classes]
+
+    def joint(self, row: RowSpec) -> list[dict[str, Any]]:
+        """One model fitted to the good images of all classes, judged on each."""
+        try:
+            materials = [self._material(row, one) for one in self.classes]
+            together = _together(materials)
+        except CsflowError as error:
+            return [{"class": "all", "method": row.method, "paper": None, "error": str(error)}]
+        fitted = [Material(together, material.test, _shared(materials)) for material in materials]
+        return [self._safely(row, one, material) for one, material in zip(self.classes, fitted, strict=True)]
+
+    def _safely(self, row: RowSpec, one: Class, material: Material | None = None) -> dict[str, Any]:
+        paper = None
+        if one.paper is not None and not row.joint:
+            paper = one.paper.shots if _few(row) else one.paper.full
+        say(f"{one.name}: {row.method}")
+        try:
+            given = material or self._material(row, one)
+            runs = {seed: measure(self._line(row, one, seed), given, self.workspace, self._results)
+                    for seed in self._seeds(row)}  # fmt: skip
+        except CsflowError as error:
+            say(f"{one.name}: {error}")
+            return {"class": one.name, "method": row.method, "paper": paper, "error": str(error)}
+        kind = one.paper.kind if one.paper else None
+        return {"class": one.name, "kind": kind, **row_of(row.method, paper, runs)}
+
+    def _material(self, row: RowSpec, one: Class) -> Material:
+        return gather(self._line(row, one, 0), one.manifest, self.workspace)
+
+    def _line(self, row: RowSpec, one: Class, seed: int) -> LineConfig:
+        data = DataConfig(repo="given", path=one.name)
+        return self.protocol.line(row, seed, name=_line_name(one.name), data=data, quick=self.quick)
+
+    def _seeds(self, row: RowSpec) -> Sequence[int]:
+        return self.seeds or row.seeds or self.protocol.seeds[: 1 if self.quick else None]
+
+    @property
+    def _results(self) -> Path:
+        return self.workspace.root / "paper" / "table1"
+
+
+def averages(rows: Sequence[Mapping[str, Any]], method: str) -> dict[str, float]:
+    """Mean image AUROC of a method over textures, objects and all classes; only over those measured."""
+    measured = [row for row in rows if row["method"] == method and "error" not in row]
+    groups = {
+        "textures": [row for row in measured if row["kind"] == "texture"],
+        "objects": [row for row in measured if row["kind"] == "object"],
+        "average": measured,
+    }
+    return {name: mean(row["image_auroc"]["mean"] for row in group) for name, group in groups.items() if group}
+
+
+def show(rows: Sequence[Mapping[str, Any]], quoted: PaperTable, methods: Sequence[RowSpec]) -> None:
+    """Print one line a class, and the averages."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title="Table 1: MVTec AD, image AUROC in %", title_justify="left")
+    table.add_column("class")
+    for method in methods:
+        table.add_column(f"{method.method}\nours / paper", justify="right")
+    for name in dict.fromkeys(row["class"] for row in rows):
+        by_method = {row["method"]: row for row in rows if row["class"] == name}
+        table.add_row(name, *(_cell(by_method.get(method.method)) for method in methods))
+    table.add_section()
+    for group in ("textures", "objects", "average"):
+        cells = []
+        for method in methods:
+            joint = quoted.joint if group == "average" else None
+            theirs = joint if method.joint else quoted.averages[group]["shots" if _few(method) else "full"]
+            cells.append(f"{_per_cent(averages(rows, method.method).get(group))} / {_per_cent(theirs)}")
+        table.add_row(group, *cells)
+    Console().print(table)
+
+
+def _together(materials: Sequence[Material]) -> Manifest:
+    first = materials[0].cached
+    for material in materials:
+        if (material.cached.space, material.cached.shapes) != (first.space, first.shapes):
+            raise DataError("Classes fitted together need the same features: one backbone, image size and scales.")
+    frame = pd.concat([material.fit.frame for material in materials], ignore_index=True)
+    return Manifest(frame, materials[0].fit.root)
+
+
+def _shared(materials: Sequence[Material]) -> CacheManifest:
+    """The features of all classes as one list."""
+    entries = sorted({sha for material in materials for sha in material.cached.entries})
+    return replace(materials[0].cached, entries=tuple(entries))
+
+
+def _write(
+    given: argparse.Namespace, protocol: Protocol, rows: Sequence[Mapping[str, Any]], quoted: PaperTable
+) -> None:
+    words = ["--table", "1", "--data", "MVTEC_ROOT", *(["--quick"] if given.quick else [])]
+    methods = [row.method for row in protocol.rows]
+    write_result(
+        given.json,
+        protocol,
+        rows,
+        command=f"python benchmarks/paper.py {shlex.join(words)}",
+        averages={method: averages(rows, method) for method in methods},
+        paper_averages={**quoted.averages, "joint": quoted.joint},
+    )
+
+
+def _few(row: RowSpec) -> bool:
+    """Whether a row fits few images only."""
+    return "shots" in row.set.get("roles", {})
+
+
+def _cell(row: Mapping[str, Any] | None) -> str:
+    if row is None:
+        return ""
+    ours = "failed" if "error" in row else f"{100 * row['image_auroc']['mean']:.1f}"
+    return f"{ours} / {_per_cent(row['paper'])}"
+
+
+def _per_cent(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:.1f}"
+
+
+def _line_name(folder: str) -> str:
+    return folder.lower().replace("_", "-")

@@ -1,0 +1,95 @@
+"""One row and seed: features from the store, a model by its content, metrics of the test images; done once."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from csflow.backbone import load_backbone
+from csflow.cache import CacheManifest, FeatureStore
+from csflow.config import LineConfig
+from csflow.evaluation import MaskSequence
+from csflow.files import sha256_json, write_json
+from csflow.manifest import Manifest
+from csflow.metrics import Measured, by_defect, count_pixels, image_metrics, pixel_metrics
+from csflow.model import round_to_stored, score_stored
+from csflow.models import load_model
+from csflow.progress import say
+from csflow.steps.context import DETECTOR_CODE, code_version
+from csflow.steps.train import find_or_fit, images_to_fit
+from csflow.workspace import Workspace
+
+
+@dataclass(frozen=True)
+class Material:
+    """Images of a row, and their features.
+
+    Attributes:
+        fit: Good images to fit, before ``roles.shots`` draws from them.
+        test: Images to judge.
+        cached: Features of both.
+    """
+
+    fit: Manifest
+    test: Manifest
+    cached: CacheManifest
+
+
+def gather(line: LineConfig, manifest: Manifest, workspace: Workspace) -> Material:
+    """Compute what the store lacks of a line's features."""
+    backbone = load_backbone(line.features)
+    cached = FeatureStore(workspace.features).extract(manifest, line.features, backbone)
+    return Material(manifest.rows(role="fit"), manifest.rows(role="test"), cached)
+
+
+def measure(line: LineConfig, material: Material, workspace: Workspace, results: Path) -> dict[str, Any]:
+    """Metrics of one configuration, from its file if it was measured before.
+
+    Args:
+        line: The configuration, seed included.
+        material: From :func:`gather`.
+        workspace: Holds store and models.
+        results: Folder of the files.
+
+    Returns:
+        ``metrics`` (value, low, high of each), ``by_defect`` (image AUROC), ``scores`` of the test images in the order
+        of the manifest, ``images`` and ``seconds``.
+    """
+    images = images_to_fit(line, list(material.fit.frame["sha256"]))
+    judged = list(material.test.frame["sha256"])
+    key = sha256_json([material.cached.space, images, judged, line.method_digest(), code_version(*DETECTOR_CODE)])
+    file = results / f"{key}.json"
+    if file.is_file():
+        found: dict[str, Any] = json.loads(file.read_text())
+        return found
+    began = time.monotonic()
+    folder = find_or_fit(line, material.cached, images, workspace.models)
+    fitted = time.monotonic() - began
+    model = load_model(folder / "model.safetensors", line, material.cached.shapes)
+    round_to_stored(model)
+    scores, maps = score_stored(model, material.cached.open(judged))
+    measured = {**_metrics(material.test, scores, maps), "scores": scores.tolist(), "images": len(images)}
+    measured["seconds"] = {"fit": round(fitted, 1)}
+    write_json(file, measured)
+    return measured
+
+
+def _metrics(test: Manifest, scores: np.ndarray[Any, Any], maps: np.ndarray[Any, Any]) -> dict[str, Any]:
+    labels = (test.frame["label"] == "defective").to_numpy()
+    metrics: dict[str, Measured] = {}
+    metrics.update(image_metrics(scores, labels).items())
+    masked = ((test.frame["mask"] != "") | ~labels).to_numpy()
+    if (test.frame["mask"] != "").any():
+        chosen = Manifest(test.frame[masked].reset_index(drop=True), test.root)
+        metrics.update(pixel_metrics(count_pixels(list(maps[masked]), MaskSequence(chosen))).items())
+    types = by_defect(scores, labels, list(test.frame["defect"]))
+    say("  " + "  ".join(f"{name} {100 * value.value:.2f}" for name, value in metrics.items()))
+    return {
+        "metrics": {name: list(value) for name, value in metrics.items()},
+        "by_defect": {kind: list(values["image_auroc"]) for kind, values in types.items()},
+    }

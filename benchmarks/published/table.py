@@ -1,0 +1,139 @@
+"""From measured rows to the result file and the table on the screen."""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+from csflow.files import write_json
+from csflow.metrics import paired_bootstrap
+from published.protocol import Protocol
+
+PACKAGES = ("csflow", "torch", "onnxruntime", "numpy", "pillow", "scikit-learn")
+METRICS = ("image_auroc", "average_precision", "f1_max", "fpr_at_95_tpr", "pixel_auroc", "pixel_ap", "aupro")
+
+
+def row_of(method: str, paper: float | None, runs: Mapping[int, Mapping[str, Any]]) -> dict[str, Any]:
+    """One row of the result file.
+
+    Args:
+        method: Its name.
+        paper: The paper's figure, as a fraction.
+        runs: What was measured, by seed.
+
+    Returns:
+        ``method``, ``paper``, for every metric ``{mean, sd, seeds}`` as fractions (``sd`` is that of a sample, 0 for
+        one seed), ``interval`` of each seed's image AUROC, ``by_defect`` (mean image AUROC), ``images`` fitted.
+    """
+    first = next(iter(runs.values()))
+    names = [name for name in METRICS if name in first["metrics"]]
+    return {
+        "method": method,
+        "paper": paper,
+        **{name: _spread([run["metrics"][name][0] for run in runs.values()]) for name in names},
+        "interval": [[_rounded(end) for end in run["metrics"]["image_auroc"][1:]] for run in runs.values()],
+        "by_defect": {
+            kind: _rounded(mean(run["by_defect"][kind][0] for run in runs.values())) for kind in first["by_defect"]
+        },
+        "images": first["images"],
+        "seeds": list(runs),
+    }
+
+
+def differences(
+    runs: Mapping[str, Mapping[int, Mapping[str, Any]]], labels: Sequence[bool], *, of: str
+) -> list[dict[str, Any]]:
+    """How much one method separates better than every other one, image by image, on the first seed of both."""
+    ours = next(iter(runs[of].values()))["scores"]
+    found = []
+    for method, measured in runs.items():
+        if method == of:
+            continue
+        paired = paired_bootstrap(next(iter(measured.values()))["scores"], ours, labels)
+        found.append({"than": method, **{name: _rounded(value) for name, value in paired._asdict().items()}})
+    return found
+
+
+def write_result(
+    path: Path, protocol: Protocol, rows: Sequence[Mapping[str, Any]], *, command: str, **more: Any
+) -> None:
+    """Write the result file: where it comes from, then the rows."""
+    about = {
+        "table": protocol.table,
+        "title": protocol.title,
+        "paper_data": protocol.paper_data,
+        "note": protocol.note,
+        "command": command,
+        "date": datetime.now(UTC).date().isoformat(),
+        "machine": f"{_cpu()}, {os.cpu_count()} cores",
+        "versions": {name: metadata.version(name) for name in PACKAGES} | {"python": platform.python_version()},
+    }
+    quoted = [row.model_dump() for row in protocol.quoted]
+    write_json(path, {**about, **more, "rows": list(rows), "quoted": quoted})
+
+
+def show(protocol: Protocol, rows: Sequence[Mapping[str, Any]], *, measured_on: str) -> None:
+    """Print the table."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=f"Table {protocol.table}: {protocol.title}", title_justify="left")
+    table.add_column("method")
+    for heading in ("image AUROC %", "each seed", "pixel AUROC %", "AUPRO %", f"paper % ({protocol.paper_data})"):
+        table.add_column(heading, justify="right")
+    for row in protocol.quoted:
+        table.add_row(row.method, "quoted", "", "", "", f"{100 * row.paper:.1f}")
+    for measured in rows:
+        table.add_row(*_cells(measured))
+    console = Console()
+    console.print(table)
+    console.print(f"Ours: {measured_on}. {protocol.note}", highlight=False)
+
+
+def markdown(protocol: Protocol, rows: Sequence[Mapping[str, Any]], *, measured_on: str) -> str:
+    """The table for a README."""
+    lines = [
+        f"| method | image AUROC %, {measured_on} | each seed | paper %, {protocol.paper_data} |",
+        "|---|--:|--:|--:|",
+    ]
+    lines += [f"| {row.method} | quoted | | {100 * row.paper:.1f} |" for row in protocol.quoted]
+    for measured in rows:
+        method, auroc, seeds, _, _, paper = _cells(measured)
+        lines.append(f"| {method} | {auroc} | {seeds} | {paper} |")
+    return "\n".join(lines)
+
+
+def _cells(row: Mapping[str, Any]) -> list[str]:
+    if "error" in row:
+        return [row["method"], "failed", row["error"], "", "", _per_cent(row["paper"])]
+    auroc = row["image_auroc"]
+    spread = f" ± {100 * auroc['sd']:.2f}" if len(auroc["seeds"]) > 1 else ""
+    pixels = (row.get(name, {}).get("mean") for name in ("pixel_auroc", "aupro"))
+    each = ", ".join(f"{100 * value:.2f}" for value in auroc["seeds"])
+    return [row["method"], f"{100 * auroc['mean']:.2f}{spread}", each, *map(_per_cent, pixels), _per_cent(row["paper"])]
+
+
+def _spread(values: Sequence[float]) -> dict[str, Any]:
+    deviation = stdev(values) if len(values) > 1 else 0.0
+    return {"mean": _rounded(mean(values)), "sd": _rounded(deviation), "seeds": [_rounded(value) for value in values]}
+
+
+def _rounded(value: float) -> float:
+    return round(value, 5)
+
+
+def _per_cent(value: float | None) -> str:
+    return "" if value is None else f"{100 * value:.1f}"
+
+
+def _cpu() -> str:
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
