@@ -169,7 +169,7 @@ def rank_scatter(
     axes.scatter(first[bad], second[bad], s=30, marker="^", facecolors="none", edgecolors=DEFECTIVE, linewidths=1.1,
                  label=f"defective ({int(bad.sum())})")  # fmt: skip
     axes.set(xlim=(-0.01, 1.02), ylim=(-0.01, 1.02), xlabel=f"rank by {names[0]}", ylabel=f"rank by {names[1]}")
-    axes.legend(loc="upper left", frameon=False)
+    axes.legend(loc="lower left", bbox_to_anchor=(0.0, 1.0), ncols=2, frameon=False, borderaxespad=0.2)
     return figure
 
 

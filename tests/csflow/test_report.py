@@ -12,12 +12,12 @@ from typing import Literal
 import numpy as np
 import pytest
 from PIL import Image
-from sklearn.metrics import roc_auc_score
+from sklearn.metrics import average_precision_score, roc_auc_score
 
 from csflow.calibration import Calibration, calibrate
 from csflow.config import CalibrationConfig
 from csflow.findings import Evaluation, Example, ImageResult, PixelFindings, Sample
-from csflow.metrics import Measured, PixelMetric, clopper_pearson
+from csflow.metrics import IMAGE_METRICS, PIXEL_METRICS, Measured, PixelMetric, clopper_pearson
 from csflow.normality import FeatureSample
 from csflow.report import write_report
 from csflow.selection import choose_examples, choose_samples
@@ -152,16 +152,49 @@ def test_far_too_many_false_alarms_are_said_aloud(tmp_path: Path) -> None:
     assert "More false alarms than promised" in write_report(tmp_path, shifted).read_text()
 
 
-def test_samples_are_the_worst_errors_then_the_nearest_and_the_farthest() -> None:
-    calibrated = calibration()
-    scores = [(0.99, ""), (0.97, ""), (0.1, ""), (0.2, ""), (0.9, ""), (0.3, "x"), (0.5, "x"), (3.0, "x"), (1.1, "x")]
-    images = [result(calibrated, score, defect) for score, defect in scores]
-    assert choose_samples(images, 0.95, each=2) == [
-        ("miss", 5), ("miss", 6), ("false_alarm", 0), ("false_alarm", 1),
-        ("least_certain", 4), ("least_certain", 8), ("most_certain", 2), ("most_certain", 7),
-    ]  # fmt: skip
-    assert choose_samples([], 0.5) == []
-    assert {group for group, _ in choose_samples(images, None)} == {"least_certain", "most_certain"}
+def test_counts_of_the_lineage_are_spelt_out(written: Path) -> None:
+    page = (written / "report.html").read_text()
+    row = re.sub(r"<[^>]+>|\s+", " ", page[page.index("<th>images</th>") :][:300])
+    assert " ".join(row.split()).startswith("images 600 fit , 65 test")
+    assert "{&#39;fit&#39;" not in page
+
+
+def test_every_metric_stands_in_page_and_json_with_its_interval(written: Path) -> None:
+    page, facts, found = (
+        (written / "report.html").read_text(),
+        json.loads((written / "report.json").read_text()),
+        evaluation(),
+    )
+    assert set(facts["metrics"]) == {*IMAGE_METRICS, *PIXEL_METRICS}
+    for name, measured in found.metrics.items():
+        assert facts["metrics"][name] == pytest.approx(measured._asdict())
+        assert f"{measured.value:.4f}" in page
+        assert f"[{measured.low:.4f}, {measured.high:.4f}]" in page
+    by_type = {row["defect"]: set(row["metrics"]) for row in facts["defects"]}
+    assert by_type == {"crack": {*IMAGE_METRICS, *PIXEL_METRICS}, "hole": set(IMAGE_METRICS)}
+
+
+def test_average_precision_is_scikit_learns() -> None:
+    found = evaluation()
+    assert found.metrics["average_precision"].value == pytest.approx(
+        average_precision_score(found.labels, found.scores)
+    )
+
+
+def test_feature_histograms_have_their_numbers_in_the_json(written: Path) -> None:
+    features = json.loads((written / "report.json").read_text())["features"]
+    assert (features["images"], features["drawn"], len(features["shown"])) == (50, 9, 6)
+    distances = [row["distance"] for row in features["shown"]]
+    assert distances == sorted(distances)
+
+
+def test_how_wrong_a_mistake_is_stands_beside_it(written: Path) -> None:
+    page, found = (written / "report.html").read_text(), evaluation()
+    miss = next(sample.result for sample in found.samples if sample.group == "miss")
+    times = found.times_threshold(miss.score)
+    assert times is not None
+    assert f"p&nbsp;{miss.p_value:.3f} · {times:.3g}&nbsp;×&nbsp;threshold" in page
+    assert replace(found, calibration=calibration("none")).times_threshold(1.0) is None
 
 
 def test_thumbnails_are_small_and_the_page_stays_light(written: Path) -> None:
