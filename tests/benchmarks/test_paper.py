@@ -1,0 +1,166 @@
+"""The paper's tables: protocols that hold, averages that are right, rows that are measured once."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from statistics import stdev
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+from published import cli, mvtec, runs
+from published.protocol import FOLDER, Protocol, load_protocol
+from published.table import differences, markdown, row_of
+
+from csflow.config import DataConfig
+from csflow.errors import ConfigError, DataError
+
+PROTOCOLS = sorted(FOLDER.glob("*.yaml"))
+PAPER = mvtec.PaperTable.model_validate(yaml.safe_load((FOLDER / "table1-paper.yml").read_text()))
+
+
+def measured(auroc: float, seed: int = 0) -> dict[str, Any]:
+    draw = np.random.default_rng(seed)
+    scores = np.concatenate([draw.normal(0, 1, 30), draw.normal(4 * auroc, 1, 30)]).tolist()
+    return {
+        "metrics": {"image_auroc": [auroc, auroc - 0.1, 1.0], "aupro": [0.5, 0.4, 0.6]},
+        "by_defect": {"crack": [auroc, 0.0, 1.0]},
+        "scores": scores,
+        "images": 10,
+    }
+
+
+@pytest.mark.parametrize("file", PROTOCOLS, ids=lambda file: file.stem)
+@pytest.mark.parametrize("quick", [False, True])
+def test_every_row_of_every_protocol_is_a_valid_line(file: Path, quick: bool) -> None:
+    protocol = load_protocol(file)
+    lines = [
+        protocol.line(row, seed, name="tiles", data=DataConfig(path="x"), quick=quick)
+        for row in protocol.rows
+        for seed in (1, 2)
+    ]
+    assert {line.training.seed for line in lines} == {1, 2}
+    assert all(line.calibration == "none" and line.roles.calibrate == 0 for line in lines)
+    assert protocol.compare is None or protocol.compare in {row.method for row in protocol.rows}
+    if not quick:
+        different = {(line.method_digest()) for line in lines}
+        assert len(different) == len(lines) - (2 if protocol.table == 1 else 0)  # joint differs by its images
+
+
+def test_table_1_has_the_papers_averages() -> None:
+    """What was typed from the paper agrees with the averages printed there."""
+    assert len(PAPER.classes) == 15
+    for group, kinds in {"textures": ["texture"], "objects": ["object"], "average": ["texture", "object"]}.items():
+        chosen = [one for one in PAPER.classes.values() if one.kind in kinds]
+        assert np.mean([one.full for one in chosen]) == pytest.approx(PAPER.averages[group]["full"], abs=6e-4)
+        assert np.mean([one.shots for one in chosen]) == pytest.approx(PAPER.averages[group]["shots"], abs=6e-4)
+
+
+def test_a_protocol_with_a_wrong_key_is_refused(tmp_path: Path) -> None:
+    good = yaml.safe_load((FOLDER / "table4.yaml").read_text())
+    (tmp_path / "bad.yaml").write_text(yaml.safe_dump({**good, "sedes": [1]}))
+    with pytest.raises(ConfigError, match="sedes"):
+        load_protocol(tmp_path / "bad.yaml")
+    with pytest.raises(ConfigError, match=r"Known: table1, table2"):
+        load_protocol(tmp_path / "none.yaml")
+    protocol = Protocol.model_validate_json(json.dumps({**good, "base": {"flow": {"widht": 3}}}))
+    with pytest.raises(ConfigError, match="row '4 blocks' of table 4"):
+        protocol.line(protocol.rows[0], 0, name="tiles", data=DataConfig(path="x"))
+
+
+def test_a_row_holds_mean_and_deviation_over_its_seeds() -> None:
+    row = row_of("ours", 0.98, {0: measured(0.9), 1: measured(0.95), 4: measured(1.0)})
+    assert row["image_auroc"] == {"mean": 0.95, "sd": round(stdev([0.9, 0.95, 1.0]), 5), "seeds": [0.9, 0.95, 1.0]}
+    assert row["seeds"] == [0, 1, 4]
+    assert row["by_defect"] == {"crack": 0.95}
+    assert row_of("ours", None, {0: measured(0.9)})["image_auroc"]["sd"] == 0.0
+
+
+def test_differences_are_those_of_the_named_method() -> None:
+    labels = [False] * 30 + [True] * 30
+    found = differences({"good": {0: measured(1.0)}, "poor": {0: measured(0.1)}}, labels, of="good")
+    assert [one["than"] for one in found] == ["poor"]
+    assert found[0]["difference"] > 0.2
+    assert found[0]["p_value"] < 0.01
+
+
+def test_the_markdown_table_has_every_row() -> None:
+    protocol = load_protocol(FOLDER / "table2.yaml")
+    rows = [row_of(row.method, row.paper, {0: measured(0.9), 1: measured(0.91)}) for row in protocol.rows]
+    rows[0] = {"method": "1-NN", "paper": 0.978, "error": "no such features"}
+    text = markdown(protocol, rows, measured_on="tiles")
+    assert all(f"| {row.method} |" in text for row in (*protocol.rows, *protocol.quoted))
+    assert "| failed |" in text
+    assert "90.50 ± 0.71" in text
+
+
+@pytest.fixture
+def classes(tmp_path: Path) -> Path:
+    """Two classes in MVTec AD layout, one of the paper's."""
+    draw = np.random.default_rng(0)
+    for name in ("tile", "washer"):
+        for kind, count in (("train/good", 18), ("test/good", 3), ("test/hole", 3)):
+            folder = tmp_path / "mvtec" / name / kind
+            folder.mkdir(parents=True)
+            for number in range(count):
+                pixels = np.clip(128 + 30 * draw.standard_normal((40, 40, 3)), 0, 255).astype(np.uint8)
+                if kind == "test/hole":
+                    pixels[10:25, 10:25] = 0
+                    mask = np.zeros((40, 40), np.uint8)
+                    mask[10:25, 10:25] = 255
+                    masks = tmp_path / "mvtec" / name / "ground_truth/hole"
+                    masks.mkdir(parents=True, exist_ok=True)
+                    Image.fromarray(mask).save(masks / f"{number}_mask.png")
+                Image.fromarray(pixels).save(folder / f"{number}.png")
+    return tmp_path / "mvtec"
+
+
+def test_table_1_on_a_folder_of_classes(
+    classes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("CSFLOW_HOME", str(tmp_path / "home"))
+    call = ["--table", "1", "--data", str(classes), "--quick", "--json", str(tmp_path / "table1.json")]
+    assert cli.main(call) == 0
+    result = json.loads((tmp_path / "table1.json").read_text())
+    assert [(row["class"], row["method"]) for row in result["rows"]] == [
+        (name, method) for method in ("full", "16 shots", "joint") for name in ("tile", "washer")
+    ]
+    assert [row["images"] for row in result["rows"]] == [18, 18, 16, 16, 36, 36]
+    assert [row["paper"] for row in result["rows"]] == [1.0, None, 0.999, None, None, None]
+    for method, found in result["averages"].items():
+        each = [row["image_auroc"]["mean"] for row in result["rows"] if row["method"] == method]
+        assert found["average"] == pytest.approx(np.mean(each))
+        assert found["textures"] == each[0]
+    assert "metal" not in capsys.readouterr().out
+
+    def never(*arguments: object, **named: object) -> None:
+        raise AssertionError("measured twice")
+
+    monkeypatch.setattr(runs, "find_or_fit", never)
+    monkeypatch.setattr(runs, "score_stored", never)
+    assert cli.main(call) == 0
+    assert json.loads((tmp_path / "table1.json").read_text())["rows"] == result["rows"]
+
+
+def test_a_broken_class_does_not_lose_the_others(
+    classes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CSFLOW_HOME", str(tmp_path / "home"))
+    (classes / "washer/train/good/0.png").write_bytes(b"not an image")
+    call = ["--table", "1", "--data", str(classes), "--quick", "--json", str(tmp_path / "table1.json")]
+    assert cli.main(call) == 1
+    rows = json.loads((tmp_path / "table1.json").read_text())["rows"]
+    assert ["error" in row for row in rows if row["class"] == "tile"] == [False, False]
+    assert all("error" in row for row in rows if row["class"] == "washer")
+    assert rows[-1]["class"] == "all", "the joint model needs every class"
+    assert "0.png" in rows[-1]["error"]
+
+
+def test_a_folder_without_classes_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(DataError, match="holds no class"):
+        mvtec.find_classes(tmp_path, PAPER)
+    assert cli.main(["--table", "1"]) == 1
+    assert "needs --data" in capsys.readouterr().err
