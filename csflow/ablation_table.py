@@ -93,6 +93,13 @@ def table(summaries: Sequence[Summary]) -> list[list[str]]:
     return [head, *(_cells(summary, metrics, several=several) for summary in summaries)]
 
 
+def brief(summaries: Sequence[Summary]) -> list[list[str]]:
+    """`table` for a terminal: variant, both AUROCs, milliseconds, the paper's figure and the row files."""
+    head, *lines = table(summaries)
+    kept = [place for place, name in enumerate(head) if name in _BRIEF]
+    return [[cells[place] for place in kept] for cells in (head, *lines)]
+
+
 def _cells(summary: Summary, metrics: Sequence[str], *, several: bool) -> list[str]:
     return [
         summary.variant.name,
@@ -136,9 +143,10 @@ def _notes(summaries: Sequence[Summary]) -> list[str]:
     rows = [row for summary in summaries for row in summary.sound]
     timings = [row.timing for row in rows if row.timing is not None]
     machines = sorted({timing.machine for timing in timings})
-    busy = f" (load at most {max(timing.load for timing in timings):.1f})" if timings else ""
+    load = max((timing.load for timing in timings), default=0.0)
     data = sorted({f"{row.line} at {row.git_rev[:12]}" for row in rows})
-    facts = [f"Milliseconds measured on: {'; '.join(machines)}{busy}."] if machines else []
+    where = f"Milliseconds measured on: {'; '.join(machines)}; load there at most {load:.1f}, own training included."
+    facts = [where] if machines else []
     return [*NOTES, *facts, *([f"Our figures: {', '.join(data)}."] if data else [])]
 
 
@@ -165,3 +173,5 @@ def _known(value: float | None) -> float | str:
 
 _TEXTS = ("variant", "line", "paper", "seeds", "rows")
 """Columns that are no numbers."""
+
+_BRIEF = ("variant", "line", METRICS["image_auroc"], METRICS["synthetic_auroc"], "ms", "paper", "rows")

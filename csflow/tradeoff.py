@@ -32,7 +32,7 @@ class Timing(Section):
         repetitions: Images timed after warming up.
         threads: Cores it could use.
         machine: Where it was measured.
-        load: Processes that ran or waited there just before, on average over a minute.
+        load: Processes that ran or waited there in the minute before, a training of its own included.
     """
 
     median_ms: float

@@ -1,18 +1,34 @@
-"""``python -m pipelines``: compile the graph, run it here."""
+"""``python -m pipelines``: compile the graphs, run them here."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from csflow.cli import run_app
+from csflow.cli.ablate import (
+    BackbonesOption,
+    GroupOption,
+    JointOption,
+    SeedsOption,
+    SetOption,
+    ShotsOption,
+    SizesOption,
+    WidthsOption,
+)
 from csflow.config import load_line
 from csflow.workspace import Workspace
 
-app = typer.Typer(help="The retraining pipeline of a product line: compile it or run it.", no_args_is_help=True)
+if TYPE_CHECKING:
+    from kfp.dsl.base_component import BaseComponent
+
+app = typer.Typer(
+    help="The pipelines of a product line, retraining and ablation: compile them or run them here.",
+    no_args_is_help=True,
+)
 
 
 @app.command()
@@ -43,22 +59,54 @@ def demo(
     run_demo(load_line(line), force=force, workspace=Workspace.from_environment())
 
 
+@app.command()
+def ablate(
+    lines: Annotated[list[str], typer.Argument(metavar="LINE...", help="Names of lines, or their YAML files.")],
+    group: GroupOption = ["scales", "blocks"],  # noqa: B006 - typer copies it
+    set_: SetOption = [],  # noqa: B006
+    seeds: SeedsOption = "0",
+    joint: JointOption = "",
+    shots: ShotsOption = "16",
+    width: WidthsOption = "128,256,512,1024",
+    backbone: BackbonesOption = [],  # noqa: B006
+    image_size: SizesOption = "",
+) -> None:
+    """Measure variants of lines, as `csflow ablate` does, through the pipeline runner."""
+    from csflow.cli.ablate import request, show
+    from pipelines.local_ablation import ablate_locally
+
+    workspace = Workspace.from_environment()
+    options = (group, set_, seeds, joint, shots, width, backbone, image_size)
+    for folder in ablate_locally([request(line, *options) for line in lines], workspace):
+        show(folder, workspace)
+
+
 @app.command("compile")
 def compile_pipeline(
-    output: Annotated[Path, typer.Option(help="Where to write the IR YAML.")] = Path("retrain.yaml"),
+    graph: Annotated[Literal["retrain", "ablate"], typer.Argument(help="Which pipeline.")] = "retrain",
+    output: Annotated[Path | None, typer.Option(help="Where to write the IR YAML.  [default: GRAPH.yaml]")] = None,
     image: Annotated[str | None, typer.Option(help="Image that every step runs in.")] = None,
 ) -> None:
-    """Write the pipeline as IR YAML for a Kubeflow Pipelines server."""
+    """Write a pipeline as IR YAML for a Kubeflow Pipelines server."""
     if image is not None:
         # Components read their image when they are defined, which is at import.
         os.environ["CSFLOW_IMAGE"] = image
     from kfp import compiler
 
+    target = output or Path(f"{graph}.yaml")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    compiler.Compiler().compile(_graph(graph), package_path=str(target))
+    typer.echo(f"Wrote {target}")
+
+
+def _graph(name: str) -> BaseComponent:
+    if name == "ablate":
+        from pipelines.ablate import ablate
+
+        return ablate
     from pipelines.retrain import retrain
 
-    output.parent.mkdir(parents=True, exist_ok=True)
-    compiler.Compiler().compile(retrain, package_path=str(output))
-    typer.echo(f"Wrote {output}")
+    return retrain
 
 
 if __name__ == "__main__":

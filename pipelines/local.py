@@ -13,7 +13,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,8 +52,31 @@ def run_locally(line: LineConfig, *, force: bool, workspace: Workspace) -> Local
     Raises:
         StepError: With the failed step's own message.
     """
-    root = workspace.runs / f"{line.line}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
+    root = new_folder(workspace, line.line)
+    log = run_child(["pipelines.local", line.model_dump_json(), json.dumps(force), str(root)], root, workspace)
+    result = json.loads((root / "result.json").read_text())
+    (context,) = root.glob("kfp/*/ingest/context")
+    run = LocalRun(RunContext.load(context), result["outcome"], log)
+    shutil.rmtree(root / "kfp")
+    return run
+
+
+def new_folder(workspace: Workspace, name: str) -> Path:
+    """An empty folder for what a local run writes."""
+    root = workspace.runs / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
     root.mkdir(parents=True)
+    return root
+
+
+def run_child(arguments: Sequence[str], root: Path, workspace: Workspace) -> Path:
+    """Run a graph in a process of its own: ``python -m`` with the arguments.
+
+    Returns:
+        The log of all it printed.
+
+    Raises:
+        StepError: With the failed step's own message.
+    """
     log = root / "run.log"
     environment = os.environ | {
         "CSFLOW_HOME": str(workspace.root),
@@ -63,15 +86,10 @@ def run_locally(line: LineConfig, *, force: bool, workspace: Workspace) -> Local
         # Threads that spin while they wait starve whatever else runs here, such as the line's endpoint.
         "OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "passive"),
     }
-    command = [sys.executable, "-m", "pipelines.local", line.model_dump_json(), json.dumps(force), str(root)]
-    code = _stream(command, environment, log)
+    code = _stream([sys.executable, "-m", *arguments], environment, log)
     if code != 0:
         raise _step_error(root / "error.json", log)
-    result = json.loads((root / "result.json").read_text())
-    (context,) = root.glob("kfp/*/ingest/context")
-    run = LocalRun(RunContext.load(context), result["outcome"], log)
-    shutil.rmtree(root / "kfp")
-    return run
+    return log
 
 
 def _stream(command: list[str], environment: dict[str, str], log: Path) -> int:

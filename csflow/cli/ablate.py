@@ -98,13 +98,13 @@ def show(folder: Path, workspace: Workspace) -> None:
     from rich.markup import escape
     from rich.table import Table
 
-    from csflow.ablation_table import NOTES, broken, groups, table
+    from csflow.ablation_table import NOTES, brief, broken, groups
     from csflow.steps.ablate import read
 
     console = Console()
     _, summaries = read(folder, workspace)
     for group, same in groups(summaries).items():
-        (head, *lines) = table(same)
+        head, *lines = brief(same)
         shown = Table(*head, title=group, title_justify="left")
         for cells in lines:
             shown.add_row(*map(escape, cells))

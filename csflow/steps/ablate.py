@@ -8,18 +8,20 @@ and every variant one nested in it.
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
 from pydantic import ValidationError
 
-from csflow.ablation import Request, Variant, differences
+from csflow.ablation import Request, Variant, differences, parse_request
 from csflow.ablation_groups import variants
 from csflow.config import LineConfig, Section
 from csflow.errors import CsflowError, DataError, NotRegisteredError, RegistryError
 from csflow.files import exclusive, sha256_json, write_atomic, write_json
 from csflow.progress import say
+from csflow.steps.context import step
 from csflow.steps.measure import Bench
 from csflow.tradeoff import Entry, Row, Summary, summarise
 from csflow.workspace import Workspace
@@ -152,6 +154,38 @@ def collect(folder: Path, workspace: Workspace) -> Path:
     tracking.finish(workspace, planned.run_id, f"{len(summaries) - failed} of {len(summaries)} variants measured")
     say(f"ablate: {len(summaries)} variants, {failed} of them broken; {folder / f'{TABLE}.html'}")
     return folder
+
+
+def plan_step(request_json: str) -> tuple[str, list[str]]:
+    """`plan` as a step of a pipeline.
+
+    Returns:
+        The folder of the ablation, and the keys of the rows to measure.
+    """
+    with step("plan_ablation"):
+        folder = plan(parse_request(json.loads(request_json)), Workspace.from_environment())
+        return str(folder), read_plan(folder).keys
+
+
+def variant_step(folder: str, key: str) -> str:
+    """`run_variant` as a step of a pipeline; returns the key."""
+    with step("ablate_variant"):
+        return run_variant(Path(folder), key, Workspace.from_environment()).key
+
+
+def collect_step(folder: str, keys: Sequence[str], *, page_out: str | Path) -> str:
+    """`collect` as a step of a pipeline, which also shows the page; returns the folder.
+
+    Raises:
+        DataError: If a variant was not measured.
+    """
+    with step("collect_ablation"):
+        missing = set(read_plan(Path(folder)).keys) - set(keys)
+        if missing:
+            raise DataError(f"{len(missing)} variants of {folder} were not measured. Run the ablation again.")
+        written = collect(Path(folder), Workspace.from_environment())
+        shutil.copyfile(written / f"{TABLE}.html", page_out)
+        return str(written)
 
 
 def write_tables(folder: Path, workspace: Workspace) -> tuple[Plan, list[Summary]]:

@@ -47,7 +47,7 @@ WARM_UP, REPETITIONS, LONGEST = 5, 60, 20.0
 TIMED_IMAGES = 8
 """Different images taken in turn."""
 
-_JUDGING = ("tradeoff", "synthetic/paste", "synthetic/noise", "metrics/image", "metrics/intervals",
+_JUDGING = ("synthetic/paste", "synthetic/noise", "metrics/image", "metrics/intervals",
             "metrics/pixel", "metrics/pixel_counts", "metrics/ranking", "steps/measure")  # fmt: skip
 
 

@@ -1,0 +1,13 @@
+"""Measure one variant of an ablation, or find its row."""
+
+from kfp import dsl
+
+from components.image import BASE_IMAGE
+
+
+@dsl.component(base_image=BASE_IMAGE, install_kfp_package=False)
+def ablate_variant(folder: str, key: str) -> str:
+    """See csflow.steps.ablate.run_variant. Returns the key of the row."""
+    from csflow.steps import ablate
+
+    return ablate.variant_step(folder, key)

@@ -1,0 +1,15 @@
+"""Decide what an ablation measures and open its MLflow run."""
+
+from typing import NamedTuple
+
+from kfp import dsl
+
+from components.image import BASE_IMAGE
+
+
+@dsl.component(base_image=BASE_IMAGE, install_kfp_package=False)
+def plan_ablation(request: str) -> NamedTuple("Planned", [("folder", str), ("keys", list)]):  # type: ignore[valid-type]
+    """See csflow.steps.ablate.plan. Returns the folder of the ablation and the keys of its rows."""
+    from csflow.steps import ablate
+
+    return ablate.plan_step(request)
