@@ -11,9 +11,11 @@ metric                        meaning
 ``epoch_seconds``             duration of the epoch
 ``learning_rate``             of the epoch
 ``seconds_STEP``              duration of a pipeline step
-``image_auroc`` (+ ``_low``,  of the test images, with the ends of its confidence interval
-``_high``)
-``pixel_auroc``               of the test images' anomaly maps; absent without masks
+``image_auroc``,              of the test images; each also with ``_low`` and ``_high``, the ends of its 95 %
+``average_precision``,        interval
+``f1_max``, ``fpr_at_95_tpr``
+``pixel_auroc``,              of the test images' anomaly maps, likewise; absent without masks
+``pixel_ap``, ``aupro``
 ``threshold``                 score above which a part is defective; absent without calibration
 ``images_ROLE``               number of images, for instance ``images_fit``
 ============================= =====================================================================

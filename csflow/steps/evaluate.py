@@ -22,6 +22,10 @@ if TYPE_CHECKING:
     from csflow.report import Evaluation
 
 
+FEATURES_SHOWN = 400
+"""Most training images whose feature values are drawn as histograms."""
+
+
 def evaluate(
     context_path: str | Path,
     manifest_path: str | Path,
@@ -86,10 +90,21 @@ def judge(
         nll: Training curve to show in the report.
     """
     from csflow.evaluation import evaluate_scores
+    from csflow.normality import sample_features
 
-    test = manifest.rows(role="test")
+    test, fitted = manifest.rows(role="test"), manifest.rows(role="fit")
     scores, maps = detector.score_features(cached.open(list(test.frame["sha256"])))
-    return evaluate_scores(test, scores, maps, detector.calibration, nll=nll or [], lineage=detector.lineage)
+    stored = set(cached.entries)
+    pyramids = cached.open([sha for sha in fitted.frame["sha256"] if sha in stored][:FEATURES_SHOWN])
+    return evaluate_scores(
+        test,
+        scores,
+        maps,
+        detector.calibration,
+        nll=nll or [],
+        lineage=detector.lineage,
+        features=sample_features(pyramids[i] for i in range(len(pyramids))) if len(pyramids) else None,
+    )
 
 
 def _assemble(context: RunContext, manifest: Manifest, cached: CacheManifest, model: Path) -> Detector:
@@ -147,13 +162,15 @@ def _counts(manifest: Manifest) -> dict[str, int]:
 
 def _metrics(evaluation: Evaluation) -> dict[str, float]:
     """Final figures of a run, the same names for every run; what does not exist is left out."""
-    interval, calibration = evaluation.interval, evaluation.calibration
+    calibration = evaluation.calibration
     rates = {"false_alarm_rate": evaluation.false_alarms, "miss_rate": evaluation.misses}
+    measured = {
+        f"{name}{suffix}": value
+        for name, found in evaluation.metrics.items()
+        for suffix, value in zip(("", "_low", "_high"), found, strict=True)
+    }
     values = {
-        "image_auroc": evaluation.image_auroc,
-        "image_auroc_low": interval.low if interval else None,
-        "image_auroc_high": interval.high if interval else None,
-        "pixel_auroc": evaluation.pixel_auroc,
+        **measured,
         "threshold": calibration.threshold,
         "calibration_images": float(calibration.n),
         **{name: rate.events / rate.trials if rate and rate.trials else None for name, rate in rates.items()},
