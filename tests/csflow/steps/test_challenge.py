@@ -13,13 +13,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from csflow.adapters import registry
+from csflow.adapters import registry, tracking
 from csflow.adapters.registry import Version
 from csflow.config import DataConfig, GateConfig, LineConfig, RolesConfig
 from csflow.detector import Detector
+from csflow.gate import GateDecision
 from csflow.images import read_image
 from csflow.manifest import Manifest, build_manifest
-from csflow.steps import challenge
+from csflow.steps import challenge, promote
+from csflow.steps.context import RunContext
 from csflow.workspace import Workspace
 
 LOAD = Detector.load  # before any test replaces it
@@ -215,3 +217,21 @@ def test_without_champion_there_is_nothing_to_compare(
 ) -> None:
     challenge.decide(workspace, LINE, line.add(0.2), labelled, score=score, comparison_out=tmp_path / "comparison")
     assert not (tmp_path / "comparison").exists()
+
+
+@pytest.mark.parametrize("has_champion", [True, False])
+def test_the_promote_step_attaches_the_comparison_to_the_run(
+    workspace: Workspace, labelled: Manifest, monkeypatch: pytest.MonkeyPatch, has_champion: bool
+) -> None:
+    def decide(*_: object, comparison_out: Path) -> GateDecision:
+        if has_champion:
+            comparison_out.mkdir(parents=True)
+        return GateDecision("promoted", "it is better")
+
+    logged: list[tuple[str, Path]] = []
+    monkeypatch.setattr(challenge, "decide", decide)
+    monkeypatch.setattr(registry, "set_version_tags", lambda *_: None)
+    monkeypatch.setattr(tracking, "log_artifact", lambda _, run, path: logged.append((run, path)))
+    context = RunContext(LINE, "run7", "", "", "", "", "", unchanged=False)
+    assert promote._judge(workspace, context, 2, labelled).outcome == "promoted"
+    assert logged == ([("run7", workspace.runs / "run7" / "comparison")] if has_champion else [])
