@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from safetensors import SafetensorError
@@ -11,8 +12,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from csflow.baselines import Mahalanobis, NearestNeighbour, Padim, Patchcore
-from csflow.cache import CachedFeatures, Shape
+from csflow.cache import Shape
 from csflow.config import FlowConfig, LineConfig
+from csflow.device import Features
 from csflow.directory import not_a_detector
 from csflow.errors import DataError, ModelError
 from csflow.flow import CrossScaleFlow
@@ -21,13 +23,24 @@ from csflow.training import EpochResult, fit
 
 Shapes = tuple[Shape, ...]
 
+
+class ShapedFeatures(Features, Protocol):
+    """Features that say their shapes.
+
+    Attributes:
+        shapes: ``(C, h, w)`` of every feature map.
+    """
+
+    shapes: Shapes
+
+
 TRAINED = ("csflow", "differnet")
 """Kinds that take epochs; the others look at every image once."""
 
 
 def fit_model(
     line: LineConfig,
-    features: CachedFeatures,
+    features: ShapedFeatures,
     *,
     directory: Path,
     on_epoch: Callable[[EpochResult], None] = lambda result: None,

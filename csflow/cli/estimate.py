@@ -51,11 +51,9 @@ def _print(line: str, expected: Estimate, last: Run | None) -> None:
         f"{_duration(expected.extraction_seconds)} for {expected.to_extract} images",
         _duration(seconds["cache_features"]),
     )
-    table.add_row(
-        "training",
-        f"{_duration(expected.training_seconds)} on {expected.device} in {expected.precision}",
-        _duration(seconds["train"]),
-    )
+    on = f"{_duration(expected.training_seconds)} on {expected.device} in {expected.precision}"
+    once = "not estimated: this kind looks at every image once"
+    table.add_row("training", once if expected.training_seconds is None else on, _duration(seconds["train"]))
     table.add_row("memory, extraction", _megabytes(expected.extraction_memory), _logged(memory["cache_features"]))
     table.add_row("memory, training", _megabytes(expected.training_memory), _logged(memory["train"]))
     table.add_row("checkpoint on disk", _megabytes(expected.checkpoint_bytes), "")

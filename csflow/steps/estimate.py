@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 from csflow.config import LineConfig
 from csflow.processes import peak_memory
+from csflow.steps.train import images_to_fit
 
 if TYPE_CHECKING:
     from csflow.cache import Shape
@@ -38,10 +39,10 @@ class Estimate:
         features_bytes: On disk, of all images.
         new_features_bytes: Of those, what is still to be written.
         extraction_seconds: Of the step ``cache_features``, imports not counted.
-        training_seconds: Of all epochs.
+        training_seconds: Of all epochs; None for kinds of detector without epochs.
         extraction_memory: Peak of the process that extracts, in bytes.
         training_memory: Peak of the process that trains, in bytes, the features it reads included.
-        checkpoint_bytes: On disk while training.
+        checkpoint_bytes: On disk while training; 0 without epochs.
         device: Where it trains.
         precision: In which precision.
     """
@@ -52,7 +53,7 @@ class Estimate:
     features_bytes: int
     new_features_bytes: int
     extraction_seconds: float
-    training_seconds: float
+    training_seconds: float | None
     extraction_memory: int
     training_memory: int
     checkpoint_bytes: int
@@ -76,12 +77,13 @@ def estimate(line: LineConfig, manifest: Manifest, store: Path) -> Estimate:
     from csflow.cache import FeatureStore
     from csflow.device import choose_device, choose_precision
 
-    fitted = len(manifest.rows(role="fit"))
+    fitted = len(images_to_fit(line, list(manifest.rows(role="fit").frame["sha256"])))
     backbone = load_backbone(line.features)
     plan = FeatureStore(store).plan(manifest, line.features, backbone)
     extraction = _apart(_try_extraction, line, manifest)
     training = _apart(_try_training, line, plan.shapes)
-    steps = line.training.epochs * -(-fitted // line.training.batch_size)
+    steps = line.training.epochs * -(-fitted * line.features.rotations // line.training.batch_size)
+    step_seconds = training.step_seconds
     device = choose_device(line.training)
     missing = len(plan.missing)
     return Estimate(
@@ -91,7 +93,7 @@ def estimate(line: LineConfig, manifest: Manifest, store: Path) -> Estimate:
         features_bytes=len(manifest) * plan.entry_bytes,
         new_features_bytes=missing * plan.entry_bytes,
         extraction_seconds=extraction.start_seconds + missing * extraction.image_seconds if missing else 0.0,
-        training_seconds=steps * training.step_seconds,
+        training_seconds=None if step_seconds is None else steps * step_seconds,
         extraction_memory=extraction.peak,
         training_memory=training.peak + fitted * plan.entry_bytes,
         checkpoint_bytes=training.checkpoint_bytes,
@@ -109,7 +111,7 @@ class _ExtractionTrial:
 
 @dataclass(frozen=True)
 class _TrainingTrial:
-    step_seconds: float
+    step_seconds: float | None
     checkpoint_bytes: int
     peak: int
 
@@ -120,6 +122,7 @@ class _RandomFeatures:
     def __init__(self, shapes: Sequence[Shape], batch: int) -> None:
         import torch
 
+        self.shapes = tuple(shapes)
         self.levels = [torch.randn(batch, *shape) for shape in shapes]
 
     def __len__(self) -> int:
@@ -159,7 +162,8 @@ def _try_extraction(line: LineConfig, manifest: Manifest) -> _ExtractionTrial:
 def _try_training(line: LineConfig, shapes: Sequence[Shape]) -> _TrainingTrial:
     """A few steps; the first one, which allocates everything, does not count."""
     from csflow.adapters.mlflow_store import client_of
-    from csflow.training import EpochResult, fit
+    from csflow.models import fit_model
+    from csflow.training import EpochResult
     from csflow.workspace import Workspace
 
     seconds: list[float] = []
@@ -167,16 +171,12 @@ def _try_training(line: LineConfig, shapes: Sequence[Shape]) -> _TrainingTrial:
     def note(result: EpochResult) -> None:
         seconds.append(result.seconds)
 
+    trial = line.training.model_copy(update={"epochs": TRIAL_STEPS})
+    features = _RandomFeatures(shapes, line.training.batch_size)
     with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryDirectory() as elsewhere:
         client_of(Workspace(Path(elsewhere)))  # the tracker takes memory, too
-        fit(
-            _RandomFeatures(shapes, line.training.batch_size),
-            line.flow,
-            line.training.model_copy(update={"epochs": TRIAL_STEPS}),
-            channels=shapes[0][0],
-            scales=len(shapes),
-            directory=Path(folder),
-            on_epoch=note,
-        )
+        fit_model(line.model_copy(update={"training": trial}), features, directory=Path(folder), on_epoch=note)
         checkpoint = sum(file.stat().st_size for file in Path(folder).iterdir())
-    return _TrainingTrial(median(seconds[1:]), checkpoint, peak_memory())
+    # Every turn of an image is a vector of its own: an epoch of one batch of images has as many steps.
+    each = [epoch / line.features.rotations for epoch in seconds[1:]]
+    return _TrainingTrial(median(each) if each else None, checkpoint, peak_memory())

@@ -87,3 +87,22 @@ def test_what_then_happens(bolts: Manifest, tmp_path: Path) -> None:
     checkpoint = sum(file.stat().st_size for file in (tmp_path / "work").iterdir())
     assert checkpoint == pytest.approx(expected.checkpoint_bytes, rel=0.01)
     shutil.rmtree(tmp_path / "work")
+
+
+@pytest.mark.parametrize(("kind", "epochs"), [("mahalanobis", False), ("differnet", True)])
+def test_other_kinds_are_tried_too(kind: str, epochs: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    line = LINE.model_copy(update={"detector": kind})
+    trial = module._try_training(line, ((6, 4, 4), (6, 2, 2), (6, 1, 1)))
+    assert (trial.step_seconds is not None and trial.step_seconds > 0) is epochs
+    assert (trial.checkpoint_bytes > 0) is epochs
+
+
+def test_few_shots_are_few_steps(bolts: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trials = {
+        module._try_extraction: module._ExtractionTrial(start_seconds=3.0, image_seconds=0.5, peak=100),
+        module._try_training: module._TrainingTrial(step_seconds=None, checkpoint_bytes=0, peak=200),
+    }
+    monkeypatch.setattr(module, "_apart", lambda work, *arguments: trials[work])
+    few = LINE.model_copy(update={"roles": LINE.roles.model_copy(update={"shots": 5})})
+    expected = estimate(few, bolts, tmp_path / "store")
+    assert (expected.fitted, expected.training_seconds) == (5, None)
