@@ -1,0 +1,228 @@
+"""Does the threshold keep its promise? Many random calibration draws, beside what must come out exactly.
+
+    python benchmarks/thresholds.py --quick                          # simulated lines only, small; what CI runs
+    python benchmarks/thresholds.py --line mtd --lighting '(exp[0-9])' --json result.json --plot thresholds.png
+
+Nothing is chosen here, so the good test images of a line are judged, too. The exit status is 1 if a test says that the
+rule does not do what it promises; cases that break its assumption are shown and not judged.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import shlex
+import sys
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from time import perf_counter
+from typing import Any, NamedTuple
+
+import torch
+from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
+from threshold_breaks import Break, counted_twice, simulated_breaks
+from threshold_study import (
+    P_VALUE_GRID,
+    Population,
+    Row,
+    Source,
+    Split,
+    Uniformity,
+    families,
+    judged,
+    smallest_p,
+    uniformity,
+)
+
+from csflow.calibration import required_images
+from csflow.config import CalibrationConfig
+from csflow.progress import say
+
+LEVEL = 0.01
+"""Probability that a sound rule fails any of the tests, all together."""
+
+CONFIDENCE, SHOWN_ALPHA = 0.95, 0.05
+"""Of the tolerance rule; of the broken cases."""
+
+PACKAGES = ("csflow", "numpy", "scipy", "scikit-learn", "torch")
+
+
+class Size(NamedTuple):
+    """How much is drawn.
+
+    Attributes:
+        alphas: Rates asked for.
+        n: Calibration images of a draw on simulated lines.
+        fresh: Fresh images of a draw on simulated lines.
+        draws: Number of draws.
+        breaks: Number of draws of a simulated broken case, each of which fits a detector.
+    """
+
+    alphas: tuple[float, ...]
+    n: int
+    fresh: int
+    draws: int
+    breaks: int
+
+
+FULL = Size((0.01, 0.02, 0.05, 0.1, 0.2), n=300, fresh=1000, draws=200, breaks=200)
+QUICK = Size((0.02, 0.05, 0.2), n=150, fresh=150, draws=200, breaks=5)
+
+
+class Study(NamedTuple):
+    """Everything that was found."""
+
+    rows: list[Row]
+    uniformity: list[Uniformity]
+    one_shot: list[Any]
+    breaks: list[Break]
+
+
+def studied(sources: Sequence[tuple[Source, int, int]], size: Size, seed: int) -> tuple[list[Row], list[Uniformity]]:
+    """Both rules at every alpha, and p-values, on every source (with its n and fresh images)."""
+    rows, uniform = [], []
+    for place, (source, n, fresh) in enumerate(sources):
+        for alpha in size.alphas:
+            for confidence in (None, CONFIDENCE):
+                if n >= required_images(alpha, confidence):
+                    rule = CalibrationConfig(alpha=alpha, confidence=confidence)
+                    rows.append(judged(source, rule, n=n, fresh=fresh, draws=size.draws, seed=seed + 10 * place))
+        uniform.append(uniformity(source, n=n, draws=size.draws, seed=seed + 10 * place + 1))
+        say(f"thresholds: {source.name}: {size.draws} draws of {n} calibration and {fresh} fresh images")
+    return rows, uniform
+
+
+def study(arguments: argparse.Namespace) -> Study:
+    """All that the arguments ask for."""
+    size: Size = QUICK if arguments.quick else FULL
+    sources: list[tuple[Source, int, int]] = [(family, size.n, size.fresh) for family in families()]
+    conformal = CalibrationConfig(alpha=SHOWN_ALPHA)
+    tolerance = CalibrationConfig(alpha=SHOWN_ALPHA, confidence=CONFIDENCE)
+    breaks = simulated_breaks(conformal, draws=size.breaks, seed=arguments.seed)
+    for pictures in (1, 4):
+        case = counted_twice(tolerance, n=120, pictures_a_part=pictures, draws=size.draws, seed=arguments.seed)
+        breaks.append(case)
+    say(f"thresholds: broken assumptions on simulated lines, {size.breaks} draws each")
+    one_shot: list[Any] = []
+    if arguments.line:
+        pools, one_shot, broken = of_line(arguments, conformal)
+        breaks += broken
+        for pool in pools:
+            fresh = len(pool.pool) // 3
+            whole = Population(f"{pool.name}, pool as population", pool.pool)
+            sources += [(pool, len(pool.pool) - fresh, fresh), (whole, len(pool.pool) - fresh, fresh)]
+    rows, uniform = studied(sources, size, arguments.seed)
+    return Study(rows, uniform, one_shot, breaks)
+
+
+def of_line(arguments: argparse.Namespace, rule: CalibrationConfig) -> tuple[list[Split], list[Any], list[Break]]:
+    """Pools of scores nobody fitted, the line as it is, and its broken cases."""
+    from threshold_lines import Line, fitted_images, one_shot, pool, published, unknown_lighting, with_detector
+
+    own = Line.load(arguments.line)
+    line = with_detector(own, arguments.kind)
+    models = {arguments.kind: line.fitted(line.in_role("fit"))}
+    if arguments.detector:
+        model = published(own, arguments.detector)
+        models[f"{own.config.detector}, published"] = model
+    named = [(f"{arguments.line} ({kind})", model) for kind, model in models.items()]
+    breaks = [case for name, model in named for case in fitted_images(name, line, model, rule)]
+    if arguments.lighting:
+        breaks += unknown_lighting(line, arguments.lighting, rule)
+    pools = [pool(name, line, model) for name, model in named]
+    return pools, [one_shot(name, line, model, rule.alpha) for name, model in named], breaks
+
+
+def required() -> list[dict[str, float | int | None]]:
+    """Fewest calibration images of each promise."""
+    return [
+        {"alpha": alpha, "confidence": confidence, "images": required_images(alpha, confidence)}
+        for alpha in FULL.alphas
+        for confidence in (None, 0.9, CONFIDENCE, 0.99)
+    ]
+
+
+def as_json(found: Study, arguments: argparse.Namespace, seconds: float) -> dict[str, Any]:
+    """The result for programs."""
+    size = QUICK if arguments.quick else FULL
+    smallest, count = smallest_p(found.rows, found.uniformity)
+    return {
+        "command": shlex.join(["python", "benchmarks/thresholds.py", *sys.argv[1:]]),
+        "date": datetime.now(UTC).date().isoformat(),
+        "seconds": round(seconds, 1),
+        "versions": {"python": platform.python_version(), **{name: metadata.version(name) for name in PACKAGES}},
+        "settings": {**size._asdict(), "seed": arguments.seed, "line": arguments.line, "kind": arguments.kind},
+        "tests": {"count": count, "smallest_p": smallest, "fails_below": LEVEL / count},
+        "required_images": required(),
+        "rows": [row._asdict() for row in found.rows],
+        "p_value_grid": list(P_VALUE_GRID),
+        "uniformity": [test._asdict() for test in found.uniformity],
+        "one_shot": [shot._asdict() for shot in found.one_shot],
+        "breaks": [case._asdict() for case in found.breaks],
+    }
+
+
+def table(found: Study) -> str:
+    """The figures as Markdown tables, rates in per cent."""
+    lines = [
+        "| source | rule | alpha | mean rate | exact | draws that keep it | exact |",
+        "|---|---|--:|--:|--:|--:|--:|",
+    ]
+    for row in found.rows:
+        rule = "conformal" if row.confidence is None else f"tolerance {row.confidence:g}"
+        cells = (row.alpha, row.observed_rate, row.expected_rate, row.observed_kept, row.expected_kept)
+        lines.append(f"| {row.source} | {rule} | {' | '.join(map(_percent, cells))} |")
+    lines += ["", "| line as it is | calibration | good test images | false alarms | p | p, same scores |"]
+    lines.append("|---|--:|--:|--:|--:|--:|")
+    for s in found.one_shot:
+        lines.append(f"| {s.source} | {s.n} | {s.images} | {s.false_alarms} | {s.p_surprise:.3f} | {s.p_same:.3f} |")
+    lines += ["", "| source | case | calibration | judged | rate | draws that keep it | p |"]
+    lines.append("|---|---|--:|--:|--:|--:|--:|")
+    for case in found.breaks:
+        sizes, p = f"{case.n:.0f} | {case.images}", "" if case.p_surprise is None else f"{case.p_surprise:.2g}"
+        rates = f"{_percent(case.observed_rate)} | {_percent(case.observed_kept)} | {p}"
+        lines.append(f"| {case.source} | {case.case}{' (broken)' * case.broken} | {sizes} | {rates} |")
+    return "\n".join(lines)
+
+
+def _percent(value: float | None) -> str:
+    return "" if value is None else f"{100 * value:.2f}"
+
+
+def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="smaller draws; takes seconds")
+    parser.add_argument("--line", help="a real line, too; simulated ones only without")
+    parser.add_argument("--kind", default="mahalanobis", help="detector fitted to the line (default: %(default)s)")
+    parser.add_argument("--detector", type=Path, help="published detector directory of the line, studied beside it")
+    parser.add_argument("--lighting", help="regular expression whose group names the lighting in a path")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--json", type=Path, help="write every figure there")
+    parser.add_argument("--plot", type=Path, help="write the picture (PNG) there")
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    arguments = parse(argv)
+    start = perf_counter()
+    torch.set_num_threads(1)  # detectors this small lose time to threads
+    with threadpool_limits(1):
+        found = study(arguments)
+    result = as_json(found, arguments, perf_counter() - start)
+    print(table(found))
+    tests = result["tests"]
+    print(f"\n{tests['count']} tests, smallest p {tests['smallest_p']:.2g}, fails below {tests['fails_below']:.2g}")
+    if arguments.json:
+        arguments.json.write_text(json.dumps(result, indent=1, allow_nan=False) + "\n")
+    if arguments.plot:
+        from threshold_figure import threshold_figure
+
+        threshold_figure(result).savefig(arguments.plot, dpi=90, metadata={"Software": None})
+    return int(tests["smallest_p"] < tests["fails_below"])
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
