@@ -206,10 +206,20 @@ def choose(summaries: Sequence[Summary], takt_ms: float, by: Criterion) -> Choic
         DataError: If nothing was measured by this criterion, or nothing fits; the fastest variant is named then.
     """
     metric = METRIC[by]
-    # One experiment may stand in several groups.
-    distinct = {tuple(row.key for row in summary.rows): summary for summary in reversed(summaries)}.values()
-    known = [(ms, value, summary) for summary in reversed(distinct) if (ms := summary.milliseconds) is not None
-             and (value := summary.metric(metric)) is not None and summary.variant.group not in ABOUT_DATA]  # fmt: skip
+    distinct: dict[tuple[str, ...], Summary] = {}  # one experiment may stand in several groups
+    for summary in summaries:
+        if summary.variant.group not in ABOUT_DATA:
+            distinct.setdefault(tuple(row.key for row in summary.rows), summary)
+    if not distinct:
+        raise DataError(
+            "The newest ablation varies only what is fitted, which is nothing to choose. Ablate another group, for "
+            "instance width."
+        )
+    known = [
+        (ms, value, summary)
+        for summary in distinct.values()
+        if (ms := summary.milliseconds) is not None and (value := summary.metric(metric)) is not None
+    ]
     if not known:
         raise DataError(_nothing_known(by))
     fitting = [found for found in known if found[0] <= takt_ms]

@@ -34,7 +34,7 @@ def choose(
     planned, summaries = read(folder, workspace)
     found = pick([each for each in summaries if each.variant.line.line == config.line], takt_ms, by)
     _print(found, takt_ms, by)
-    _warn(found.chosen, by, missing=sum(each.seeds - len(each.rows) for each in summaries))
+    _warn(found.chosen, takt_ms, by, missing=sum(each.seeds - len(each.rows) for each in summaries))
     _print_keys(found.chosen, planned.line)
     typer.echo(f"From the ablation of {planned.planned[:16].replace('T', ' ')} UTC, rows in {folder / 'rows'}")
 
@@ -63,12 +63,14 @@ def _print(found: Choice, takt_ms: float, by: Criterion) -> None:
     Console().print(table)
 
 
-def _warn(chosen: Summary, by: Criterion, *, missing: int) -> None:
+def _warn(chosen: Summary, takt_ms: float, by: Criterion, *, missing: int) -> None:
     from csflow.steps.measure import machine
 
     timing = chosen.sound[0].timing
     if timing is not None and timing.machine != machine():
         typer.echo(f"Note: this machine is another one ({machine()}). Ablate where the line will be inspected.")
+    if timing is not None and timing.p95_ms > takt_ms:
+        typer.echo("Note: more than 5 % of the images took longer than the takt; only the median fits.")
     if by == "test":
         typer.echo(
             "Note: chosen on the test images, so their AUROC is too good for the chosen variant: judge it on new ones. "
