@@ -30,14 +30,18 @@ def threshold_figure(result: Mapping[str, Any]) -> Figure:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(13.5, 8.5), layout="constrained")
+    figure = Figure(figsize=(13.5, 9.0), layout="constrained")
     FigureCanvasAgg(figure)
-    panels = figure.subplot_mosaic([["rates", "kept", "p"], ["breaks"] * 3], height_ratios=(1.25, 1))
-    _rates(panels["rates"], [row for row in result["rows"] if row["confidence"] is None])
-    _kept(panels["kept"], result["rows"])
-    _p_values(panels["p"], result["uniformity"], result["p_value_grid"], result["settings"]["draws"])
-    _breaks(panels["breaks"], [case for case in result["breaks"] if case["confidence"] is None])
-    for axes in panels.values():
+    top, bottom = figure.subfigures(2, 1, height_ratios=(1.25, 1))
+    panels = [*top.subplots(1, 3), bottom.subplots()]
+    # A pool as population differs from the pool in what is known of it, not in its scores.
+    one_each = [row for row in result["rows"] if not row["source"].endswith("population")]
+    p_values = [row for row in result["uniformity"] if not row["source"].endswith("population")]
+    _rates(panels[0], [row for row in one_each if row["confidence"] is None])
+    _kept(panels[1], result["rows"])
+    _p_values(panels[2], p_values, result["p_value_grid"], result["settings"]["draws"])
+    _breaks(panels[3], [case for case in result["breaks"] if case["confidence"] is None])
+    for axes in panels:
         axes.spines[["top", "right"]].set_visible(False)
         axes.tick_params(colors=INK, labelsize=9)
     return figure
@@ -98,7 +102,7 @@ def _kept(axes: Axes, rows: Sequence[Row]) -> None:
     if confidence is not None:
         axes.axhline(confidence, color=INK, linewidth=0.8, linestyle=":", label=f"confidence {100 * confidence:g} %")
     axes.set(ylim=(0.35, 1.02), xlabel="alpha asked", ylabel="share of draws with true rate at most alpha")
-    axes.set_title("Tolerance limit: the promised share of draws keeps it", loc="left", fontsize=10)
+    axes.set_title("Tolerance limit: the promised share keeps it", loc="left", fontsize=10)
     axes.legend(fontsize=7.5, frameon=False, loc="lower right", ncols=2)
 
 
@@ -110,7 +114,7 @@ def _p_values(axes: Axes, sources: Sequence[Row], grid: Sequence[float], draws: 
     for row, line, colour in zip(sources, cycle(LINES), cycle(COLOURS), strict=False):
         axes.plot(grid, np.array(row["cumulative"]) - np.array(grid), line, color=colour, label=row["source"])
     axes.set(xlim=(0, 1), ylim=(-0.45, 0.25), xlabel="p-value", ylabel="share of p-values as small, less uniform")
-    axes.set_title("p-values of good images: uniform; with ties, fewer small ones", loc="left", fontsize=10)
+    axes.set_title("p-values of good images are uniform", loc="left", fontsize=10)
     axes.legend(fontsize=7.5, frameon=False, loc="lower left", ncols=2)
 
 
@@ -123,7 +127,7 @@ def _breaks(axes: Axes, cases: Sequence[Row]) -> None:
         if chosen:
             axes.plot(*np.array(chosen).T, mark, color=colour, markerfacecolor=face, label=label)
     for case, y in zip(cases, places, strict=True):
-        axes.annotate(f"{100 * case['observed_rate']:.1f} %", (case["observed_rate"], y), xytext=(7, -3),
+        axes.annotate(f"{100 * case['observed_rate']:.1f} %", (case["observed_rate"], y), xytext=(9, -3),
                       textcoords="offset points", fontsize=8, color=INK, annotation_clip=False)  # fmt: skip
     alpha = cases[0]["alpha"]
     axes.axvline(alpha, color=INK, linewidth=1.0, linestyle="--")

@@ -37,6 +37,7 @@ from threshold_study import (
     uniformity,
 )
 
+from csflow import __version__
 from csflow.calibration import required_images
 from csflow.config import CalibrationConfig
 from csflow.progress import say
@@ -47,7 +48,7 @@ LEVEL = 0.01
 CONFIDENCE, SHOWN_ALPHA = 0.95, 0.05
 """Of the tolerance rule; of the broken cases."""
 
-PACKAGES = ("csflow", "numpy", "scipy", "scikit-learn", "torch")
+PACKAGES = ("numpy", "scipy", "scikit-learn", "torch")
 
 
 class Size(NamedTuple):
@@ -153,7 +154,11 @@ def as_json(found: Study, arguments: argparse.Namespace, seconds: float) -> dict
         "command": shlex.join(["python", "benchmarks/thresholds.py", *sys.argv[1:]]),
         "date": datetime.now(UTC).date().isoformat(),
         "seconds": round(seconds, 1),
-        "versions": {"python": platform.python_version(), **{name: metadata.version(name) for name in PACKAGES}},
+        "versions": {
+            "python": platform.python_version(),
+            "csflow": __version__,
+            **{name: metadata.version(name) for name in PACKAGES},
+        },
         "settings": {**size._asdict(), "seed": arguments.seed, "line": arguments.line, "kind": arguments.kind},
         "tests": {"count": count, "smallest_p": smallest, "fails_below": LEVEL / count},
         "required_images": required(),
