@@ -12,10 +12,12 @@ from typing import Any
 
 from csflow.config import DataConfig, load_line
 from csflow.errors import CsflowError
+from csflow.files import write_atomic
 from csflow.manifest import Manifest
 from csflow.progress import say
 from csflow.steps.checkout import materialise
 from csflow.workspace import Workspace
+from published.log import TableRun
 from published.protocol import FOLDER, Protocol, RowSpec, load_protocol
 from published.runs import gather, measure
 from published.table import differences, markdown, row_of, show, write_result
@@ -33,6 +35,7 @@ class Job:
         data: Where its images are.
         quick: Whether only to show that everything works.
         workspace: Holds store, models and what was measured before.
+        run: Takes what is measured to MLflow.
     """
 
     protocol: Protocol
@@ -40,6 +43,8 @@ class Job:
     data: DataConfig
     quick: bool
     workspace: Workspace
+
+    run: TableRun
 
     @property
     def results(self) -> Path:
@@ -64,7 +69,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(given: argparse.Namespace) -> int:
     line = load_line(given.line)
     protocol = load_protocol(Path(given.protocol) if given.protocol else FOLDER / f"table{given.table}.yaml")
-    job = Job(protocol, line.line, line.data, given.quick, Workspace.from_environment())
+    workspace = Workspace.from_environment()
+    run = TableRun(workspace, line.line, f"table {protocol.table}")
+    job = Job(protocol, line.line, line.data, given.quick, workspace, run)
     wanted = [row for row in protocol.rows if not given.method or row.method in given.method]
     runs: Runs = {}
     rows: list[dict[str, Any]] = []
@@ -81,6 +88,9 @@ def _run(given: argparse.Namespace) -> int:
     show(protocol, rows, measured_on=measured_on)
     if given.markdown:
         print(markdown(protocol, rows, measured_on=measured_on))
+    if given.figure and runs:
+        write_atomic(given.figure, _curves(job, runs))
+    run.finish([file for file in (given.json, given.figure) if file], f"{len(rows)} rows")
     return int(any("error" in row for row in rows))
 
 
@@ -92,7 +102,18 @@ def run_row(job: Job, row: RowSpec, seeds: Sequence[int] | None = None) -> dict[
         say(f"{row.method}, seed {seed}")
         manifest, _ = materialise(line, job.workspace)
         found[seed] = measure(line, gather(line, manifest, job.workspace), job.workspace, job.results)
+        job.run.add(row.method, line, found[seed])
     return found
+
+
+def _curves(job: Job, runs: Runs) -> bytes:
+    """ROC curves of the first seed of every method (the paper's figure 6) as PNG."""
+    from csflow.figures import png, roc_comparison
+    from csflow.metrics import roc_curve
+
+    labels = _labels(job)
+    first = {method: next(iter(seeds.values()))["scores"] for method, seeds in runs.items()}
+    return png(roc_comparison({method: roc_curve(scores, labels) for method, scores in first.items()}))
 
 
 def _write(given: argparse.Namespace, job: Job, rows: Sequence[Mapping[str, Any]], runs: Runs) -> None:
@@ -126,5 +147,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--seeds", type=int, nargs="+", help="instead of the protocol's")
     parser.add_argument("--quick", action="store_true", help="show in minutes that everything works")
     parser.add_argument("--json", type=Path, help="result file, written anew after every row")
+    parser.add_argument("--figure", type=Path, help="PNG of the ROC curves, one a row")
     parser.add_argument("--markdown", action="store_true", help="print the table as Markdown too")
     return parser

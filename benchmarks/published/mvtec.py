@@ -20,6 +20,7 @@ from csflow.errors import ConfigError, CsflowError, DataError
 from csflow.manifest import Manifest, build_manifest
 from csflow.progress import say
 from csflow.workspace import Workspace
+from published.log import TableRun
 from published.protocol import FOLDER, Protocol, RowSpec, load_protocol
 from published.runs import Material, gather, measure
 from published.table import row_of, write_result
@@ -66,7 +67,9 @@ def run_table_1(given: argparse.Namespace) -> int:
     protocol = load_protocol(Path(given.protocol) if given.protocol else FOLDER / "table1.yaml")
     quoted = PaperTable.model_validate(yaml.safe_load((FOLDER / "table1-paper.yml").read_text()))
     classes = find_classes(given.data, quoted)
-    study = Study(protocol, classes, given.quick, Workspace.from_environment(), given.seeds)
+    workspace = Workspace.from_environment()
+    run = TableRun(workspace, "mvtec", "table 1")
+    study = Study(protocol, classes, given.quick, workspace, given.seeds, run)
     rows: list[dict[str, Any]] = []
     for row in protocol.rows:
         measured = study.joint(row) if row.joint else study.each(row)
@@ -75,6 +78,7 @@ def run_table_1(given: argparse.Namespace) -> int:
             if given.json:
                 _write(given, protocol, rows, quoted)
     show(rows, quoted, protocol.rows)
+    run.finish([given.json] if given.json else [], f"{len(rows)} rows")
     return int(any("error" in row for row in rows))
 
 
@@ -107,6 +111,7 @@ class Study:
         quick: Whether only to show that everything works.
         workspace: Holds store, models and what was measured before.
         seeds: Instead of the protocol's.
+        run: Takes what is measured to MLflow.
     """
 
     protocol: Protocol
@@ -114,6 +119,7 @@ class Study:
     quick: bool
     workspace: Workspace
     seeds: Sequence[int] | None
+    run: TableRun
 
     def each(self, row: RowSpec) -> list[dict[str, Any]]:
         """One row a class; a class that fails does not lose the others."""
@@ -136,13 +142,18 @@ class Study:
         say(f"{one.name}: {row.method}")
         try:
             given = material or self._material(row, one)
-            runs = {seed: measure(self._line(row, one, seed), given, self.workspace, self._results)
-                    for seed in self._seeds(row)}  # fmt: skip
+            runs = {seed: self._measured(row, one, given, seed) for seed in self._seeds(row)}
         except CsflowError as error:
             say(f"{one.name}: {error}")
             return {"class": one.name, "method": row.method, "paper": paper, "error": str(error)}
         kind = one.paper.kind if one.paper else None
         return {"class": one.name, "kind": kind, **row_of(row.method, paper, runs)}
+
+    def _measured(self, row: RowSpec, one: Class, material: Material, seed: int) -> dict[str, Any]:
+        line = self._line(row, one, seed)
+        measured = measure(line, material, self.workspace, self._results)
+        self.run.add(row.method, line, measured)
+        return measured
 
     def _material(self, row: RowSpec, one: Class) -> Material:
         return gather(self._line(row, one, 0), one.manifest, self.workspace)

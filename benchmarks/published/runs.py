@@ -58,7 +58,7 @@ def measure(line: LineConfig, material: Material, workspace: Workspace, results:
 
     Returns:
         ``metrics`` (value, low, high of each), ``by_defect`` (image AUROC), ``scores`` of the test images in the order
-        of the manifest, ``images`` and ``seconds``.
+        of the manifest, number of ``images`` fitted and ``seconds`` of fitting (of looking it up, if it was there).
     """
     images = images_to_fit(line, list(material.fit.frame["sha256"]))
     judged = list(material.test.frame["sha256"])
@@ -74,7 +74,7 @@ def measure(line: LineConfig, material: Material, workspace: Workspace, results:
     round_to_stored(model)
     scores, maps = score_stored(model, material.cached.open(judged))
     measured = {**_metrics(material.test, scores, maps), "scores": scores.tolist(), "images": len(images)}
-    measured["seconds"] = {"fit": round(fitted, 1)}
+    measured["seconds"] = round(fitted, 1)
     write_json(file, measured)
     return measured
 

@@ -11,11 +11,12 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
+from csflow import __version__
 from csflow.files import write_json
 from csflow.metrics import paired_bootstrap
 from published.protocol import Protocol
 
-PACKAGES = ("csflow", "torch", "onnxruntime", "numpy", "pillow", "scikit-learn")
+PACKAGES = ("torch", "onnxruntime", "numpy", "pillow", "scikit-learn")
 METRICS = ("image_auroc", "average_precision", "f1_max", "fpr_at_95_tpr", "pixel_auroc", "pixel_ap", "aupro")
 
 
@@ -72,7 +73,8 @@ def write_result(
         "command": command,
         "date": datetime.now(UTC).date().isoformat(),
         "machine": f"{_cpu()}, {os.cpu_count()} cores",
-        "versions": {name: metadata.version(name) for name in PACKAGES} | {"python": platform.python_version()},
+        "versions": {"csflow": __version__, "python": platform.python_version()}
+        | {name: metadata.version(name) for name in PACKAGES},
     }
     quoted = [row.model_dump() for row in protocol.quoted]
     write_json(path, {**about, **more, "rows": list(rows), "quoted": quoted})

@@ -127,7 +127,18 @@ def _assemble(context: RunContext, manifest: Manifest, cached: CacheManifest, mo
 def _for_calibration(manifest: Manifest) -> Manifest:
     """The images held out; a line without thresholds may hold out none, and takes its colour scale from the others."""
     held_out = manifest.rows(role="calibrate")
-    return held_out if len(held_out) else manifest.rows(role="fit")
+    return one_of_each_group(held_out if len(held_out) else manifest.rows(role="fit"))
+
+
+def one_of_each_group(manifest: Manifest) -> Manifest:
+    """Of the pictures of one part or batch only that with the smallest digest, which is as good as drawn.
+
+    Pictures of one part say nearly the same: counted as several, they promise more than they hold.
+    """
+    frame = manifest.frame
+    part = frame["group"].where(frame["group"] != "", frame["sha256"])
+    kept = frame.sort_values("sha256").groupby(part, sort=False).head(1).sort_index()
+    return type(manifest)(kept.reset_index(drop=True), manifest.root)
 
 
 def _examples(manifest: Manifest) -> list[Image.Image]:

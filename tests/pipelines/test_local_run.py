@@ -203,3 +203,29 @@ def test_new_images_are_seen_and_only_they_are_extracted(factory: Factory, tmp_p
     assert "extract features: 4/4" in done.stdout, done.stdout
     summary = json.loads((factory.home / "summary.json").read_text())
     assert summary["outcome"] != "unchanged"
+
+
+@pytest.mark.parametrize("kind", ["nearest-neighbour", "patchcore"])
+def test_another_kind_of_detector_is_trained_registered_gated_and_served(factory: Factory, kind: str) -> None:
+    factory.write_yaml("line: plates", f"line: plates\ndetector: {kind}")
+    try:
+        summary = factory.pipeline()
+        assert summary["outcome"] in {"promoted", "kept_worse", "kept_insufficient"}, "gated against a CS-Flow champion"
+        name = f"plates@{summary['model_version']}"
+        promoted = factory.csflow("promote", name)
+        assert promoted.returncode == 0, promoted.stdout + promoted.stderr
+    finally:
+        factory.write_yaml()
+    from csflow.adapters import deployment
+    from csflow.workspace import Workspace
+
+    status = deployment.status(Workspace(factory.home), "plates")
+    assert status is not None
+    assert status.version == str(summary["model_version"])
+    blotch, good = (factory.repo / "data" / "test" / kind / "000.png" for kind in ("blotch", "good"))
+    found = deployment.score(status, [blotch.read_bytes(), good.read_bytes()])
+    assert found[0]["score"] > found[1]["score"]
+    assert found[0]["decision"] == "defective"
+    again = factory.csflow("score", str(blotch), "--model", name, "--json")
+    (row,) = json.loads(again.stdout)["scores"]
+    assert row["score"] == pytest.approx(found[0]["score"], rel=1e-4)
