@@ -206,7 +206,9 @@ def test_new_images_are_seen_and_only_they_are_extracted(factory: Factory, tmp_p
 
 
 @pytest.mark.parametrize("kind", ["nearest-neighbour", "patchcore"])
-def test_another_kind_of_detector_is_trained_registered_gated_and_served(factory: Factory, kind: str) -> None:
+def test_another_kind_of_detector_is_trained_registered_gated_and_served(
+    factory: Factory, kind: str, tmp_path: Path
+) -> None:
     factory.write_yaml("line: plates", f"line: plates\ndetector: {kind}")
     try:
         summary = factory.pipeline()
@@ -226,6 +228,6 @@ def test_another_kind_of_detector_is_trained_registered_gated_and_served(factory
     found = deployment.score(status, [blotch.read_bytes(), good.read_bytes()])
     assert found[0]["score"] > found[1]["score"]
     assert found[0]["decision"] == "defective"
-    again = factory.csflow("score", str(blotch), "--model", name, "--json")
+    again = factory.csflow("score", str(blotch), "--model", name, "--out", str(tmp_path), "--json")
     (row,) = json.loads(again.stdout)["scores"]
     assert row["score"] == pytest.approx(found[0]["score"], rel=1e-4)
