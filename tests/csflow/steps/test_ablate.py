@@ -1,0 +1,267 @@
+"""Ablations of a small real line: real trunk and models, MLflow on SQLite; only the checkout is a plain folder."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from sklearn.metrics import roc_auc_score
+
+from csflow.ablation import Request, Variant
+from csflow.adapters import tracking
+from csflow.adapters.versioning import CheckedOut
+from csflow.config import DataConfig, FeatureConfig, FlowConfig, LineConfig, RolesConfig, TrainingConfig
+from csflow.errors import DataError
+from csflow.manifest import Manifest, build_manifest
+from csflow.metrics import Measured
+from csflow.steps import ablate, checkout, measure
+from csflow.steps.measure import Bench
+from csflow.tradeoff import Row
+from csflow.workspace import Workspace
+
+LINE = LineConfig(
+    line="plates",
+    data=DataConfig(path="plates"),
+    features=FeatureConfig(image_size=64, scales=2),
+    flow=FlowConfig(blocks=1, hidden=4),
+    training=TrainingConfig(epochs=1, batch_size=8, precision="float32", device="cpu"),
+    roles=RolesConfig(calibrate=0.25, gate=0.15),
+)
+OTHER = LINE.model_copy(update={"line": "tiles", "data": DataConfig(path="tiles")})
+
+
+def draw(root: Path, seed: int) -> None:
+    """Grained plates; defective ones have a bright blotch and a mask."""
+    rng = np.random.default_rng(seed)
+    for folder, count in (("ground_truth/blotch", 0), ("train/good", 24), ("test/good", 8), ("test/blotch", 8)):
+        (root / folder).mkdir(parents=True)
+        for number in range(count):
+            plate, mask = rng.normal(120, 12, (48, 48)), np.zeros((48, 48), np.uint8)
+            if "blotch" in folder:
+                mask[10:26, 12:30] = 255
+                plate[mask > 0] += 90
+                Image.fromarray(mask).save(root / "ground_truth" / "blotch" / f"{number}_mask.png")
+            Image.fromarray(np.clip(plate, 0, 255).astype(np.uint8)).save(root / folder / f"{number}.png")
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("images")
+    for seed, name in enumerate(("plates", "tiles")):
+        draw(root / name, seed)
+    return root
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory: pytest.TempPathFactory, images: Path) -> Iterator[Workspace]:
+    """One for all tests: a tracking database takes seconds to make, and models are found again."""
+    patch = pytest.MonkeyPatch()
+    patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+
+    def materialise(line: LineConfig, _: Workspace) -> tuple[Manifest, CheckedOut]:
+        root = images / line.data.path
+        return build_manifest(root, line=line.line, roles=line.roles), CheckedOut(root, "c0ffee", "0.dir")
+
+    patch.setattr(checkout, "materialise", materialise)
+    patch.setattr(measure, "REPETITIONS", 5)
+    yield Workspace(tmp_path_factory.mktemp("home"))
+    patch.undo()
+
+
+def request(**wanted: Any) -> Request:
+    return Request(**{"line": LINE, "groups": ("score",)} | wanted)
+
+
+def rows_of(folder: Path, workspace: Workspace) -> dict[str, Row]:
+    _, summaries = ablate.read(folder, workspace)
+    return {summary.name: row for summary in summaries for row in summary.rows}
+
+
+@pytest.fixture(scope="module")
+def first(workspace: Workspace) -> Path:
+    """Three experiments in four places, nothing of it faked."""
+    return ablate.ablate(request(groups=("map", "standardization")), workspace)
+
+
+def measured_at_once(_: Bench, variant: Variant, key: str, __: Any) -> Row:
+    """What measuring gives, without a model."""
+    value = Measured(0.9, 0.8, 1.0)
+    config = variant.line.model_dump(mode="json")
+    return Row(key=key, line=variant.line.line, seed=0, config=config, metrics={"image_auroc": value})
+
+
+@pytest.fixture
+def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Bench, "measure", measured_at_once)
+
+
+def test_every_variant_has_its_figures_and_its_row_file(first: Path, workspace: Workspace) -> None:
+    rows = rows_of(first, workspace)
+    assert len(rows) == 4
+    for row in rows.values():
+        assert set(row.metrics) == {"image_auroc", "average_precision", "f1_max", "fpr_at_95_tpr", "pixel_auroc",
+                                    "pixel_ap", "aupro", "synthetic_auroc"}  # fmt: skip
+        assert json.loads((first / "rows" / f"{row.key}.json").read_text()) == row.model_dump(mode="json")
+        assert row.timing is not None
+        assert 0 < row.timing.median_ms <= row.timing.p95_ms
+        assert (row.git_rev, row.images["test_good"], row.images["test_defective"]) == ("c0ffee", 8, 8)
+    assert rows["standardization: standardised"] == rows["map: finest scale"], "one experiment in two groups"
+    assert {file.name for file in first.iterdir()} == {
+        "plan.json", "rows", "table.csv", "table.md", "table.html", "pareto.png",
+    }  # fmt: skip
+
+
+def test_figures_are_those_of_the_model(first: Path, workspace: Workspace) -> None:
+    """Scored by hand, judged by scikit-learn; nothing held out was fitted."""
+    from csflow.backbone import load_backbone
+    from csflow.cache import FeatureStore
+    from csflow.model import score_stored
+    from csflow.models import load_model
+    from csflow.steps.train import find_or_fit
+
+    row = rows_of(first, workspace)["map: finest scale"]
+    manifest = Bench(workspace).images(LINE)
+    cached = FeatureStore(workspace.features).extract(manifest, LINE.features, load_backbone(LINE.features))
+    fitted = list(manifest.rows(role="fit").frame["sha256"])
+    models = set(workspace.models.iterdir())
+    folder = find_or_fit(LINE, cached, fitted, workspace.models)
+    assert set(workspace.models.iterdir()) == models, "it was trained before"
+    model = load_model(folder / "model.safetensors", LINE, cached.shapes)
+    test = manifest.rows(role="test").frame
+    scores, _ = score_stored(model, cached.open(list(test["sha256"])))
+    expected = roc_auc_score(test["label"] == "defective", scores)
+    assert row.metrics["image_auroc"].value == pytest.approx(expected, abs=1e-9)
+    held_out = manifest.frame["role"].isin(["calibrate", "gate"]).sum()
+    assert (row.images["fitted"], row.images["held_out"]) == (len(fitted), held_out)
+    assert row.parameters == sum(tensor.numel() for tensor in model.state_dict().values() if tensor.is_floating_point())
+
+
+def test_mlflow_has_the_variants_below_their_parent(first: Path, workspace: Workspace) -> None:
+    plan = ablate.read_plan(first)
+    parent = tracking.read_run(workspace, plan.run_id)
+    nested = tracking.nested_runs(workspace, plan.run_id)
+    assert (parent.status, parent.metrics["variants"], parent.metrics["failed"]) == ("FINISHED", 4, 0)
+    assert {run.tags["row"] for run in nested} == set(plan.keys)
+    assert len(nested) == len(plan.keys) == 3
+    rows = {row.key: row for row in rows_of(first, workspace).values()}
+    for run in nested:
+        row = rows[run.tags["row"]]
+        assert run.status == "FINISHED"
+        assert run.metrics["image_auroc"] == row.metrics["image_auroc"].value
+        assert row.timing is not None
+        assert run.metrics["milliseconds"] == row.timing.median_ms
+        assert run.params["flow.hidden"] == "4"
+    assert tracking.list_runs(workspace, tracking.ablations_of("plates"), limit=50)
+    artifacts = {item.path for item in tracking.client_of(workspace).list_artifacts(plan.run_id)}
+    assert artifacts == {"table.csv", "table.md", "table.html", "pareto.png", "plan.json", "rows"}
+
+
+def test_asked_again_nothing_is_measured_and_the_run_is_the_same(
+    first: Path, workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Bench, "measure", lambda *_: pytest.fail("there is a row"))
+    before = ablate.read_plan(first)
+    again = ablate.ablate(request(groups=("map", "standardization")), workspace)
+    assert (again, ablate.read_plan(again).run_id) == (first, before.run_id)
+    assert len(tracking.nested_runs(workspace, before.run_id)) == 3
+    part = ablate.ablate(request(groups=("map",)), workspace)
+    assert part != first
+    nested = tracking.nested_runs(workspace, ablate.read_plan(part).run_id)
+    assert sorted(run.metrics["image_auroc"] for run in nested) == sorted(
+        row.metrics["image_auroc"].value for name, row in rows_of(first, workspace).items() if name.startswith("map")
+    )
+    assert ablate.newest("plates", workspace) == part
+
+
+def breaking(measure_it: Callable[..., Row], error: BaseException) -> Callable[..., Row]:
+    """Measuring that fails for the score ``nll``."""
+
+    def broken(bench: Bench, variant: Any, key: str, publish: Any) -> Row:
+        if variant.line.scoring.score == "nll":
+            raise error
+        return measure_it(bench, variant, key, publish)
+
+    return broken
+
+
+@pytest.mark.usefixtures("at_once")
+def test_a_broken_variant_loses_only_its_own_row_and_is_tried_again(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = request(overrides={"scoring.map": "all"})
+    with monkeypatch.context() as patch:
+        patch.setattr(Bench, "measure", breaking(Bench.measure, RuntimeError("no memory")))
+        folder = ablate.ablate(asked, workspace)
+    rows = rows_of(folder, workspace)
+    assert {name: bool(row.error) for name, row in rows.items()} == {
+        "score: mean z²": False, "score: exact likelihood": True, "score: maximum of the map": False,
+    }  # fmt: skip
+    assert "RuntimeError: no memory" in (folder / "table.html").read_text()
+    failed = [r for r in tracking.nested_runs(workspace, ablate.read_plan(folder).run_id) if r.status == "FAILED"]
+    assert [run.tags["error"] for run in failed] == ["no memory"]
+    ablate.ablate(asked, workspace)
+    assert not any(row.error for row in rows_of(folder, workspace).values())
+    assert "no memory" not in (folder / "table.html").read_text()
+
+
+@pytest.mark.usefixtures("at_once")
+@pytest.mark.parametrize("stop", [KeyboardInterrupt(), SystemExit(143)])
+def test_what_ends_the_process_ends_the_ablation_and_keeps_what_was_finished(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch, stop: BaseException
+) -> None:
+    asked = request(overrides={"flow.clamp": 2.0 + 0.1 * isinstance(stop, SystemExit)})
+    with monkeypatch.context() as patch:
+        patch.setattr(Bench, "measure", breaking(Bench.measure, stop))
+        with pytest.raises(type(stop)):
+            ablate.ablate(asked, workspace)
+    folder = ablate.newest("plates", workspace)
+    assert list(rows_of(folder, workspace)) == ["score: mean z²"]
+    assert "mean z²" in (folder / "table.md").read_text()
+    assert tracking.read_run(workspace, ablate.read_plan(folder).run_id).status == "KILLED"
+
+
+@pytest.mark.slow
+def test_lines_fitted_together_share_one_model_and_are_judged_apart(workspace: Workspace) -> None:
+    folder = ablate.ablate(request(groups=("joint",), joined=(OTHER,)), workspace)
+    _, summaries = ablate.read(folder, workspace)
+    rows = {(s.variant.line.line, s.variant.name): s.rows[0] for s in summaries}
+    fitted = {key: row.images["fitted"] for key, row in rows.items()}
+    both = fitted["plates", "alone"] + fitted["tiles", "alone"]
+    assert fitted["plates", "2 lines together"] == fitted["tiles", "2 lines together"] == both
+    assert rows["plates", "2 lines together"].key != rows["tiles", "2 lines together"].key
+    histories = [json.loads(file.read_text()) for file in workspace.models.glob("*/training.json")]
+    seconds = rows["plates", "2 lines together"].training_seconds
+    assert seconds == rows["tiles", "2 lines together"].training_seconds, "fitted once"
+    assert seconds in [sum(epoch["seconds"] for epoch in history) for history in histories]
+    page = (folder / "table.md").read_text()
+    assert "98.2 on MVTec AD (section 4.5, all 15 classes)" in page
+
+
+@pytest.mark.slow
+def test_few_shots_are_judged_on_the_same_held_out_images(workspace: Workspace) -> None:
+    folder = ablate.ablate(request(groups=("shots",), shots=(4,), seeds=(0, 1)), workspace)
+    _, (few, full) = ablate.read(folder, workspace)
+    assert [row.images["fitted"] for row in few.rows] == [4, 4]
+    assert {row.images["held_out"] for row in few.rows} == {full.rows[0].images["held_out"]}
+    assert few.rows[0].metrics != few.rows[1].metrics, "other seeds draw other images"
+
+
+@pytest.mark.slow
+def test_equal_graphs_are_timed_once(first: Path, workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(measure, "time_served", lambda *_: pytest.fail("the graph was timed before"))
+    folder = ablate.ablate(request(groups=("map",), overrides={"training.learning_rate": 1e-3}), workspace)
+    assert all(row.timing is not None and not row.error for row in rows_of(folder, workspace).values())
+
+
+def test_what_is_missing_is_said(workspace: Workspace, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="csflow ablate nothing"):
+        ablate.newest("nothing", workspace)
+    with pytest.raises(DataError, match="no plan"):
+        ablate.read_plan(tmp_path)
+    with pytest.raises(DataError, match="no row"):
+        ablate.read_plan(ablate.newest("plates", workspace)).variant("0" * 64)
