@@ -13,8 +13,8 @@ from csflow.config import LineConfig, Positive, Section, parse_line_json
 from csflow.errors import ConfigError
 
 Group = Literal[
-    "scales", "blocks", "shots", "joint", "width", "standardization", "score", "map", "backbone", "image-size",
-    "detectors",
+    "scales", "blocks", "shots", "joint", "width", "standardization", "training", "score", "map", "backbone",
+    "image-size", "detectors",
 ]  # fmt: skip
 Keys: TypeAlias = dict[str, Any]
 """Values of a line's YAML by dotted name, such as ``flow.blocks``."""

@@ -7,6 +7,7 @@
 ``joint``           Several lines fitted together, each judged by itself (paper, section 4.5).
 ``width``           Hidden channels of the internal networks.
 ``standardization`` Features standardised first, or not.
+``training``        Learning rate and its schedule.
 ``score``, ``map``  How latents become a score and a map; the model is the same.
 ``backbone``        Other trunks.
 ``image-size``      Other sizes of the largest input.
@@ -113,6 +114,14 @@ def _standardization(base: LineConfig, _: Request) -> Iterable[_Trial]:
     return [_trial(name, flow, {"flow.standardize": value}) for name, value in names.items()]
 
 
+def _training(base: LineConfig, _: Request) -> Iterable[_Trial]:
+    flow = _of_kind(base, "csflow")
+    for rate in (2e-4, 1e-3):
+        for schedule in ("constant", "cosine"):
+            keys = {"training.learning_rate": rate, "training.schedule": schedule}
+            yield _trial(f"{rate:g}, {schedule}", flow, keys)
+
+
 def _score(base: LineConfig, _: Request) -> Iterable[_Trial]:
     flow = _of_kind(base, "csflow")
     names = {"mean z²": "mean", "exact likelihood": "nll", "maximum of the map": "max"}
@@ -210,6 +219,7 @@ _MAKERS: Mapping[Group, Callable[[LineConfig, Request], Iterable[_Trial]]] = {
     "joint": _joint,
     "width": _width,
     "standardization": _standardization,
+    "training": _training,
     "score": _score,
     "map": _map,
     "backbone": _backbone,

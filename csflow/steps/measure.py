@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from csflow.manifest import Manifest
     from csflow.model import Model
 
-HELD_OUT_MOST = 64
+HELD_OUT_MOST = 256
 """Most held-out images that get a synthetic defect: enough to order detectors, and cheap."""
 
 DEFECT_SEED = 0
