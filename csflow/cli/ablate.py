@@ -18,8 +18,8 @@ GroupOption: TypeAlias = Annotated[
     typer.Option(
         "--group",
         "-g",
-        help="Question to answer, several times: scales, blocks, shots, joint, width, standardization, training, score, "
-        "map, backbone, image-size, detectors.",
+        help="Question to answer, several times: scales, blocks, shots, joint, width, standardization, training, "
+        "score, map, backbone, image-size, detectors.",
     ),
 ]
 SetOption: TypeAlias = Annotated[
