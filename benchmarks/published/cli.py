@@ -22,6 +22,8 @@ from published.protocol import FOLDER, Protocol, RowSpec, load_protocol
 from published.runs import gather, measure
 from published.table import differences, markdown, row_of, show, write_result
 
+RESULTS = Path(__file__).resolve().parent.parent / "results"
+
 Runs = dict[str, dict[int, dict[str, Any]]]
 
 
@@ -55,6 +57,8 @@ class Job:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure and print a table; 0 unless a row failed."""
     given = _parser().parse_args(arguments)
+    if given.json is None and not (given.quick or given.method or given.seeds or given.protocol):
+        given.json = RESULTS / f"table{given.table}-{'mvtec' if given.table == 1 else given.line}.json"
     try:
         if given.table == 1:
             from published.mvtec import run_table_1
@@ -146,7 +150,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--method", action="append", help="only this row; may be repeated")
     parser.add_argument("--seeds", type=int, nargs="+", help="instead of the protocol's")
     parser.add_argument("--quick", action="store_true", help="show in minutes that everything works")
-    parser.add_argument("--json", type=Path, help="result file, written anew after every row")
+    parser.add_argument(
+        "--json",
+        type=Path,
+        help="result file, written anew after every row; "
+        "by default that in benchmarks/results/, if nothing is shortened or left out",
+    )
     parser.add_argument("--figure", type=Path, help="PNG of the ROC curves, one a row")
     parser.add_argument("--markdown", action="store_true", help="print the table as Markdown too")
     return parser

@@ -182,17 +182,22 @@ def averages(rows: Sequence[Mapping[str, Any]], method: str) -> dict[str, float]
 
 
 def show(rows: Sequence[Mapping[str, Any]], quoted: PaperTable, methods: Sequence[RowSpec]) -> None:
-    """Print one line a class, and the averages."""
+    """Print one line a class, and the averages; what is only quoted stands on the right."""
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title="Table 1: MVTec AD, image AUROC in %", title_justify="left")
+    others = list(next(iter(quoted.classes.values())).others)
+    table = Table(title="Table 1: MVTec AD, image AUROC in %; ours beside the paper's", title_justify="left")
     table.add_column("class")
     for method in methods:
         table.add_column(f"{method.method}\nours / paper", justify="right")
+    for other in others:
+        table.add_column(f"{other}\nquoted", justify="right")
     for name in dict.fromkeys(row["class"] for row in rows):
         by_method = {row["method"]: row for row in rows if row["class"] == name}
-        table.add_row(name, *(_cell(by_method.get(method.method)) for method in methods))
+        paper = quoted.classes.get(name)
+        figures = [_per_cent(paper.others[other] if paper else None) for other in others]
+        table.add_row(name, *(_cell(by_method.get(method.method)) for method in methods), *figures)
     table.add_section()
     for group in ("textures", "objects", "average"):
         cells = []
@@ -200,8 +205,14 @@ def show(rows: Sequence[Mapping[str, Any]], quoted: PaperTable, methods: Sequenc
             joint = quoted.joint if group == "average" else None
             theirs = joint if method.joint else quoted.averages[group]["shots" if _few(method) else "full"]
             cells.append(f"{_per_cent(averages(rows, method.method).get(group))} / {_per_cent(theirs)}")
-        table.add_row(group, *cells)
-    Console().print(table)
+        table.add_row(group, *cells, *(_per_cent(quoted_average(quoted, group, other)) for other in others))
+    Console(width=max(Console().width, 150)).print(table)
+
+
+def quoted_average(quoted: PaperTable, group: str, other: str) -> float:
+    """The paper's average of another method, from its figures of all classes of the group."""
+    kinds = {"textures": {"texture"}, "objects": {"object"}}.get(group, {"texture", "object"})
+    return mean(one.others[other] for one in quoted.classes.values() if one.kind in kinds)
 
 
 def _together(materials: Sequence[Material]) -> Manifest:
