@@ -19,8 +19,8 @@ from csflow.cache import CachedFeatures, CacheManifest, FeatureStore
 from csflow.config import CalibrationConfig, LineConfig, load_line
 from csflow.detector import Detector
 from csflow.errors import DataError
+from csflow.kinds import fit_model
 from csflow.model import Model, round_to_stored, score_stored
-from csflow.models import fit_model
 from csflow.steps.checkout import materialise
 from csflow.workspace import Workspace
 

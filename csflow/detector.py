@@ -23,8 +23,8 @@ from csflow.directory import BACKBONE, MODEL, Description
 from csflow.files import new_directory
 from csflow.flow import Pyramid
 from csflow.images import to_pyramid_inputs
+from csflow.kinds import load_model
 from csflow.model import Model, save_model, score_pyramid, score_stored
-from csflow.models import load_model
 from csflow.prediction import Floats, judged
 from csflow.prediction import Prediction as Prediction
 

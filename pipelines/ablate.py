@@ -34,7 +34,7 @@ def ablate(requests: List[str]) -> None:  # noqa: UP006
     """Ablate lines, one after the other.
 
     Args:
-        requests: What to try on each line, as JSON of :class:`csflow.ablation.Request`.
+        requests: What to try on each line, as JSON of :class:`csflow.ablation.request.Request`.
     """
     with dsl.ParallelFor(requests, parallelism=1) as request:
         planned = plan_ablation(request=request)

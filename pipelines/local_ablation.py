@@ -7,7 +7,7 @@ import shutil
 import sys
 from pathlib import Path
 
-from csflow.ablation import Request
+from csflow.ablation.request import Request
 from csflow.steps.ablate import newest
 from csflow.workspace import Workspace
 from pipelines.local import new_folder, run_child

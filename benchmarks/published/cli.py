@@ -112,8 +112,8 @@ def run_row(job: Job, row: RowSpec, seeds: Sequence[int] | None = None) -> dict[
 
 def _curves(job: Job, runs: Runs) -> bytes:
     """ROC curves of the first seed of every method (the paper's figure 6) as PNG."""
-    from csflow.figures import png, roc_comparison
     from csflow.metrics import roc_curve
+    from csflow.reporting.figures import png, roc_comparison
 
     labels = _labels(job)
     first = {method: next(iter(seeds.values()))["scores"] for method, seeds in runs.items()}

@@ -13,13 +13,13 @@ import numpy as np
 from csflow.backbone import load_backbone
 from csflow.cache import CacheManifest, FeatureStore
 from csflow.config import LineConfig
-from csflow.evaluation import MaskSequence
 from csflow.files import sha256_json, write_json
+from csflow.kinds import load_model
 from csflow.manifest import Manifest
 from csflow.metrics import Measured, by_defect, count_pixels, image_metrics, pixel_metrics
 from csflow.model import round_to_stored, score_stored
-from csflow.models import load_model
 from csflow.progress import say
+from csflow.reporting.evaluation import MaskSequence
 from csflow.steps.context import DETECTOR_CODE, code_version
 from csflow.steps.train import find_or_fit, images_to_fit
 from csflow.workspace import Workspace

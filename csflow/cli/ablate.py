@@ -11,7 +11,7 @@ from csflow.workspace import Workspace
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from csflow.ablation import Request
+    from csflow.ablation.request import Request
 
 GroupOption: TypeAlias = Annotated[
     list[str],
@@ -74,7 +74,7 @@ def request(
     Raises:
         ConfigError: If a line is unknown or an option is wrong.
     """
-    from csflow.ablation import parse_overrides, parse_request
+    from csflow.ablation.request import parse_overrides, parse_request
     from csflow.config import load_line
 
     return parse_request(
@@ -98,7 +98,7 @@ def show(folder: Path, workspace: Workspace) -> None:
     from rich.markup import escape
     from rich.table import Table
 
-    from csflow.ablation_table import NOTES, brief, broken, groups
+    from csflow.ablation.table import NOTES, brief, broken, groups
     from csflow.steps.ablate import read
 
     console = Console()

@@ -9,8 +9,8 @@ import typer
 from csflow.workspace import Workspace
 
 if TYPE_CHECKING:
+    from csflow.ablation.tradeoff import Choice, Criterion, Summary
     from csflow.config import LineConfig
-    from csflow.tradeoff import Choice, Criterion, Summary
 
 
 def choose(
@@ -25,9 +25,9 @@ def choose(
 
     Among variants within the best one's 95 % interval the fastest is taken.
     """
+    from csflow.ablation.tradeoff import choose as pick
     from csflow.config import load_line
     from csflow.steps.ablate import newest, read
-    from csflow.tradeoff import choose as pick
 
     config, workspace = load_line(line), Workspace.from_environment()
     folder = newest(config.line, workspace)
@@ -44,8 +44,8 @@ def _print(found: Choice, takt_ms: float, by: Criterion) -> None:
     from rich.markup import escape
     from rich.table import Table
 
-    from csflow.ablation_table import METRICS, number, percent
-    from csflow.tradeoff import METRIC
+    from csflow.ablation.table import METRICS, number, percent
+    from csflow.ablation.tradeoff import METRIC
 
     chosen, timing = found.chosen, found.chosen.sound[0].timing
     ms = number(chosen.milliseconds, ".1f")
@@ -86,7 +86,7 @@ def _print_keys(chosen: Summary, base: LineConfig) -> None:
 
     import yaml
 
-    from csflow.ablation import differences
+    from csflow.ablation.request import differences
 
     keys = differences(chosen.variant.line, base)
     if not keys:

@@ -23,7 +23,7 @@ def evaluate(
     from csflow.cache import FeatureStore
     from csflow.config import load_line
     from csflow.detector import Detector
-    from csflow.report import write_report
+    from csflow.reporting.report import write_report
     from csflow.steps.checkout import materialise
     from csflow.steps.evaluate import judge
     from csflow.steps.locate import locate_detector

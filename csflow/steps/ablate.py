@@ -15,15 +15,15 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from csflow.ablation import Request, Variant, differences, parse_request
-from csflow.ablation_groups import variants
+from csflow.ablation.groups import variants
+from csflow.ablation.request import Request, Variant, differences, parse_request
+from csflow.ablation.tradeoff import Entry, Row, Summary, summarise
 from csflow.config import LineConfig, Section
 from csflow.errors import CsflowError, DataError, NotRegisteredError, RegistryError
 from csflow.files import exclusive, sha256_json, write_atomic, write_json
 from csflow.progress import say
 from csflow.steps.context import step
 from csflow.steps.measure import Bench
-from csflow.tradeoff import Entry, Row, Summary, summarise
 from csflow.workspace import Workspace
 
 PLAN, TABLE, PLOT, ROWS = "plan.json", "table", "pareto.png", "rows"
@@ -140,9 +140,9 @@ def collect(folder: Path, workspace: Workspace) -> Path:
     Returns:
         The folder.
     """
-    from csflow.ablation_figure import tradeoff_figure
+    from csflow.ablation.figure import tradeoff_figure
     from csflow.adapters import tracking
-    from csflow.figures import png
+    from csflow.reporting.figures import png
 
     planned, summaries = write_tables(folder, workspace)
     write_atomic(folder / PLOT, png(tradeoff_figure(_of_line(summaries, planned.line.line))))
@@ -190,7 +190,7 @@ def collect_step(folder: str, keys: Sequence[str], *, page_out: str | Path) -> s
 
 def write_tables(folder: Path, workspace: Workspace) -> tuple[Plan, list[Summary]]:
     """Write the tables of what is finished so far, and a copy of every row they show."""
-    from csflow.ablation_table import to_csv, to_html, to_markdown
+    from csflow.ablation.table import to_csv, to_html, to_markdown
 
     planned, summaries = read(folder, workspace)
     for summary in summaries:

@@ -155,13 +155,13 @@ def compare(
     """Write the report that compares two detectors image by image.
 
     Args:
-        directory: Where to; see `csflow.comparison.write_comparison`.
+        directory: Where to; see `csflow.reporting.comparison.write_comparison`.
         images: What both were scored on.
         champion: The one in service, or the best there was, with its scores.
         challenger: The new one with its scores.
         verdict: Of the gate.
     """
-    from csflow.comparison import Comparison, judge_scores, views, write_comparison
+    from csflow.reporting.comparison import Comparison, judge_scores, views, write_comparison
 
     sides = [
         judge_scores(f"version {one.version}", images.names, scores, one.detector.calibration)

@@ -23,7 +23,7 @@ ERROR_FILE = "CSFLOW_ERROR_FILE"
 FLOW_CODE = ("convolution", "device", "flow", "training")
 """Modules that decide what a flow becomes, given features and configuration."""
 
-FITTING_CODE = ("baselines", "model", "models")
+FITTING_CODE = ("baselines", "kinds", "model")
 """Modules that decide what the other kinds of detector become, and how a flow is used in them."""
 
 DETECTOR_CODE = (*FLOW_CODE, *FITTING_CODE, "backbone", "cache", "calibration", "detector", "directory", "engine",

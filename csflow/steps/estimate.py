@@ -162,7 +162,7 @@ def _try_extraction(line: LineConfig, manifest: Manifest) -> _ExtractionTrial:
 def _try_training(line: LineConfig, shapes: Sequence[Shape]) -> _TrainingTrial:
     """A few steps; the first one, which allocates everything, does not count."""
     from csflow.adapters.mlflow_store import client_of
-    from csflow.models import fit_model
+    from csflow.kinds import fit_model
     from csflow.training import EpochResult
     from csflow.workspace import Workspace
 

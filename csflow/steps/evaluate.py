@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from csflow.cache import CacheManifest
     from csflow.detector import Detector
     from csflow.manifest import Manifest
-    from csflow.report import Evaluation
+    from csflow.reporting.report import Evaluation
 
 
 FEATURES_SHOWN = 400
@@ -59,7 +59,7 @@ def evaluate(
     with step("evaluate", context):
         from csflow.adapters import tracking
         from csflow.cache import CacheManifest
-        from csflow.report import write_report
+        from csflow.reporting.report import write_report
 
         workspace = Workspace.from_environment()
         manifest, cached = load_manifest(context, Path(manifest_path)), CacheManifest.load(Path(features_path))
@@ -89,8 +89,8 @@ def judge(
         cached: Features of at least the test images.
         nll: Training curve to show in the report.
     """
-    from csflow.evaluation import evaluate_scores
-    from csflow.normality import sample_features
+    from csflow.reporting.evaluation import evaluate_scores
+    from csflow.reporting.normality import sample_features
 
     test, fitted = manifest.rows(role="test"), manifest.rows(role="fit")
     scores, maps = detector.score_features(cached.open(list(test.frame["sha256"])))
@@ -112,8 +112,8 @@ def _assemble(context: RunContext, manifest: Manifest, cached: CacheManifest, mo
     from csflow.backbone import load_backbone
     from csflow.calibration import calibrate
     from csflow.detector import Detector
+    from csflow.kinds import load_model
     from csflow.model import round_to_stored, score_stored
-    from csflow.models import load_model
 
     line = context.line
     fitted = load_model(model / "model.safetensors", line, cached.shapes)

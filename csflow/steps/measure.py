@@ -16,13 +16,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from csflow.ablation import Variant
+from csflow.ablation.request import Variant
+from csflow.ablation.tradeoff import Row, Timing
 from csflow.config import DataConfig, FeatureConfig, LineConfig, RolesConfig
 from csflow.files import new_directory, sha256_file, sha256_json, write_json
 from csflow.metrics import Measured
 from csflow.steps.context import DETECTOR_CODE, code_version
 from csflow.steps.train import OnEpoch, find_or_fit, images_to_fit
-from csflow.tradeoff import Row, Timing
 from csflow.weights import weights_digest
 from csflow.workspace import Workspace
 
@@ -187,8 +187,8 @@ class _Judge:
     """A fitted model with what judges it."""
 
     def __init__(self, line: LineConfig, folder: Path, cached: CacheManifest, manifest: Manifest) -> None:
+        from csflow.kinds import load_model
         from csflow.model import round_to_stored
-        from csflow.models import load_model
 
         self.line, self.cached, self.manifest = line, cached, manifest
         self.test = manifest.rows(role="test")
@@ -234,8 +234,8 @@ class _Judge:
         return {str(name): value for name, value in image_metrics(scores, labels).items()} | self._of_pixels(maps)
 
     def _of_pixels(self, maps: npt.NDArray[Any]) -> dict[str, Measured]:
-        from csflow.evaluation import MaskSequence
         from csflow.metrics import count_pixels, pixel_metrics
+        from csflow.reporting.evaluation import MaskSequence
 
         frame = self.test.frame
         if not (frame["mask"] != "").any():

@@ -111,8 +111,8 @@ def _republish(history: Path, publish: OnEpoch) -> None:
 
 
 def _fit(line: LineConfig, cached: CacheManifest, images: list[str], folder: Path, publish: OnEpoch) -> None:
+    from csflow.kinds import TRAINED, fit_model
     from csflow.model import save_model
-    from csflow.models import TRAINED, fit_model
 
     work = folder.with_suffix(".work")
     history = _History(work / "history.json", publish)

@@ -17,8 +17,8 @@ from csflow.config import FlowConfig
 from csflow.detector import Detector
 from csflow.errors import ModelError
 from csflow.flow import CrossScaleFlow
+from csflow.kinds import load_model
 from csflow.model import round_to_stored, save_model
-from csflow.models import load_model
 
 SHAPE = FlowConfig(blocks=2, hidden=16)
 SHAPES = ((192, 4, 4), (192, 2, 2), (192, 1, 1))

@@ -9,8 +9,9 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from csflow.ablation import Request, changed
-from csflow.ablation_groups import variants
+from csflow.ablation.groups import variants
+from csflow.ablation.request import Request, changed
+from csflow.ablation.tradeoff import Entry, Row, Timing
 from csflow.cli.ablate import request
 from csflow.cli.app import app
 from csflow.config import load_line
@@ -18,7 +19,6 @@ from csflow.errors import ConfigError, DataError
 from csflow.files import write_json
 from csflow.metrics import Measured
 from csflow.steps.ablate import Plan
-from csflow.tradeoff import Entry, Row, Timing
 
 FIGURES = {128: (10.0, 0.90, 0.99), 256: (20.0, 0.95, 0.96), 512: (40.0, 0.99, 0.95)}
 """Milliseconds, AUROC against synthetic defects and on test images by width."""

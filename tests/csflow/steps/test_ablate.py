@@ -12,7 +12,8 @@ import pytest
 from PIL import Image
 from sklearn.metrics import roc_auc_score
 
-from csflow.ablation import Request, Variant
+from csflow.ablation.request import Request, Variant
+from csflow.ablation.tradeoff import Row
 from csflow.adapters import tracking
 from csflow.adapters.versioning import CheckedOut
 from csflow.config import DataConfig, FeatureConfig, FlowConfig, LineConfig, RolesConfig, TrainingConfig
@@ -21,7 +22,6 @@ from csflow.manifest import Manifest, build_manifest
 from csflow.metrics import Measured
 from csflow.steps import ablate, checkout, measure
 from csflow.steps.measure import Bench
-from csflow.tradeoff import Row
 from csflow.workspace import Workspace
 
 LINE = LineConfig(
@@ -120,8 +120,8 @@ def test_figures_are_those_of_the_model(first: Path, workspace: Workspace) -> No
     """Scored by hand, judged by scikit-learn; nothing held out was fitted."""
     from csflow.backbone import load_backbone
     from csflow.cache import FeatureStore
+    from csflow.kinds import load_model
     from csflow.model import score_stored
-    from csflow.models import load_model
     from csflow.steps.train import find_or_fit
 
     row = rows_of(first, workspace)["map: finest scale"]

@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from csflow.ablation import Request
-from csflow.ablation_groups import variants
+from csflow.ablation.groups import variants
+from csflow.ablation.request import Request
+from csflow.ablation.tradeoff import Entry, Row, Summary, Timing, choose, pareto_front, summarise
 from csflow.config import DataConfig, LineConfig
 from csflow.errors import DataError
 from csflow.metrics import Measured
-from csflow.tradeoff import Entry, Row, Summary, Timing, choose, pareto_front, summarise
 
 LINE = LineConfig(line="tiles", data=DataConfig(path="tiles"))
 

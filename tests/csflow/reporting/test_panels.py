@@ -10,9 +10,9 @@ from PIL import Image
 
 from csflow.calibration import Calibration, calibrate
 from csflow.config import CalibrationConfig
-from csflow.figures import png
-from csflow.findings import Example, ImageResult, Sample, SampleGroup
-from csflow.panels import localisation_figure, mistakes_figure, three_views
+from csflow.reporting.figures import png
+from csflow.reporting.findings import Example, ImageResult, Sample, SampleGroup
+from csflow.reporting.panels import localisation_figure, mistakes_figure, three_views
 from csflow.scoring import THRESHOLD_POSITION, colours
 
 HELD_OUT = np.linspace(0.1, 1.0, 40)

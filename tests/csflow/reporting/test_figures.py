@@ -14,7 +14,8 @@ from PIL import Image
 from scipy import stats
 from sklearn.metrics import roc_auc_score
 
-from csflow.figures import (
+from csflow.metrics import Interval, roc_curve
+from csflow.reporting.figures import (
     feature_histograms,
     png,
     rank_scatter,
@@ -23,8 +24,7 @@ from csflow.figures import (
     score_histogram,
     training_curve,
 )
-from csflow.metrics import Interval, roc_curve
-from csflow.normality import fit_normal
+from csflow.reporting.normality import fit_normal
 
 LABELS = np.arange(60) >= 30
 SCORES = np.random.default_rng(0).gamma(3, size=60) + LABELS
@@ -128,7 +128,7 @@ def test_a_png_is_the_same_every_time() -> None:
 
 def test_importing_draws_nothing_and_pyplot_stays_out() -> None:
     code = (
-        "import sys, csflow.figures; assert 'matplotlib' not in sys.modules;"
-        "csflow.figures.training_curve([1.0]); assert 'matplotlib.pyplot' not in sys.modules"
+        "import sys, csflow.reporting.figures; assert 'matplotlib' not in sys.modules;"
+        "csflow.reporting.figures.training_curve([1.0]); assert 'matplotlib.pyplot' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Literal
 
-from csflow.findings import ImageResult
-from csflow.selection import choose_examples, choose_samples
+from csflow.reporting.findings import ImageResult
+from csflow.reporting.selection import choose_examples, choose_samples
 
 
 def result(score: float, defect: str = "") -> ImageResult:

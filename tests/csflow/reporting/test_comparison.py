@@ -13,11 +13,19 @@ from PIL import Image
 from scipy import stats
 
 from csflow.calibration import Calibration, calibrate
-from csflow.comparison import Comparison, Side, Views, compare_evaluations, judge_scores, views, write_comparison
 from csflow.config import CalibrationConfig
 from csflow.errors import DataError
-from csflow.findings import Evaluation
 from csflow.metrics import image_auroc
+from csflow.reporting.comparison import (
+    Comparison,
+    Side,
+    Views,
+    compare_evaluations,
+    judge_scores,
+    views,
+    write_comparison,
+)
+from csflow.reporting.findings import Evaluation
 
 DRAW = np.random.default_rng(0)
 IMAGES = [(f"test/good/{i}.png", "") for i in range(40)] + [(f"test/hole/{i}.png", "hole") for i in range(20)]

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-from csflow.figures import DEFECTIVE, FAINT, GOOD, INK
-from csflow.tradeoff import METRIC, Criterion, Summary, pareto_front
+from csflow.ablation.tradeoff import METRIC, Criterion, Summary, pareto_front
+from csflow.reporting.figures import DEFECTIVE, FAINT, GOOD, INK
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

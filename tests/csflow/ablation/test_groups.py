@@ -6,8 +6,8 @@ from typing import Any, get_args
 
 import pytest
 
-from csflow.ablation import GROUPS, Keys, Request, Variant, changed, differences, parse_overrides, parse_request
-from csflow.ablation_groups import NATIVE_STAGES, UNSEEDED, variants
+from csflow.ablation.groups import NATIVE_STAGES, UNSEEDED, variants
+from csflow.ablation.request import GROUPS, Keys, Request, Variant, changed, differences, parse_overrides, parse_request
 from csflow.config import DataConfig, DetectorKind, FeatureConfig, FlowConfig, LineConfig, RolesConfig
 from csflow.errors import ConfigError
 

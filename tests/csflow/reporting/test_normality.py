@@ -8,7 +8,14 @@ import torch
 from scipy import stats
 
 from csflow.errors import DataError
-from csflow.normality import FeatureSample, fit_normal, judge_normality, normal_limit, representative, sample_features
+from csflow.reporting.normality import (
+    FeatureSample,
+    fit_normal,
+    judge_normality,
+    normal_limit,
+    representative,
+    sample_features,
+)
 
 DRAW = np.random.default_rng(0)
 

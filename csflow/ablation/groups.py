@@ -20,7 +20,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple, get_args
 
-from csflow.ablation import Group, Keys, Quoted, Request, Variant, changed
+from csflow.ablation.request import Group, Keys, Quoted, Request, Variant, changed
 from csflow.config import DetectorKind, LineConfig
 from csflow.errors import ConfigError
 

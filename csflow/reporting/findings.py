@@ -23,7 +23,7 @@ from csflow.metrics import (
     image_metrics,
     roc_curve,
 )
-from csflow.normality import FeatureSample
+from csflow.reporting.normality import FeatureSample
 
 SampleGroup = Literal["miss", "false_alarm", "least_certain", "most_certain"]
 
@@ -105,8 +105,8 @@ class Evaluation:
         images: All test images.
         calibration: Of the detector.
         pixels: None if no defective image has a mask.
-        samples: Images to show, chosen with `csflow.selection.choose_samples`.
-        examples: One typical image of each kind, chosen with `csflow.selection.choose_examples`.
+        samples: Images to show, chosen with `csflow.reporting.selection.choose_samples`.
+        examples: One typical image of each kind, chosen with `csflow.reporting.selection.choose_examples`.
         features: Some features of the training images; None shows no histograms of them.
         nll: Training curve, nll per dimension of each epoch; may be empty.
         lineage: What it came from (data, revision, run, backbone, …), shown as it is.

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from csflow.ablation import Quoted, Variant
+from csflow.ablation.request import Quoted, Variant
 from csflow.config import Section
 from csflow.errors import DataError
 from csflow.metrics import Measured

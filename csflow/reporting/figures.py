@@ -1,7 +1,7 @@
 """Plots of an evaluation, as matplotlib figures that touch no global state.
 
 Good is blue and filled, defective is orange and hatched or hollow; several detectors differ in line style and
-marker: all is told apart without colour, too. Pictures of parts are in `csflow.panels`.
+marker: all is told apart without colour, too. Pictures of parts are in `csflow.reporting.panels`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from csflow.normality import NormalFit
+    from csflow.reporting.normality import NormalFit
 
 Floats = npt.NDArray[np.float64]
 
@@ -122,7 +122,7 @@ def feature_histograms(values: Floats, fit: NormalFit, names: Sequence[str]) -> 
 
     Args:
         values: ``(N, K)``, one feature a column.
-        fit: From `csflow.normality.fit_normal` of ``values``.
+        fit: From `csflow.reporting.normality.fit_normal` of ``values``.
         names: ``(K,)``, what each feature is.
 
     Reference:

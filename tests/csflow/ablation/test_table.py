@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 from matplotlib.text import Text
 
-from csflow.ablation import Request
-from csflow.ablation_figure import tradeoff_figure
-from csflow.ablation_groups import variants
-from csflow.ablation_table import METRICS, brief, table, to_csv, to_html, to_markdown
+from csflow.ablation.figure import tradeoff_figure
+from csflow.ablation.groups import variants
+from csflow.ablation.request import Request
+from csflow.ablation.table import METRICS, brief, table, to_csv, to_html, to_markdown
+from csflow.ablation.tradeoff import Entry, Row, Summary, Timing, summarise
 from csflow.config import DataConfig, LineConfig
 from csflow.metrics import Measured
-from csflow.tradeoff import Entry, Row, Summary, Timing, summarise
 
 LINE = LineConfig(line="tiles", data=DataConfig(path="tiles"))
 WIDTHS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)

@@ -7,9 +7,9 @@ from dataclasses import asdict
 from pathlib import Path
 
 from csflow.files import write_atomic, write_json
-from csflow.findings import Evaluation as Evaluation
-from csflow.normality import Normality, judge_normality
-from csflow.page import css_gradient, data_uri, encoded, render_page, thumbnail
+from csflow.reporting.findings import Evaluation as Evaluation
+from csflow.reporting.normality import Normality, judge_normality
+from csflow.reporting.page import css_gradient, data_uri, encoded, render_page, thumbnail
 
 
 def write_report(directory: Path, evaluation: Evaluation) -> Path:
@@ -68,7 +68,7 @@ def render(evaluation: Evaluation, figures: Mapping[str, bytes], normality: Norm
 
 def _examples(evaluation: Evaluation) -> list[dict[str, object]]:
     """The typical images with their three views, as the page shows them."""
-    from csflow.panels import three_views
+    from csflow.reporting.panels import three_views
 
     return [
         {"result": example.result, "views": [thumbnail(view) for view in three_views(example, evaluation.calibration)]}
@@ -78,7 +78,7 @@ def _examples(evaluation: Evaluation) -> list[dict[str, object]]:
 
 def _figures(evaluation: Evaluation, normality: Normality | None) -> dict[str, bytes]:
     """The plots, as PNG files by name."""
-    from csflow import figures
+    from csflow.reporting import figures
 
     drawn: dict[str, bytes] = {}
     good, bad = evaluation.scores[~evaluation.labels], evaluation.scores[evaluation.labels]
@@ -105,7 +105,7 @@ def _figures(evaluation: Evaluation, normality: Normality | None) -> dict[str, b
 
 def _panels(evaluation: Evaluation) -> dict[str, bytes]:
     """The panels of pictures, as PNG files by name; the page shows the same pictures in its own layout."""
-    from csflow import figures, panels
+    from csflow.reporting import figures, panels
 
     drawn: dict[str, bytes] = {}
     if evaluation.examples:

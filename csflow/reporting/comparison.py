@@ -19,9 +19,9 @@ from PIL import Image
 from csflow.calibration import Calibration
 from csflow.errors import DataError
 from csflow.files import write_atomic, write_json
-from csflow.findings import Evaluation, ImageResult
 from csflow.metrics import IMAGE_METRICS, PairedDifference, paired_bootstrap, roc_curve
-from csflow.page import data_uri, encoded, render_page, thumbnail
+from csflow.reporting.findings import Evaluation, ImageResult
+from csflow.reporting.page import data_uri, encoded, render_page, thumbnail
 from csflow.scoring import overlay
 
 Floats = npt.NDArray[np.float64]
@@ -257,7 +257,7 @@ def _render(comparison: Comparison, figures: Mapping[str, bytes], pictures: Mapp
 
 
 def _figures(comparison: Comparison) -> dict[str, bytes]:
-    from csflow import figures
+    from csflow.reporting import figures
 
     sides, labels = (comparison.champion, comparison.challenger), comparison.labels
     scatter = figures.rank_scatter(

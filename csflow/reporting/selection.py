@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from csflow.findings import ImageResult, SampleGroup
+from csflow.reporting.findings import ImageResult, SampleGroup
 
 
 def choose_samples(

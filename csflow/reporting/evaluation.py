@@ -10,13 +10,13 @@ import numpy as np
 import numpy.typing as npt
 
 from csflow.calibration import Calibration
-from csflow.findings import Evaluation, Example, ImageResult, PixelFindings, Sample, SampleGroup
 from csflow.images import read_image
 from csflow.manifest import Manifest
 from csflow.metrics import binning_error, count_pixels, pixel_by_defect, pixel_metrics
-from csflow.normality import FeatureSample
+from csflow.reporting.findings import Evaluation, Example, ImageResult, PixelFindings, Sample, SampleGroup
+from csflow.reporting.normality import FeatureSample
+from csflow.reporting.selection import choose_examples, choose_samples
 from csflow.scoring import overlay
-from csflow.selection import choose_examples, choose_samples
 
 
 def evaluate_scores(
@@ -38,7 +38,7 @@ def evaluate_scores(
         calibration: The detector's threshold.
         nll: Training curve, nll per dimension of each epoch.
         lineage: Where the detector came from.
-        features: Of the training images, from `csflow.normality.sample_features`; None shows no histograms.
+        features: Of the training images, from `csflow.reporting.normality.sample_features`; None shows no histograms.
 
     Raises:
         DataError: If an image or a mask cannot be read.

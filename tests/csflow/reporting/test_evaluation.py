@@ -11,9 +11,9 @@ from sklearn.metrics import roc_auc_score
 
 from csflow.calibration import Calibration, calibrate
 from csflow.config import CalibrationConfig, RolesConfig
-from csflow.evaluation import MaskSequence, evaluate_scores
 from csflow.manifest import Manifest, build_manifest
 from csflow.metrics import PIXEL_METRICS
+from csflow.reporting.evaluation import MaskSequence, evaluate_scores
 from csflow.scoring import upsample
 
 DRAW = np.random.default_rng(3)

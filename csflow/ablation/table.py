@@ -6,8 +6,8 @@ import csv
 import io
 from collections.abc import Sequence
 
+from csflow.ablation.tradeoff import Row, Summary
 from csflow.metrics import Measured
-from csflow.tradeoff import Row, Summary
 
 METRICS = {
     "image_auroc": "image AUROC",
@@ -68,7 +68,7 @@ def to_html(title: str, summaries: Sequence[Summary], plot: bytes | None) -> str
         summaries: Variants in the order of the table.
         plot: The plot as a PNG file, or None.
     """
-    from csflow.page import data_uri, render_page
+    from csflow.reporting.page import data_uri, render_page
 
     tables = [
         {"group": group, "head": table(same)[0], "body": table(same)[1:], "broken": broken(same)}

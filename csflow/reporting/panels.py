@@ -14,8 +14,8 @@ import numpy as np
 from PIL import Image
 
 from csflow.calibration import Calibration
-from csflow.figures import FAINT, INK
-from csflow.findings import Example, ImageResult, Sample, times_threshold
+from csflow.reporting.figures import FAINT, INK
+from csflow.reporting.findings import Example, ImageResult, Sample, times_threshold
 from csflow.scoring import THRESHOLD_POSITION, colours, heatmap_png, overlay
 
 if TYPE_CHECKING:

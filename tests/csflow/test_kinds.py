@@ -17,9 +17,9 @@ from csflow.config import LineConfig
 from csflow.detector import Detector
 from csflow.engine import Engine
 from csflow.errors import ConfigError, DataError, ModelError
+from csflow.kinds import fit_model, load_model
 from csflow.manifest import Manifest, build_manifest
 from csflow.model import Model, PooledFeatures, PooledFlowModel, pooled, round_to_stored, save_model, score_stored
-from csflow.models import fit_model, load_model
 
 SMALL = {
     "data": {"path": "images"},

@@ -16,11 +16,11 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 
 from csflow.calibration import Calibration, calibrate
 from csflow.config import CalibrationConfig
-from csflow.findings import Evaluation, Example, ImageResult, PixelFindings, Sample
 from csflow.metrics import IMAGE_METRICS, PIXEL_METRICS, Measured, PixelMetric, clopper_pearson
-from csflow.normality import FeatureSample
-from csflow.report import write_report
-from csflow.selection import choose_examples, choose_samples
+from csflow.reporting.findings import Evaluation, Example, ImageResult, PixelFindings, Sample
+from csflow.reporting.normality import FeatureSample
+from csflow.reporting.report import write_report
+from csflow.reporting.selection import choose_examples, choose_samples
 
 PICTURE = Image.new("L", (500, 400), 90)
 PIXEL: dict[PixelMetric, Measured] = {
