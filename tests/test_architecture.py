@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-METHOD = [file for part in (".", "ablation", "metrics", "reporting", "synthetic") for file in sorted((ROOT / "csflow" / part).glob("*.py"))]
+PARTS = (".", "ablation", "metrics", "reporting", "synthetic")
+METHOD = [file for part in PARTS for file in sorted((ROOT / "csflow" / part).glob("*.py"))]
 ADAPTERS = sorted((ROOT / "csflow/adapters").rglob("*.py"))
 PACKAGE = sorted((ROOT / "csflow").rglob("*.py"))
 COMPONENTS = sorted((ROOT / "components").glob("*.py"))

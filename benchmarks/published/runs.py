@@ -16,10 +16,10 @@ from csflow.config import LineConfig
 from csflow.files import sha256_json, write_json
 from csflow.kinds import load_model
 from csflow.manifest import Manifest
-from csflow.metrics import Measured, by_defect, count_pixels, image_metrics, pixel_metrics
+from csflow.metrics import by_defect
 from csflow.model import round_to_stored, score_stored
 from csflow.progress import say
-from csflow.reporting.evaluation import MaskSequence
+from csflow.reporting.evaluation import measured_on
 from csflow.steps.context import DETECTOR_CODE, code_version
 from csflow.steps.train import find_or_fit, images_to_fit
 from csflow.workspace import Workspace
@@ -81,12 +81,7 @@ def measure(line: LineConfig, material: Material, workspace: Workspace, results:
 
 def _metrics(test: Manifest, scores: np.ndarray[Any, Any], maps: np.ndarray[Any, Any]) -> dict[str, Any]:
     labels = (test.frame["label"] == "defective").to_numpy()
-    metrics: dict[str, Measured] = {}
-    metrics.update(image_metrics(scores, labels).items())
-    masked = ((test.frame["mask"] != "") | ~labels).to_numpy()
-    if (test.frame["mask"] != "").any():
-        chosen = Manifest(test.frame[masked].reset_index(drop=True), test.root)
-        metrics.update(pixel_metrics(count_pixels(list(maps[masked]), MaskSequence(chosen))).items())
+    metrics = measured_on(test, scores, maps)
     types = by_defect(scores, labels, list(test.frame["defect"]))
     say("  " + "  ".join(f"{name} {100 * value.value:.2f}" for name, value in metrics.items()))
     return {

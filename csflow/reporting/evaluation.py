@@ -12,7 +12,15 @@ import numpy.typing as npt
 from csflow.calibration import Calibration
 from csflow.images import read_image
 from csflow.manifest import Manifest
-from csflow.metrics import binning_error, count_pixels, pixel_by_defect, pixel_metrics
+from csflow.metrics import (
+    Measured,
+    PixelCounts,
+    binning_error,
+    count_pixels,
+    image_metrics,
+    pixel_by_defect,
+    pixel_metrics,
+)
 from csflow.reporting.findings import Evaluation, Example, ImageResult, PixelFindings, Sample, SampleGroup
 from csflow.reporting.normality import FeatureSample
 from csflow.reporting.selection import choose_examples, choose_samples
@@ -89,13 +97,38 @@ class MaskSequence(Sequence[npt.NDArray[np.bool_]]):
         return np.zeros((height, width), dtype=bool)
 
 
-def _pixels(test: Manifest, maps: npt.NDArray[np.float32]) -> PixelFindings | None:
-    """Pixel metrics over good images and those defective ones that have a mask; None without any mask."""
+def measured_on(test: Manifest, scores: npt.NDArray[np.float32], maps: npt.NDArray[np.float32]) -> dict[str, Measured]:
+    """Every metric of the test images with its 95 % interval; those of pixels only if there are masks.
+
+    Args:
+        test: The test images ``(N,)``, good and defective.
+        scores: Their anomaly scores ``(N,)``.
+        maps: Their anomaly maps ``(N, h, w)``.
+
+    Raises:
+        DataError: If one kind of images is missing, or an image or a mask cannot be read.
+    """
+    labels = (test.frame["label"] == "defective").to_numpy()
+    found: dict[str, Measured] = {}
+    found.update(image_metrics(scores, labels).items())
+    if (counted := _counted(test, maps)) is not None:
+        found.update(pixel_metrics(counted[1]).items())
+    return found
+
+
+def _counted(test: Manifest, maps: npt.NDArray[np.float32]) -> tuple[Manifest, PixelCounts] | None:
+    """Good images and those defective ones that have a mask, with their pixels; None without any mask."""
     known = ((test.frame["mask"] != "") | (test.frame["label"] == "good")).to_numpy()
     if not (test.frame["mask"] != "").any():
         return None
     chosen = Manifest(test.frame[known].reset_index(drop=True), test.root)
-    counts = count_pixels(list(maps[known]), MaskSequence(chosen))
+    return chosen, count_pixels(list(maps[known]), MaskSequence(chosen))
+
+
+def _pixels(test: Manifest, maps: npt.NDArray[np.float32]) -> PixelFindings | None:
+    if (counted := _counted(test, maps)) is None:
+        return None
+    chosen, counts = counted
     by_defect = pixel_by_defect(counts, list(chosen.frame["defect"]))
     return PixelFindings(pixel_metrics(counts), by_defect, binning_error(counts))
 

@@ -48,7 +48,8 @@ TIMED_IMAGES = 8
 """Different images taken in turn."""
 
 _JUDGING = ("synthetic/paste", "synthetic/noise", "metrics/image", "metrics/intervals",
-            "metrics/pixel", "metrics/pixel_counts", "metrics/ranking", "steps/measure")  # fmt: skip
+            "metrics/pixel", "metrics/pixel_counts", "metrics/ranking", "reporting/evaluation",
+            "steps/measure")  # fmt: skip
 
 
 class Bench:
@@ -227,23 +228,9 @@ class _Judge:
         """Metrics of the test images; none without both kinds, none of pixels without masks."""
         if set(self.test.frame["label"]) != {"good", "defective"}:
             return {}
-        from csflow.metrics import image_metrics
+        from csflow.reporting.evaluation import measured_on
 
-        scores, maps = self.scored_test
-        labels = (self.test.frame["label"] == "defective").to_numpy()
-        return {str(name): value for name, value in image_metrics(scores, labels).items()} | self._of_pixels(maps)
-
-    def _of_pixels(self, maps: npt.NDArray[Any]) -> dict[str, Measured]:
-        from csflow.metrics import count_pixels, pixel_metrics
-        from csflow.reporting.evaluation import MaskSequence
-
-        frame = self.test.frame
-        if not (frame["mask"] != "").any():
-            return {}
-        known = ((frame["mask"] != "") | (frame["label"] == "good")).to_numpy()
-        chosen = type(self.test)(frame[known].reset_index(drop=True), self.test.root)
-        counts = count_pixels(list(maps[known]), MaskSequence(chosen))
-        return {str(name): value for name, value in pixel_metrics(counts).items()}
+        return measured_on(self.test, *self.scored_test)
 
     def save(self, backbone: Backbone, directory: Path, pictures: Sequence[Image.Image]) -> None:
         """Write the detector directory that would be served, without a threshold, which takes no time."""
