@@ -127,6 +127,7 @@ def classes(tmp_path: Path) -> Path:
     return tmp_path / "mvtec"
 
 
+@pytest.mark.slow
 def test_table_1_on_a_folder_of_classes(
     classes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -74,7 +74,10 @@ def cached(store: FeatureStore, manifest: Manifest, line: LineConfig, backbone: 
     return store.extract(manifest, line.features, backbone).open(list(manifest.frame["sha256"]))
 
 
-@pytest.mark.parametrize("name", KINDS)
+FAST = {"csflow-max-all", "csflow-concatenated", "mahalanobis", "patchcore-native", "differnet-turned"}
+
+
+@pytest.mark.parametrize("name", [n if n in FAST else pytest.param(n, marks=pytest.mark.slow) for n in KINDS])
 def test_what_is_fitted_is_what_is_read_and_served(
     name: str, manifest: Manifest, store: FeatureStore, tmp_path: Path
 ) -> None:
