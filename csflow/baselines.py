@@ -31,6 +31,9 @@ SMOOTHING = 4.0
 CANDIDATES = 200_000
 """Most patches PatchCore thins out; of more, so many are drawn. Every patch kept is compared with all of them."""
 
+DISTANCES = 50_000_000
+"""Most distances to kept patches worked out at once when stored features are scored: 200 MB."""
+
 PROJECTED = 128
 """Dimensions in which PatchCore compares patches while thinning them out (the authors' default)."""
 
@@ -64,9 +67,10 @@ class NearestNeighbour(_Distance):
 
     def forward(self, pyramid: Pyramid) -> tuple[Tensor, Tensor]:
         """See :meth:`csflow.model.Model.forward`."""
-        scores = _distances(pooled(pyramid) - self.centre, self.memory).amin(dim=1)
+        scores, _ = _nearest(pooled(pyramid) - self.centre, self.memory)
         places, shape = _places(joined(pyramid))
-        return scores, _distances(places - self.centre, self.memory).amin(dim=1).reshape(shape)
+        distances, _ = _nearest(places - self.centre, self.memory)
+        return scores, distances.reshape(shape)
 
     @classmethod
     def fit(cls, features: Features) -> NearestNeighbour:
@@ -108,7 +112,7 @@ class Mahalanobis(_Distance):
         """Estimate mean and covariance.
 
         Raises:
-            DataError: If there are fewer than two images.
+            DataError: If there are too few different images.
         """
         from sklearn.covariance import LedoitWolf
 
@@ -116,7 +120,14 @@ class Mahalanobis(_Distance):
         if len(vectors) < 2:
             raise DataError(f"A covariance needs at least 2 good images, got {len(vectors)}. Add good images.")
         estimate = LedoitWolf().fit(vectors)
-        whitening = np.linalg.inv(np.linalg.cholesky(estimate.covariance_))
+        try:
+            whitening = np.linalg.inv(np.linalg.cholesky(estimate.covariance_))
+        except np.linalg.LinAlgError as error:
+            different = len(np.unique(vectors, axis=0))
+            raise DataError(
+                f"The covariance of {len(vectors)} good images, {different} of them different, has no inverse. "
+                "Add good images that are not copies, or use detector nearest-neighbour."
+            ) from error
         return cls(torch.from_numpy(estimate.location_), torch.from_numpy(whitening))
 
 
@@ -217,13 +228,17 @@ class Patchcore(_Distance):
         """See :meth:`csflow.model.Model.forward`."""
         patches, shape = _places(_patches(pyramid))
         patches = patches - self.centre
-        distances, nearest = _distances(patches, self.memory).min(dim=1)
+        distances, nearest = _nearest(patches, self.memory)
         by_image = distances.reshape(shape[0], -1)
         score, place = by_image.max(dim=1)
         if self._weighing > 1:
             farthest = torch.arange(shape[0], device=place.device) * by_image.shape[1] + place
             score = score * self._weight(patches[farthest], self.memory[nearest[farthest]])
         return score, smooth(distances.reshape(shape), self.kernel)
+
+    def images_at_once(self, places: int) -> int:
+        """See :meth:`csflow.model.Model.images_at_once`: distances to all kept patches are one large table."""
+        return max(1, min(super().images_at_once(places), DISTANCES // (places * len(self.memory))))
 
     def _weight(self, patches: Tensor, nearest: Tensor) -> Tensor:
         """Weight ``(B,)`` of patches ``(B, D)`` by the neighbourhood of their nearest kept patches."""
@@ -252,8 +267,9 @@ class Patchcore(_Distance):
                 parts.append(patches[torch.from_numpy(chosen)])
         candidates = torch.cat(parts)
         centre = candidates.mean(dim=0)
+        candidates -= centre
         keep = max(1, min(config.largest, round(config.coreset * len(features) * places), len(candidates)))
-        memory = (candidates - centre)[farthest_first(candidates - centre, keep, rng)]
+        memory = candidates[farthest_first(candidates, keep, rng)]
         neighbours = min(config.neighbours, keep)
         return cls(memory, centre, smoothing_kernel(pixels / width), torch.tensor(neighbours))
 
@@ -311,6 +327,12 @@ def _places(maps: Tensor) -> tuple[Tensor, tuple[int, int, int]]:
     """Places of all images as vectors ``(B h w, D)``, and ``(B, h, w)``."""
     batch, channels, height, width = maps.shape
     return maps.permute(0, 2, 3, 1).reshape(-1, channels), (batch, height, width)
+
+
+def _nearest(vectors: Tensor, memory: Tensor) -> tuple[Tensor, Tensor]:
+    """Distance ``(n,)`` to the nearest row of ``memory``, and which it is; small distances are exact, too."""
+    place = (memory.square().sum(dim=1) - 2 * vectors @ memory.T).argmin(dim=1)
+    return (vectors - memory[place]).square().sum(dim=1).sqrt(), place
 
 
 def _distances(vectors: Tensor, memory: Tensor) -> Tensor:

@@ -182,7 +182,7 @@ class CacheManifest:
 
     @property
     def channels(self) -> int:
-        """Channels of every feature map."""
+        """Channels of the first feature map; of all, unless several stages are read."""
         return self.shapes[0][0]
 
     @property

@@ -70,11 +70,6 @@ class FeatureConfig(Section):
         """The stages whose last block is read, ascending."""
         return self.stages or (self.stage,)
 
-    @property
-    def levels(self) -> int:
-        """Feature maps of an image: for every turn, one a scale and stage, finest first."""
-        return self.scales * len(self.stages_read) * self.rotations
-
 
 class FlowConfig(Section):
     """Shape of the cross-scale flow (paper 3.2)."""
@@ -98,6 +93,8 @@ class FlowConfig(Section):
     def _scales_once(self) -> Self:
         if self.scales is not None and (not self.scales or list(self.scales) != sorted(set(self.scales))):
             raise ValueError(f"scales needs ascending numbers, each once, got {list(self.scales)}")
+        if self.scales and self.fusion == "cross" and self.scales[-1] - self.scales[0] >= len(self.scales):
+            raise ValueError(f"scales {list(self.scales)} leaves one out, but fusion cross needs neighbours")
         return self
 
     @model_validator(mode="after")

@@ -95,7 +95,7 @@ class Detector:
             save_model(self.model, target / MODEL)
             save_trunk(self.backbone, target / BACKBONE)
             write_graph(self, target)
-            check_agreement(self.predict(images), Engine.load(target).predict(images))
+            check_agreement(self.predict(images), Engine.load(target).predict(images), self.calibration)
 
     @classmethod
     def load(cls, directory: Path, *, device: str = "cpu") -> Detector:

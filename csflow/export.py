@@ -11,6 +11,7 @@ import numpy as np
 import onnx
 from PIL import Image
 
+from csflow.calibration import Calibration
 from csflow.directory import BACKBONE, FORMAT, GRAPH, MODEL, digest_beside_graph
 from csflow.engine import open_session
 from csflow.errors import ModelError
@@ -21,6 +22,9 @@ from csflow.sizing import put_sizing_in
 
 if TYPE_CHECKING:
     from csflow.detector import Detector
+
+NEGLIGIBLE = 0.1
+"""Part of the largest calibration score below which a score counts as no smaller."""
 
 AGREEMENT = 1e-3
 """Largest relative difference between a graph and torch, of a score or (in the Euclidean norm) of a map."""
@@ -59,18 +63,24 @@ def export_file(detector: Detector, output: Path, examples: Sequence[Image.Image
         single = Path(folder) / "single.onnx"
         single.write_bytes(model.SerializeToString())
         images = list(examples) or drawn_examples()
-        check_agreement(detector.predict(images), _predictions(single, detector, images))
+        check_agreement(detector.predict(images), _predictions(single, detector, images), detector.calibration)
         single.replace(output)
 
 
-def check_agreement(expected: Sequence[Prediction], found: Sequence[Prediction]) -> None:
+def check_agreement(expected: Sequence[Prediction], found: Sequence[Prediction], calibration: Calibration) -> None:
     """Refuse a graph that does not say what torch says.
+
+    Args:
+        expected: What torch says.
+        found: What the graph says of the same images.
+        calibration: Its scores say which differences matter: a score near zero need not agree in all its digits.
 
     Raises:
         ModelError: Naming the largest difference.
     """
     pairs = list(zip(expected, found, strict=True))
-    scores = np.max([abs(a.score - b.score) / abs(a.score) for a, b in pairs])
+    usual = NEGLIGIBLE * max((abs(score) for score in calibration.scores), default=0.0)
+    scores = np.max([abs(a.score - b.score) / max(abs(a.score), usual, 1e-30) for a, b in pairs])
     maps = np.max([_distance(a, b) for a, b in pairs])
     if not (scores <= AGREEMENT and maps <= AGREEMENT):  # also if one is not a number
         raise ModelError(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -37,9 +38,13 @@ class Model(nn.Module, ABC):
             anomalous.
         """
 
+    def images_at_once(self, places: int) -> int:
+        """How many images whose finest level has so many places can be scored at once in little memory."""
+        return 16
+
     def on(self, pyramid: Pyramid) -> Pyramid:
         """A pyramid where the model lies, in float32."""
-        place = next(self.parameters(), torch.zeros(())).device
+        place = next(chain(self.parameters(), self.buffers())).device
         return [level.to(place, torch.float32) for level in pyramid]
 
 
@@ -116,15 +121,16 @@ def turns_pooled(pyramid: Pyramid, rotations: int) -> list[Tensor]:
     return [pooled(pyramid[turn * count : (turn + 1) * count])[:, :, None, None] for turn in range(rotations)]
 
 
-def score_stored(model: Model, features: Features, *, batch_size: int = 16) -> tuple[Floats, Floats]:
+def score_stored(model: Model, features: Features) -> tuple[Floats, Floats]:
     """Score stored features with a model.
 
     Returns:
         Anomaly scores ``(N,)`` and anomaly maps ``(N, h, w)``, both float32; empty for no images.
     """
-    parts = [score_pyramid(model, features.batch(rows)) for rows in _chunks(len(features), batch_size)]
-    if not parts:
+    if not len(features):
         return np.zeros(0, np.float32), np.zeros((0, 0, 0), np.float32)
+    size = model.images_at_once(features.batch([0])[0][0, 0].numel())
+    parts = [score_pyramid(model, features.batch(rows)) for rows in _chunks(len(features), size)]
     return np.concatenate([scores for scores, _ in parts]), np.concatenate([maps for _, maps in parts])
 
 
@@ -162,7 +168,7 @@ def _stored(model: nn.Module) -> dict[str, Tensor]:
     if broken:
         raise ModelError(
             f"{len(broken)} weights of the model, {broken[0]} the first, are not finite in half precision. "
-            "Training diverged: lower training.learning_rate."
+            "If it was trained, it diverged: lower training.learning_rate; for PaDiM raise padim.regularization."
         )
     return stored
 

@@ -63,7 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if given.table == 1:
             from published.mvtec import run_table_1
 
-            return run_table_1(given)
+            return run_table_1(given, repeatable(given))
         return _run(given)
     except CsflowError as error:
         print(error, file=sys.stderr)
@@ -92,9 +92,10 @@ def _run(given: argparse.Namespace) -> int:
     show(protocol, rows, measured_on=measured_on)
     if given.markdown:
         print(markdown(protocol, rows, measured_on=measured_on))
-    if given.figure and runs:
-        write_atomic(given.figure, _curves(job, runs))
-    run.finish([file for file in (given.json, given.figure) if file], f"{len(rows)} rows")
+    figure = given.figure or job.results / f"table{protocol.table}-roc.png"
+    if runs:
+        write_atomic(figure, _curves(job, runs))
+    run.finish([file for file in (given.json, figure) if file and file.exists()], f"{len(rows)} rows")
     return int(any("error" in row for row in rows))
 
 
@@ -121,12 +122,10 @@ def _curves(job: Job, runs: Runs) -> bytes:
 
 
 def _write(given: argparse.Namespace, job: Job, rows: Sequence[Mapping[str, Any]], runs: Runs) -> None:
-    command = f"python benchmarks/paper.py {shlex.join(_repeatable(given))}"
     compared: list[dict[str, Any]] = []
-    last = rows[-1]["method"]
-    if job.protocol.compare and job.protocol.compare in runs and last in runs:
-        compared = differences(runs, _labels(job), of=job.protocol.compare)
-    write_result(given.json, job.protocol, rows, command=command, line=job.name, differences=compared)
+    if job.protocol.compare in runs:
+        compared = differences(runs, _labels(job), of=str(job.protocol.compare))
+    write_result(given.json, job.protocol, rows, command=repeatable(given), line=job.name, differences=compared)
 
 
 def _labels(job: Job) -> list[bool]:
@@ -135,10 +134,14 @@ def _labels(job: Job) -> list[bool]:
     return [bool(label == "defective") for label in manifest.frame["label"]]
 
 
-def _repeatable(given: argparse.Namespace) -> list[str]:
-    words = ["--table", str(given.table), "--line", given.line]
+def repeatable(given: argparse.Namespace) -> str:
+    """The command that measures the same again, without the paths of this machine."""
+    words = ["--table", str(given.table), *(["--data", "MVTEC_ROOT"] if given.table == 1 else ["--line", given.line])]
     words += ["--quick"] if given.quick else []
-    return words + (["--seeds", *map(str, given.seeds)] if given.seeds else [])
+    words += ["--protocol", Path(given.protocol).name] if given.protocol else []
+    words += [word for method in given.method or () for word in ("--method", method)]
+    words += ["--seeds", *map(str, given.seeds)] if given.seeds else []
+    return f"python benchmarks/paper.py {shlex.join(words)}"
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -60,7 +59,7 @@ class Class:
     paper: PaperClass | None
 
 
-def run_table_1(given: argparse.Namespace) -> int:
+def run_table_1(given: argparse.Namespace, command: str) -> int:
     """Measure all classes below ``--data``; 0 unless one failed."""
     if given.data is None:
         raise ConfigError("Table 1 needs --data, a folder with a folder a class in MVTec AD layout.")
@@ -76,7 +75,7 @@ def run_table_1(given: argparse.Namespace) -> int:
         for found in measured:
             rows.append(found)
             if given.json:
-                _write(given, protocol, rows, quoted)
+                _write(given.json, protocol, rows, quoted, command)
     show(rows, quoted, protocol.rows)
     run.finish([given.json] if given.json else [], f"{len(rows)} rows")
     return int(any("error" in row for row in rows))
@@ -230,16 +229,13 @@ def _shared(materials: Sequence[Material]) -> CacheManifest:
     return replace(materials[0].cached, entries=tuple(entries))
 
 
-def _write(
-    given: argparse.Namespace, protocol: Protocol, rows: Sequence[Mapping[str, Any]], quoted: PaperTable
-) -> None:
-    words = ["--table", "1", "--data", "MVTEC_ROOT", *(["--quick"] if given.quick else [])]
+def _write(file: Path, protocol: Protocol, rows: Sequence[Mapping[str, Any]], quoted: PaperTable, command: str) -> None:
     methods = [row.method for row in protocol.rows]
     write_result(
-        given.json,
+        file,
         protocol,
         rows,
-        command=f"python benchmarks/paper.py {shlex.join(words)}",
+        command=command,
         averages={method: averages(rows, method) for method in methods},
         paper_averages={**quoted.averages, "joint": quoted.joint},
     )

@@ -24,6 +24,10 @@ from csflow.steps.context import DETECTOR_CODE, code_version
 from csflow.steps.train import find_or_fit, images_to_fit
 from csflow.workspace import Workspace
 
+MEASURING_CODE = ("metrics/image", "metrics/intervals", "metrics/pixel", "metrics/pixel_counts", "metrics/ranking",
+                  "reporting/evaluation")  # fmt: skip
+"""Modules that decide what is said of scores and maps."""
+
 
 @dataclass(frozen=True)
 class Material:
@@ -62,7 +66,8 @@ def measure(line: LineConfig, material: Material, workspace: Workspace, results:
     """
     images = images_to_fit(line, list(material.fit.frame["sha256"]))
     judged = list(material.test.frame["sha256"])
-    key = sha256_json([material.cached.space, images, judged, line.method_digest(), code_version(*DETECTOR_CODE)])
+    code = code_version(*DETECTOR_CODE, *MEASURING_CODE)
+    key = sha256_json([material.cached.space, images, material.test.digest, line.method_digest(), code])
     file = results / f"{key}.json"
     if file.is_file():
         found: dict[str, Any] = json.loads(file.read_text())

@@ -42,10 +42,15 @@ def variants(request: Request) -> list[Variant]:
     found: dict[tuple[str, str, str, int], Variant] = {}
     for group in dict.fromkeys(request.groups):
         for name, line, quoted, joined in _MAKERS[group](base, request):
-            for seed in request.seeds[:1] if line.detector in UNSEEDED else request.seeds:
-                variant = Variant(group=group, name=name, line=line.with_seed(seed), joined=joined, quoted=quoted)
+            for seed in request.seeds[:1] if _is_unseeded(line) else request.seeds:
+                seeded = tuple(other.with_seed(seed) for other in joined)
+                variant = Variant(group=group, name=name, line=line.with_seed(seed), joined=seeded, quoted=quoted)
                 found.setdefault((group, name, line.line, seed), variant)
     return list(found.values())
+
+
+def _is_unseeded(line: LineConfig) -> bool:
+    return line.detector in UNSEEDED and line.roles.shots is None
 
 
 class _Trial(NamedTuple):
@@ -140,7 +145,8 @@ def _backbone(base: LineConfig, request: Request) -> Iterable[_Trial]:
     yield _trial(base.features.backbone, base, {})
     for text in request.backbones:
         name, _, weights = text.partition(":")
-        yield _trial(name, base, {"features.backbone": name, "features.weights": weights or "hub"})
+        shown = f"{name} ({weights})" if weights else name
+        yield _trial(shown, base, {"features.backbone": name, "features.weights": weights or "hub"})
 
 
 def _image_size(base: LineConfig, request: Request) -> Iterable[_Trial]:
@@ -182,6 +188,8 @@ def _of_kind(line: LineConfig, kind: DetectorKind) -> LineConfig:
         keys["features.rotations"] = 1
     if kind in ("csflow", "differnet"):
         keys["features.stages"] = None
+    if kind != "csflow":
+        keys["flow.scales"] = None
     return changed(line, keys)
 
 
@@ -191,7 +199,8 @@ def _same_method(base: LineConfig, other: LineConfig, overrides: Keys) -> LineCo
     Raises:
         ConfigError: If its features are others: one model reads one kind of features.
     """
-    features = changed(other, overrides).features
+    other = changed(other, overrides)
+    features = other.features
     if features != base.features:
         ours, theirs = base.features.model_dump(), features.model_dump()
         differing = ", ".join(f"{key} {ours[key]} / {theirs[key]}" for key in ours if ours[key] != theirs[key])
@@ -199,7 +208,7 @@ def _same_method(base: LineConfig, other: LineConfig, overrides: Keys) -> LineCo
             f"Lines {base.line} and {other.line} cannot be fitted together: features differ in {differing}. "
             "Give both the same, for instance with --set."
         )
-    own = {key: getattr(other, key) for key in ("line", "description", "data", "roles", "quality")}
+    own = {key: getattr(other, key) for key in ("line", "description", "data", "roles", "calibration", "quality")}
     return base.model_copy(update=own)
 
 

@@ -24,7 +24,7 @@ METRICS = {
 NOTES = (
     "All but milliseconds, parameters and seconds in %. Means over the seeds, ± their standard deviation; in brackets "
     "the 95 % interval over the test images, for several seeds the mean of both ends.",
-    "AUROC, synthetic: held-out good images (roles calibrate and gate, at most 64, none of them fitted) against the "
+    "AUROC, synthetic: held-out good images (roles calibrate and gate, at most 256, none of them fitted) against the "
     "same images with a drawn defect pasted on. It orders detectors without looking at a real defect, and says "
     "nothing about which real ones are found.",
     "ms: median for one decoded image through the served form (ONNX Runtime), sizing included, all cores.",

@@ -35,7 +35,7 @@ def choose(
     found = pick([each for each in summaries if each.variant.line.line == config.line], takt_ms, by)
     _print(found, takt_ms, by)
     _warn(found.chosen, takt_ms, by, missing=sum(each.seeds - len(each.rows) for each in summaries))
-    _print_keys(found.chosen, planned.line)
+    _print_keys(found.chosen, config)
     typer.echo(f"From the ablation of {planned.planned[:16].replace('T', ' ')} UTC, rows in {folder / 'rows'}")
 
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from csflow.adapters.registry import Version
     from csflow.adapters.tracking import Run
 
-_ALWAYS = {"epochs": "training.epochs", "hidden width": "flow.hidden", "seed": "training.seed"}
+_ALWAYS = {"detector": "detector", "epochs": "training.epochs", "hidden width": "flow.hidden", "seed": "training.seed"}
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,8 @@ Result = TypeVar("Result")
 WARM_UP_IMAGES = 4
 TRIAL_IMAGES = 12
 TRIAL_STEPS = 4
+FEWEST_IMAGES = 3
+"""Of a training trial: a covariance needs some."""
 
 
 @dataclass(frozen=True)
@@ -172,11 +174,12 @@ def _try_training(line: LineConfig, shapes: Sequence[Shape]) -> _TrainingTrial:
         seconds.append(result.seconds)
 
     trial = line.training.model_copy(update={"epochs": TRIAL_STEPS})
-    features = _RandomFeatures(shapes, line.training.batch_size)
+    features = _RandomFeatures(shapes, max(line.training.batch_size, FEWEST_IMAGES))
     with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryDirectory() as elsewhere:
         client_of(Workspace(Path(elsewhere)))  # the tracker takes memory, too
         fit_model(line.model_copy(update={"training": trial}), features, directory=Path(folder), on_epoch=note)
         checkpoint = sum(file.stat().st_size for file in Path(folder).iterdir())
-    # Every turn of an image is a vector of its own: an epoch of one batch of images has as many steps.
-    each = [epoch / line.features.rotations for epoch in seconds[1:]]
+    # Every turn of an image is a vector of its own.
+    steps = -(-len(features) * line.features.rotations // line.training.batch_size)
+    each = [epoch / steps for epoch in seconds[1:]]
     return _TrainingTrial(median(each) if each else None, checkpoint, peak_memory())

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from csflow import __version__
 from csflow.progress import say
 from csflow.steps.context import DETECTOR_CODE, RunContext, code_version, load_manifest, step
+from csflow.steps.train import images_to_fit
 from csflow.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from csflow.cache import CacheManifest
     from csflow.detector import Detector
     from csflow.manifest import Manifest
+    from csflow.reporting.normality import FeatureSample
     from csflow.reporting.report import Evaluation
 
 
@@ -66,11 +68,12 @@ def evaluate(
         detector = _assemble(context, manifest, cached, Path(model_path))
         detector.save(Path(detector_out), examples=_examples(manifest))
         epochs = json.loads((Path(model_path) / "training.json").read_text())
-        evaluation = judge(detector, manifest, cached, nll=[row["nll"] for row in epochs])
+        shown = _features_shown(context, manifest, cached)
+        evaluation = judge(detector, manifest, cached, nll=[row["nll"] for row in epochs], features=shown)
         folder = workspace.runs / context.run_id / "report"
         page = write_report(folder, evaluation)
         shutil.copyfile(page, report_out)
-        metrics = _metrics(evaluation) | {f"images_{role}": float(n) for role, n in _counts(manifest).items()}
+        metrics = _metrics(evaluation) | {f"images_{role}": float(n) for role, n in _counts(context, manifest).items()}
         tracking.log_metrics(workspace, context.run_id, metrics)
         tracking.log_artifact(workspace, context.run_id, folder)
         say(f"evaluate: image AUROC {_text(evaluation.image_auroc)}, pixel AUROC {_text(evaluation.pixel_auroc)}")
@@ -79,7 +82,12 @@ def evaluate(
 
 
 def judge(
-    detector: Detector, manifest: Manifest, cached: CacheManifest, *, nll: list[float] | None = None
+    detector: Detector,
+    manifest: Manifest,
+    cached: CacheManifest,
+    *,
+    nll: list[float] | None = None,
+    features: FeatureSample | None = None,
 ) -> Evaluation:
     """Score a line's test images from the feature store.
 
@@ -88,14 +96,12 @@ def judge(
         manifest: The line's manifest.
         cached: Features of at least the test images.
         nll: Training curve to show in the report.
+        features: Of the training images, to show in the report.
     """
     from csflow.reporting.evaluation import evaluate_scores
-    from csflow.reporting.normality import sample_features
 
-    test, fitted = manifest.rows(role="test"), manifest.rows(role="fit")
+    test = manifest.rows(role="test")
     scores, maps = detector.score_features(cached.open(list(test.frame["sha256"])))
-    stored = set(cached.entries)
-    pyramids = cached.open([sha for sha in fitted.frame["sha256"] if sha in stored][:FEATURES_SHOWN])
     return evaluate_scores(
         test,
         scores,
@@ -103,8 +109,17 @@ def judge(
         detector.calibration,
         nll=nll or [],
         lineage=detector.lineage,
-        features=sample_features(pyramids[i] for i in range(len(pyramids))) if len(pyramids) else None,
+        features=features,
     )
+
+
+def _features_shown(context: RunContext, manifest: Manifest, cached: CacheManifest) -> FeatureSample | None:
+    """Some features of the fitted images; one image has no distribution."""
+    from csflow.reporting.normality import sample_features
+
+    fitted = images_to_fit(context.line, list(manifest.rows(role="fit").frame["sha256"]))
+    pyramids = cached.open(fitted[:FEATURES_SHOWN])
+    return sample_features(pyramids[i] for i in range(len(pyramids))) if len(pyramids) > 1 else None
 
 
 def _assemble(context: RunContext, manifest: Manifest, cached: CacheManifest, model: Path) -> Detector:
@@ -142,10 +157,11 @@ def one_of_each_group(manifest: Manifest) -> Manifest:
 
 
 def _examples(manifest: Manifest) -> list[Image.Image]:
-    """A few good images on which the exported graph must say what the detector says."""
+    """A few images that were not fitted, on which the exported graph must say what the detector says."""
     from csflow.images import read_image
 
-    return [read_image(file) for file in _for_calibration(manifest).files[:3]]
+    held_out, test = manifest.rows(role="calibrate"), manifest.rows(role="test")
+    return [read_image(file) for file in (held_out if len(held_out) else test).files[:3]]
 
 
 def _lineage(context: RunContext, manifest: Manifest) -> dict[str, object]:
@@ -156,7 +172,7 @@ def _lineage(context: RunContext, manifest: Manifest) -> dict[str, object]:
         "git_rev": context.git_rev,
         "data_md5": context.data_md5,
         "data_digest": context.data_digest,
-        "images": _counts(manifest),
+        "images": _counts(context, manifest),
         "run_id": context.run_id,
         "content_key": context.content_key,
         "seed": context.line.training.seed,
@@ -166,9 +182,10 @@ def _lineage(context: RunContext, manifest: Manifest) -> dict[str, object]:
     }
 
 
-def _counts(manifest: Manifest) -> dict[str, int]:
-    """Number of images in each role."""
-    return {role: len(manifest.rows(role=role)) for role in ("fit", "calibrate", "gate", "test")}
+def _counts(context: RunContext, manifest: Manifest) -> dict[str, int]:
+    """Number of images in each role; of *fit* those that were fitted."""
+    counts = {role: len(manifest.rows(role=role)) for role in ("calibrate", "gate", "test")}
+    return {"fit": len(images_to_fit(context.line, list(manifest.rows(role="fit").frame["sha256"]))), **counts}
 
 
 def _metrics(evaluation: Evaluation) -> dict[str, float]:

@@ -19,6 +19,7 @@ import numpy.typing as npt
 from csflow.ablation.request import Variant
 from csflow.ablation.tradeoff import Row, Timing
 from csflow.config import DataConfig, FeatureConfig, LineConfig, RolesConfig
+from csflow.errors import CsflowError
 from csflow.files import new_directory, sha256_file, sha256_json, write_json
 from csflow.metrics import Measured
 from csflow.steps.context import DETECTOR_CODE, code_version
@@ -66,7 +67,10 @@ class Bench:
         lines = (variant.line, *variant.joined)
         data = [[self.images(line).digest, line.roles.model_dump(mode="json")] for line in lines]
         code = code_version(*DETECTOR_CODE, *_JUDGING)
-        weights = weights_digest(variant.line.features)
+        try:
+            weights = weights_digest(variant.line.features)
+        except CsflowError as error:  # fails again when it is measured, and is then told in its row
+            weights = str(error)
         return sha256_json([variant.line.line, data, variant.line.method_digest(), weights, code])
 
     def images(self, line: LineConfig) -> Manifest:
@@ -178,7 +182,7 @@ class Bench:
         file = self.workspace.ablations / ".timings" / f"{name}.json"
         if not file.exists():
             with tempfile.TemporaryDirectory() as folder:
-                judge.save(backbone, Path(folder) / "detector", pictures)
+                judge.save(backbone, Path(folder) / "detector")
                 timing = time_served(Path(folder) / "detector", pictures)
             write_json(file, timing.model_dump(mode="json"))
         return Timing.model_validate_json(file.read_text())
@@ -232,7 +236,7 @@ class _Judge:
 
         return measured_on(self.test, *self.scored_test)
 
-    def save(self, backbone: Backbone, directory: Path, pictures: Sequence[Image.Image]) -> None:
+    def save(self, backbone: Backbone, directory: Path) -> None:
         """Write the detector directory that would be served, without a threshold, which takes no time."""
         from csflow.calibration import calibrate
         from csflow.detector import Detector
@@ -240,7 +244,7 @@ class _Judge:
         good = _of_role(self.manifest, "fit")[:TIMED_IMAGES]
         scores, maps = self.scores(self.cached, good)
         line = self.line.model_copy(update={"calibration": "none"})
-        Detector(line, backbone, self.model, calibrate(scores, maps, "none"), {}).save(directory, examples=pictures[:2])
+        Detector(line, backbone, self.model, calibrate(scores, maps, "none"), {}).save(directory)
 
 
 def time_served(directory: Path, pictures: Sequence[Image.Image]) -> Timing:

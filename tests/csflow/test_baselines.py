@@ -23,7 +23,7 @@ from csflow.baselines import (
 from csflow.config import PadimConfig, PatchcoreConfig
 from csflow.errors import DataError
 from csflow.flow import Pyramid
-from csflow.model import Model, round_to_stored
+from csflow.model import Model, round_to_stored, score_stored
 
 SIZES = ((6, 8), (5, 4), (5, 2))
 
@@ -87,7 +87,7 @@ def test_nearest_neighbour_equals_scikit_learn() -> None:
 def test_a_good_image_is_its_own_nearest_neighbour() -> None:
     scores, _ = judge(NearestNeighbour.fit(GOOD), GOOD)
     assert np.isfinite(scores).all()
-    assert scores.max() < 0.05
+    assert scores.max() == 0.0
 
 
 def test_mahalanobis_equals_scikit_learn() -> None:
@@ -202,6 +202,32 @@ def test_smoothing_is_a_gaussian_and_none_on_coarse_maps() -> None:
 def test_one_image_has_no_covariance(fit: object) -> None:
     with pytest.raises(DataError, match="at least 2 good images, got 1"):
         fit(Images(1))  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("count", [2, 5])
+def test_copies_of_one_image_have_no_covariance(count: int) -> None:
+    images = Images(1)
+    images.levels = [level.repeat(count, 1, 1, 1) for level in images.levels]
+    with pytest.raises(DataError, match=f"of {count} good images, 1 of them different, has no inverse"):
+        Mahalanobis.fit(images)
+
+
+def test_a_model_lies_where_its_buffers_lie() -> None:
+    """Mahalanobis has no parameters."""
+    moved = Mahalanobis.fit(GOOD).to("meta").on([torch.zeros(1, 6, 8, 8)])
+    assert moved[0].device.type == "meta"
+
+
+def test_patchcore_is_scored_in_portions_that_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = Patchcore.fit(GOOD, PatchcoreConfig(coreset=1.0), pixels=256, seed=0)
+    whole, _ = score_stored(model, TEST)
+    monkeypatch.setattr("csflow.baselines.DISTANCES", 2 * 64 * len(model.memory))
+    assert model.images_at_once(64) == 2
+    portions, maps = score_stored(model, TEST)
+    np.testing.assert_allclose(portions, whole, rtol=1e-5)
+    assert maps.shape == (9, 8, 8)
+    monkeypatch.setattr("csflow.baselines.DISTANCES", 1)
+    assert model.images_at_once(64) == 1
 
 
 @pytest.mark.parametrize(

@@ -107,8 +107,12 @@ def test_disagreement_is_named() -> None:
     calibration = Calibration("none", None, None, None, None, (0.1, 1.0), (1.0,))
     flat = np.ones((4, 4), np.float32)
     right = judged(2.0, flat, (8, 8), calibration)
-    check_agreement([right], [judged(2.0005, flat, (8, 8), calibration)])
+    check_agreement([right], [judged(2.0005, flat, (8, 8), calibration)], calibration)
     with pytest.raises(ModelError, match=r"differs from the detector by 0\.005 of a score"):
-        check_agreement([right], [judged(2.01, flat, (8, 8), calibration)])
+        check_agreement([right], [judged(2.01, flat, (8, 8), calibration)], calibration)
     with pytest.raises(ModelError, match=r"and 0\.5 of a map"):
-        check_agreement([right], [judged(2.0, 1.5 * flat, (8, 8), calibration)])
+        check_agreement([right], [judged(2.0, 1.5 * flat, (8, 8), calibration)], calibration)
+    nearly_zero = judged(0.0, flat, (8, 8), calibration)
+    check_agreement([nearly_zero], [judged(5e-5, flat, (8, 8), calibration)], calibration)
+    with pytest.raises(ModelError, match=r"differs from the detector by 0\.01 of a score"):
+        check_agreement([nearly_zero], [judged(1e-3, flat, (8, 8), calibration)], calibration)

@@ -155,6 +155,20 @@ def test_a_file_of_another_kind_is_refused(name: str, manifest: Manifest, store:
         load_model(tmp_path / "model.safetensors", line, narrower)
 
 
+def test_an_image_that_was_fitted_can_be_an_example(manifest: Manifest, store: FeatureStore, tmp_path: Path) -> None:
+    """Its distance to itself is nearly nothing, of which no relative error can be asked."""
+    line = line_of("nearest-neighbour")
+    backbone = load_backbone(line.features)
+    features = cached(store, manifest, line, backbone)
+    model = fit_model(line, features, directory=tmp_path)
+    round_to_stored(model)
+    calibration = calibrate(*score_stored(fit_model(line, features, directory=tmp_path), features), "none")
+    images = [Image.open(file).convert("RGB") for file in manifest.files[:3]]
+    other = calibrate(np.array([5.0, 9.0]), np.ones((2, 4, 4)), "none")
+    assert calibration.n == 15
+    Detector(line, backbone, model, other, {}).save(tmp_path / "detector", examples=images)
+
+
 def test_nothing_to_fit(manifest: Manifest, store: FeatureStore, tmp_path: Path) -> None:
     line = line_of("mahalanobis")
     empty = store.extract(manifest, line.features, load_backbone(line.features)).open([])
@@ -172,8 +186,9 @@ def test_every_model_is_a_module_of_its_own() -> None:
     [
         ({"features": {"stages": [2, 3], "scales": 1}}, "features.stages is not for detector csflow"),
         ({"features": {"rotations": 4}}, "features.rotations is for detector differnet"),
-        ({"flow": {"scales": [0, 3]}}, "needs features.scales above 3"),
+        ({"flow": {"scales": [2, 3]}}, "needs features.scales above 3"),
         ({"flow": {"scales": [1, 1]}}, "each once"),
+        ({"flow": {"scales": [0, 2]}}, "leaves one out"),
         ({"detector": "padim", "features": {"stages": [3, 2], "scales": 1}}, "ascending numbers"),
         ({"detector": "padim", "features": {"stages": [2, 3]}}, "needs scales: 1"),
         ({"roles": {"calibrate": 0.0}}, "set 'calibration: none' too"),
