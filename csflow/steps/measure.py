@@ -108,7 +108,7 @@ class Bench:
             config=line.model_dump(mode="json"),
             git_rev=self.revision(line),
             images={"fitted": len(images), **judge.counts, "held_out": 0 if pasted is None else len(pasted[0])},
-            metrics=judge.on_test() | self._on_synthetic(judge, backbone, pasted),
+            metrics=judge.on_test() | ({} if pasted is None else self._on_held_out(judge, backbone, *pasted)),
             timing=self._timing(judge, backbone),
             parameters=judge.parameters,
             training_seconds=seconds,
@@ -158,20 +158,20 @@ class Bench:
         good = type(manifest)(chosen.head(HELD_OUT_MOST).reset_index(drop=True), manifest.root)
         return good, paste_on(good, self.workspace.ablations / ".synthetic")
 
-    def _on_synthetic(
-        self, judge: _Judge, backbone: Backbone, pasted: tuple[Manifest, Manifest] | None
+    def _on_held_out(
+        self, judge: _Judge, backbone: Backbone, good: Manifest, defective: Manifest
     ) -> dict[str, Measured]:
-        if pasted is None:
-            return {}
+        """What good images alone tell: how likely they are, and how far those with a drawn defect stand apart."""
         from csflow.cache import FeatureStore
         from csflow.metrics import image_metrics
 
-        good, defective = pasted
         features = FeatureStore(self.workspace.features).extract(defective, judge.line.features, backbone)
         found, _ = judge.scores(features, list(defective.frame["sha256"]))
         clean, _ = judge.scores(judge.cached, list(good.frame["sha256"]))
         labels = np.repeat([False, True], [len(clean), len(found)])
-        return {"synthetic_auroc": image_metrics(np.concatenate([clean, found]), labels)["image_auroc"]}
+        synthetic = image_metrics(np.concatenate([clean, found]), labels)["image_auroc"]
+        nll = judge.nll(list(good.frame["sha256"]))
+        return {"synthetic_auroc": synthetic} | ({} if nll is None else {"held_out_nll": nll})
 
     def _timing(self, judge: _Judge, backbone: Backbone) -> Timing:
         """Measured once for every graph, machine and size of images."""
@@ -223,6 +223,23 @@ class _Judge:
         from csflow.model import score_stored
 
         return score_stored(self.model, cached.open(shas))
+
+    def nll(self, shas: Sequence[str]) -> Measured | None:
+        """Mean negative log-likelihood a dimension of images in nats, with its 95 % interval; None for other kinds."""
+        import torch
+
+        from csflow.model import FlowModel
+
+        if not isinstance(self.model, FlowModel):
+            return None
+        flow, features = self.model.flow, self.cached.open(shas)
+        values: list[float] = []
+        with torch.inference_mode():
+            for start in range(0, len(features), 32):
+                latents, log_det = flow(features.batch(range(start, min(start + 32, len(features)))))
+                values += flow.per_dimension(flow.negative_log_likelihood(latents, log_det), latents).tolist()
+        mean, error = float(np.mean(values)), float(np.std(values, ddof=1) / np.sqrt(len(values)))
+        return Measured(mean, mean - 1.96 * error, mean + 1.96 * error)
 
     @cached_property
     def scored_test(self) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:

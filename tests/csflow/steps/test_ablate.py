@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from sklearn.metrics import roc_auc_score
 
@@ -18,6 +19,7 @@ from csflow.adapters import tracking
 from csflow.adapters.versioning import CheckedOut
 from csflow.config import DataConfig, FeatureConfig, FlowConfig, LineConfig, RolesConfig, TrainingConfig
 from csflow.errors import DataError
+from csflow.flow import CrossScaleFlow
 from csflow.manifest import Manifest, build_manifest
 from csflow.metrics import Measured
 from csflow.steps import ablate, checkout, measure
@@ -105,7 +107,7 @@ def test_every_variant_has_its_figures_and_its_row_file(first: Path, workspace: 
     assert len(rows) == 4
     for row in rows.values():
         assert set(row.metrics) == {"image_auroc", "average_precision", "f1_max", "fpr_at_95_tpr", "pixel_auroc",
-                                    "pixel_ap", "aupro", "synthetic_auroc"}  # fmt: skip
+                                    "pixel_ap", "aupro", "synthetic_auroc", "held_out_nll"}  # fmt: skip
         assert json.loads((first / "rows" / f"{row.key}.json").read_text()) == row.model_dump(mode="json")
         assert row.timing is not None
         assert 0 < row.timing.median_ms <= row.timing.p95_ms
@@ -138,6 +140,16 @@ def test_figures_are_those_of_the_model(first: Path, workspace: Workspace) -> No
     assert row.metrics["image_auroc"].value == pytest.approx(expected, abs=1e-9)
     held_out = manifest.frame["role"].isin(["calibrate", "gate"]).sum()
     assert (row.images["fitted"], row.images["held_out"]) == (len(fitted), held_out)
+    flow = CrossScaleFlow(LINE.flow, channels=cached.channels, scales=2).double()
+    flow.load_state_dict({name.removeprefix("flow."): tensor for name, tensor in model.state_dict().items()})
+    good = manifest.frame[manifest.frame["role"].isin(["calibrate", "gate"])]
+    pyramid = [level.double() for level in cached.open(list(good["sha256"])).batch(range(len(good)))]
+    with torch.inference_mode():
+        each = flow.nll(pyramid) / sum(level[0].numel() for level in pyramid)
+    spread = each.std().item() / len(good) ** 0.5
+    found = row.metrics["held_out_nll"]
+    assert found.value == pytest.approx(each.mean().item(), abs=1e-5)
+    assert found.high - found.low == pytest.approx(2 * 1.96 * spread, rel=1e-3)
     assert row.parameters == sum(tensor.numel() for tensor in model.state_dict().values() if tensor.is_floating_point())
 
 
