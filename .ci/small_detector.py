@@ -12,10 +12,11 @@ from csflow.calibration import calibrate
 from csflow.config import CalibrationConfig, DataConfig, FeatureConfig, FlowConfig, LineConfig
 from csflow.detector import Detector
 from csflow.flow import CrossScaleFlow
+from csflow.model import FlowModel
 
 features, shape = FeatureConfig(image_size=128), FlowConfig(blocks=1, hidden=8)
 line = LineConfig(line="small", data=DataConfig(path="data/small"), features=features, flow=shape)
 backbone = load_backbone(features)
-flow = CrossScaleFlow(shape, channels=backbone.channels, scales=features.scales)
+model = FlowModel(CrossScaleFlow(shape, channels=backbone.channels, scales=features.scales), line.scoring)
 calibration = calibrate(np.linspace(5.0, 10.0, 40), np.linspace(0.0, 99.0, 640).reshape(40, 4, 4), CalibrationConfig())
-Detector(line, backbone, flow, calibration, {}).save(Path(sys.argv[1]))
+Detector(line, backbone, model, calibration, {}).save(Path(sys.argv[1]))

@@ -37,14 +37,14 @@ def run(function: Layer, x: Tensor, layer: nn.Conv2d) -> list[Tensor]:
     x = x.detach().requires_grad_()
     layer.zero_grad()
     y = function(x, layer)
-    y.backward(y.detach())
+    y.backward(y.detach())  # type: ignore[no-untyped-call]
     assert x.grad is not None
     assert layer.weight.grad is not None
     return [y.detach(), x.grad, layer.weight.grad]
 
 
 def error(found: list[Tensor], exact: list[Tensor]) -> float:
-    return max(((a.double() - b).norm() / b.norm()).item() for a, b in zip(found, exact, strict=True))
+    return max(float(((a.double() - b).norm() / b.norm()).item()) for a, b in zip(found, exact, strict=True))
 
 
 def compare(name: str, functions: tuple[Layer, Layer], layer: nn.Conv2d, x: Tensor, repeats: int) -> None:

@@ -32,7 +32,7 @@ def threshold_figure(result: Mapping[str, Any]) -> Figure:
 
     figure = Figure(figsize=(13.5, 9.0), layout="constrained")
     FigureCanvasAgg(figure)
-    top, bottom = figure.subfigures(2, 1, height_ratios=(1.25, 1))
+    top, bottom = figure.subfigures(2, 1, squeeze=False, height_ratios=(1.25, 1)).ravel()
     panels = [*top.subplots(1, 3), bottom.subplots()]
     # A pool as population differs from the pool in what is known of it, not in its scores.
     one_each = [row for row in result["rows"] if not row["source"].endswith("population")]
