@@ -88,7 +88,10 @@ def _run(given: argparse.Namespace) -> int:
             rows.append({"method": row.method, "paper": row.paper, "error": str(error)})
         if given.json:
             _write(given, job, rows, runs)
-    measured_on = f"{line.line}, measured here" + (" in a quick run that says nothing about quality" * given.quick)
+    measured_on = f"{line.line}, measured here"
+    if given.quick:  # not by what the note says
+        measured_on += " in a quick run that says nothing about quality"
+        protocol = protocol.model_copy(update={"note": ""})
     show(protocol, rows, measured_on=measured_on)
     if given.markdown:
         print(markdown(protocol, rows, measured_on=measured_on))
