@@ -1,7 +1,7 @@
 """The state of a training run in one file: weights, optimiser moments, place in the epoch. No pickle.
 
-A safetensors file whose tensors are named ``flow.NAME`` and ``adam.NAME.MOMENT``, channels last; its metadata holds, as
-JSON, what was being trained (``identity``) and how far it is (``progress``). One file, renamed into place, is never
+A safetensors file whose tensors are named ``flow.NAME``, ``adam.NAME.MOMENT`` and, where weights are averaged,
+``mean.NAME``, channels last; its metadata holds, as JSON, what was being trained (``identity``) and how far it is (``progress``). One file, renamed into place, is never
 half of a state.
 """
 
@@ -53,7 +53,12 @@ class Progress:
 
 
 def save_checkpoint(
-    path: Path, flow: CrossScaleFlow, optimizer: Adam, progress: Progress, identity: Mapping[str, Json]
+    path: Path,
+    flow: CrossScaleFlow,
+    optimizer: Adam,
+    progress: Progress,
+    identity: Mapping[str, Json],
+    average: Mapping[str, Tensor],
 ) -> None:
     """Write the state atomically; an older checkpoint stays whole until the new one is.
 
@@ -63,6 +68,7 @@ def save_checkpoint(
         optimizer: Over ``flow.parameters()``.
         progress: Place in the run.
         identity: What is trained; a checkpoint is refused for anything else.
+        average: Mean of the parameters so far, by name; empty if none is kept.
 
     Raises:
         CsflowError: If the file cannot be written.
@@ -70,6 +76,7 @@ def save_checkpoint(
     tensors = {f"flow.{name}": tensor for name, tensor in flow.state_dict().items()}
     for name, parameter in flow.named_parameters():
         tensors |= {f"adam.{name}.{moment}": optimizer.state[parameter][moment] for moment in MOMENTS}
+    tensors |= {f"mean.{name}": mean for name, mean in average.items()}
     contiguous = {name: _as_in_memory(tensor.detach()) for name, tensor in tensors.items()}
     metadata = {"format": FORMAT, "identity": json.dumps(identity), "progress": json.dumps(asdict(progress))}
     # A fixed name: what a kill leaves behind is overwritten by the next attempt, not collected.
@@ -86,8 +93,14 @@ def save_checkpoint(
         ) from error
 
 
-def load_checkpoint(path: Path, flow: CrossScaleFlow, optimizer: Adam, identity: Mapping[str, Json]) -> Progress:
-    """Put a saved state into ``flow`` and ``optimizer``.
+def load_checkpoint(
+    path: Path,
+    flow: CrossScaleFlow,
+    optimizer: Adam,
+    identity: Mapping[str, Json],
+    average: Mapping[str, Tensor],
+) -> Progress:
+    """Put a saved state into ``flow``, ``optimizer`` and the tensors of ``average``.
 
     Raises:
         ModelError: If the file belongs to another configuration, or is damaged (``flow`` may then hold a part of it).
@@ -107,6 +120,8 @@ def load_checkpoint(path: Path, flow: CrossScaleFlow, optimizer: Adam, identity:
                 )
             tensors = {name: _from_memory(file.get_tensor(name)) for name in file.keys()}  # noqa: SIM118 (no mapping)
         _restore(flow, optimizer, tensors)
+        for name, mean in average.items():
+            mean.copy_(tensors[f"mean.{name}"])
     except (OSError, SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
         raise ModelError(f"The checkpoint {path} is damaged ({error}). Delete it to start over.") from error
     return progress

@@ -120,6 +120,10 @@ class TrainingConfig(Section):
         default="constant",
         description="Learning rate as it is (paper), or warmed up and then down to 0 in a half wave.",
     )
+    averaging: Annotated[float, Field(gt=0, le=1)] | None = Field(
+        default=None,
+        description="Mean of the weights over this share of all steps, the last ones; None: the last weights.",
+    )
     betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.5, 0.9)
     eps: Annotated[float, Field(gt=0)] = 1e-8
     weight_decay: Annotated[float, Field(ge=0)] = 1e-5

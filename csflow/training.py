@@ -96,7 +96,8 @@ def fit(
         SystemExit: After a signal, with the checkpoint written.
 
     Reference:
-        Rudolph et al., section 4.3; loss and clipping as in the authors' code.
+        Rudolph et al., section 4.3; loss and clipping as in the authors' code. ``training.averaging``: Polyak and
+        Juditsky, "Acceleration of stochastic approximation by averaging", 1992, over the last steps.
     """
     if not len(features):
         raise DataError("There are no images to train on. Add good images, or hold out fewer (roles).")
@@ -113,6 +114,9 @@ def fit(
             run.progress = Progress(epoch=run.progress.epoch + 1, first_nll=run.progress.first_nll)
             if run.progress.epoch > training.epochs:
                 _save(run)
+    for name, parameter in run.flow.named_parameters():
+        if name in run.average:
+            parameter.detach().copy_(run.average[name])
     return run.flow.cpu().eval()
 
 
@@ -177,6 +181,7 @@ class _Step:
 class _Run:
     """What an epoch changes, and what it needs to do so.
 
+    ``average`` is the mean of the weights of the last steps, by name; empty if the last weights are the result.
     ``unread`` steps have been started but not looked at: reading a number from a GPU waits for all it has to do.
     """
 
@@ -189,6 +194,7 @@ class _Run:
     checkpoint: Path
     identity: dict[str, Json]
     saved_at: float
+    average: dict[str, Tensor] = field(default_factory=dict)
     unread: list[_Step] = field(default_factory=list)
 
 
@@ -227,8 +233,10 @@ def _start(
         identity=_identity(config, training, channels=channels, scales=scales, images=len(features)),
         saved_at=time.monotonic(),
     )
+    if training.averaging is not None:
+        run.average = {name: parameter.detach().clone() for name, parameter in flow.named_parameters()}
     if run.checkpoint.exists():
-        run.progress = load_checkpoint(run.checkpoint, flow, optimizer, run.identity)
+        run.progress = load_checkpoint(run.checkpoint, flow, optimizer, run.identity, run.average)
     elif config.standardize:
         flow.set_standardization(*channel_statistics(features, arrange=flow.arrange))
     return run
@@ -257,6 +265,7 @@ def _train_epoch(run: _Run, feed: Feed, training: TrainingConfig, received: Sequ
         began = time.monotonic()
         _set_learning_rate(run, training, start // size)
         run.unread.append(_train_step(run, feed(order[start : start + size]), training))
+        _average_weights(run, training, start // size)
         last = start + size >= len(order)
         if last or _reads_every_step(run.device) or len(run.unread) >= UNREAD_STEPS:
             _read_steps(run)
@@ -268,11 +277,27 @@ def _train_epoch(run: _Run, feed: Feed, training: TrainingConfig, received: Sequ
 
 
 def _set_learning_rate(run: _Run, training: TrainingConfig, step: int) -> None:
-    """Of a step of the current epoch, both counted from 0 here."""
-    each = -(-run.images // training.batch_size)
-    rate = learning_rate_at((run.progress.epoch - 1) * each + step, training.epochs * each, training)
+    """Of a step of the current epoch, counted from 0."""
+    rate = learning_rate_at(*_place(run, training, step), training)
     for group in run.optimizer.param_groups:
         group["lr"] = rate
+
+
+def _average_weights(run: _Run, training: TrainingConfig, step: int) -> None:
+    """Take up the weights after a step of the current epoch, counted from 0, if it is among the last ones."""
+    if training.averaging is None:
+        return
+    done, steps = _place(run, training, step)
+    before = done - (steps - math.ceil(training.averaging * steps))  # steps averaged so far
+    if before >= 0:
+        for name, parameter in run.flow.named_parameters():
+            run.average[name].lerp_(parameter.detach(), 1 / (before + 1))
+
+
+def _place(run: _Run, training: TrainingConfig, step: int) -> tuple[int, int]:
+    """Steps before a step of the current epoch, counted from 0, in the whole run; and all steps of the run."""
+    each = -(-run.images // training.batch_size)
+    return (run.progress.epoch - 1) * each + step, training.epochs * each
 
 
 def _reads_every_step(device: torch.device) -> bool:
@@ -289,7 +314,7 @@ def _read_steps(run: _Run) -> None:
 
 def _save(run: _Run) -> None:
     _read_steps(run)
-    save_checkpoint(run.checkpoint, run.flow, run.optimizer, run.progress, run.identity)
+    save_checkpoint(run.checkpoint, run.flow, run.optimizer, run.progress, run.identity, run.average)
     run.saved_at = time.monotonic()
 
 

@@ -7,7 +7,7 @@
 ``joint``           Several lines fitted together, each judged by itself (paper, section 4.5).
 ``width``           Hidden channels of the internal networks.
 ``standardization`` Features standardised first, or not.
-``training``        Learning rate and its schedule.
+``training``        Learning rate, its schedule, the mean of the last quarter's weights.
 ``score``, ``map``  How latents become a score and a map; the model is the same.
 ``backbone``        Other trunks.
 ``image-size``      Other sizes of the largest input.
@@ -122,9 +122,13 @@ def _standardization(base: LineConfig, _: Request) -> Iterable[_Trial]:
 def _training(base: LineConfig, _: Request) -> Iterable[_Trial]:
     flow = _of_kind(base, "csflow")
     for rate in (2e-4, 1e-3):
-        for schedule in ("constant", "cosine"):
-            keys = {"training.learning_rate": rate, "training.schedule": schedule}
-            yield _trial(f"{rate:g}, {schedule}", flow, keys)
+        for schedule, share in (("constant", None), ("constant", 0.25), ("cosine", None)):
+            keys = {
+                "training.learning_rate": rate,
+                "training.schedule": schedule,
+                "training.averaging": share,
+            }
+            yield _trial(f"{rate:g}, {schedule}{', averaged' if share else ''}", flow, keys)
 
 
 def _score(base: LineConfig, _: Request) -> Iterable[_Trial]:

@@ -183,6 +183,25 @@ def test_resume_gives_the_same_bits_and_epochs(tmp_path: Path, crash: int, flow:
     assert [by_epoch[r.epoch].grad_norm for r in whole] == [r.grad_norm for r in whole]
 
 
+def test_averaging_is_the_mean_of_the_weights_after_each_of_the_last_steps(tmp_path: Path) -> None:
+    one_batch = {"batch_size": 20}  # so that a run of k epochs ends with the weights after step k
+    ended = [run(tmp_path / f"{k}", epochs=k, **one_batch).state_dict() for k in (3, 4, 5)]
+    averaged = run(tmp_path / "mean", epochs=5, averaging=0.5, **one_batch).state_dict()  # 2.5 steps: three
+    for name, tensor in averaged.items():
+        mean = torch.stack([state[name].double() for state in ended]).mean(dim=0)
+        torch.testing.assert_close(tensor.double(), mean, rtol=1e-6, atol=1e-7)
+    assert not torch.equal(averaged["blocks.0.subnet_1.inner.0.weight"], ended[-1]["blocks.0.subnet_1.inner.0.weight"])
+
+
+@pytest.mark.parametrize("crash", [3, 6, 9])
+def test_averaging_is_resumed_with_the_same_bits(tmp_path: Path, crash: int) -> None:
+    expected = run(tmp_path / "whole", averaging=0.6)
+    with pytest.raises(Killed):
+        run(tmp_path / "run", Images(on_batch=crash_at(crash)), averaging=0.6, checkpoint_seconds=EVERY_STEP)
+    assert_same_bits(run(tmp_path / "run", averaging=0.6), expected)
+    assert_same_bits(run(tmp_path / "run", averaging=0.6), expected)  # found again, finished
+
+
 # Trains with a checkpoint after every step and holds before the sixth until the file "go" is there.
 SCRIPT = """
 import sys, time
@@ -316,7 +335,7 @@ def test_a_checkpoint_is_written_without_a_copy_of_the_state(tmp_path: Path, mon
         parameter.grad = torch.ones_like(parameter)
     optimizer.step()
     (tmp_path / f"{FILE}.part").touch()
-    checkpoint_module.save_checkpoint(tmp_path / FILE, flow, optimizer, checkpoint_module.Progress(), {})
+    checkpoint_module.save_checkpoint(tmp_path / FILE, flow, optimizer, checkpoint_module.Progress(), {}, {})
     for name, parameter in flow.named_parameters():
         assert written[f"flow.{name}"] == parameter.data_ptr()
         assert written[f"adam.{name}.exp_avg"] == optimizer.state[parameter]["exp_avg"].data_ptr()
