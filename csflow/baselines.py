@@ -25,14 +25,15 @@ from csflow.flow import Pyramid, joined
 from csflow.model import Model, pooled
 from csflow.progress import track
 
-SMOOTHING = 4.0
-"""Standard deviation of the Gaussian over maps in pixels of the input, as the authors of PaDiM and PatchCore use it."""
+SMOOTHING, REACH = 4.0, 16
+"""Standard deviation and half width of the Gaussian over enlarged maps in pixels of the input, as the authors of PaDiM
+and PatchCore use it."""
 
 CANDIDATES = 200_000
 """Most patches PatchCore thins out; of more, so many are drawn. Every patch kept is compared with all of them."""
 
-DISTANCES = 50_000_000
-"""Most distances to kept patches worked out at once when stored features are scored: 200 MB."""
+BLOCK = 512
+"""Vectors of the memory compared at once: the table of distances to all of them would not fit into memory."""
 
 PROJECTED = 128
 """Dimensions in which PatchCore compares patches while thinning them out (the authors' default)."""
@@ -134,23 +135,25 @@ class Mahalanobis(_Distance):
 class Padim(_Distance):
     r"""Mahalanobis distance at every place to the good images' features at this very place.
 
-    Parts must lie in the same place on every image. The score is the maximum of the smoothed map.
+    Parts must lie in the same place on every image. The score is the maximum of the map enlarged to the input and
+    smoothed there; the map is that one at the size of the finest level.
 
     Args:
         channels: Channels kept of the joined levels, ``(d,)``.
         mean: Of every place, ``(h w, d, 1)``.
         whitening: Of every place, ``(h w, d, d)``; ``W^T W`` is the inverse covariance.
-        kernel: Of the smoothing along one axis, ``(k,)``.
+        pixels: Of the input's side, a scalar.
     """
 
     channels: Tensor
     mean: Tensor
     whitening: Tensor
-    kernel: Tensor
+    pixels: Tensor
 
-    def __init__(self, channels: Tensor, mean: Tensor, whitening: Tensor, kernel: Tensor) -> None:
+    def __init__(self, channels: Tensor, mean: Tensor, whitening: Tensor, pixels: Tensor) -> None:
         super().__init__()
-        self._keep(parameters={"whitening": whitening}, buffers={"channels": channels, "mean": mean, "kernel": kernel})
+        self._keep(parameters={"whitening": whitening}, buffers={"channels": channels, "mean": mean, "pixels": pixels})
+        self._pixels = int(pixels)
 
     def forward(self, pyramid: Pyramid) -> tuple[Tensor, Tensor]:
         """See :meth:`csflow.model.Model.forward`."""
@@ -158,8 +161,8 @@ class Padim(_Distance):
         batch, _, height, width = maps.shape
         by_place = maps.flatten(2).permute(2, 1, 0) - self.mean  # (h w, d, B)
         distances = (self.whitening @ by_place).square().sum(dim=1).sqrt()
-        smoothed = smooth(distances.T.reshape(batch, height, width), self.kernel)
-        return smoothed.flatten(1).amax(dim=1), smoothed
+        fine = smooth(distances.T.reshape(batch, height, width), self._pixels)
+        return fine.flatten(1).amax(dim=1), _at_size(fine, height, width)
 
     @classmethod
     def fit(cls, features: Features, config: PadimConfig, *, pixels: int, seed: int) -> Padim:
@@ -177,7 +180,7 @@ class Padim(_Distance):
         count = len(features)
         if count < 2:
             raise DataError(f"A covariance needs at least 2 good images, got {count}. Add good images.")
-        _, total, _, width = joined(features.batch([0])).shape
+        total = joined(features.batch([0])).shape[1]
         kept = np.sort(np.random.default_rng(seed).permutation(total)[: config.dimensions])
         channels = torch.from_numpy(kept)
 
@@ -191,7 +194,7 @@ class Padim(_Distance):
             scatter += centred.transpose(1, 2) @ centred
         covariance = scatter / (count - 1) + config.regularization * torch.eye(len(channels), dtype=torch.float64)
         whitening = torch.linalg.inv(torch.linalg.cholesky(covariance))
-        return cls(channels, mean[:, :, None], whitening, smoothing_kernel(pixels / width))
+        return cls(channels, mean[:, :, None], whitening, torch.tensor(pixels))
 
 
 class Patchcore(_Distance):
@@ -208,21 +211,21 @@ class Patchcore(_Distance):
     Args:
         memory: Patches kept less ``centre``, ``(M, D)``.
         centre: Mean of the good patches, ``(D,)``.
-        kernel: Of the smoothing along one axis, ``(k,)``.
+        pixels: Of the input's side, a scalar.
         neighbours: Patches that weigh the score, as a scalar; 1 for no weight.
     """
 
     memory: Tensor
     centre: Tensor
-    kernel: Tensor
+    pixels: Tensor
     neighbours: Tensor
 
-    def __init__(self, memory: Tensor, centre: Tensor, kernel: Tensor, neighbours: Tensor) -> None:
+    def __init__(self, memory: Tensor, centre: Tensor, pixels: Tensor, neighbours: Tensor) -> None:
         super().__init__()
         self._keep(
-            parameters={"memory": memory}, buffers={"centre": centre, "kernel": kernel, "neighbours": neighbours}
+            parameters={"memory": memory}, buffers={"centre": centre, "pixels": pixels, "neighbours": neighbours}
         )
-        self._weighing = int(neighbours)
+        self._pixels, self._weighing = int(pixels), int(neighbours)
 
     def forward(self, pyramid: Pyramid) -> tuple[Tensor, Tensor]:
         """See :meth:`csflow.model.Model.forward`."""
@@ -234,11 +237,7 @@ class Patchcore(_Distance):
         if self._weighing > 1:
             farthest = torch.arange(shape[0], device=place.device) * by_image.shape[1] + place
             score = score * self._weight(patches[farthest], self.memory[nearest[farthest]])
-        return score, smooth(distances.reshape(shape), self.kernel)
-
-    def images_at_once(self, places: int) -> int:
-        """See :meth:`csflow.model.Model.images_at_once`: distances to all kept patches are one large table."""
-        return max(1, min(super().images_at_once(places), DISTANCES // (places * len(self.memory))))
+        return score, _at_size(smooth(distances.reshape(shape), self._pixels), *shape[1:])
 
     def _weight(self, patches: Tensor, nearest: Tensor) -> Tensor:
         """Weight ``(B,)`` of patches ``(B, D)`` by the neighbourhood of their nearest kept patches."""
@@ -258,7 +257,7 @@ class Patchcore(_Distance):
         """
         rng = np.random.default_rng(seed)
         sample = _patches(features.batch([0]))
-        places, width = sample[0, 0].numel(), sample.shape[3]
+        places = sample[0, 0].numel()
         each = max(1, CANDIDATES // len(features))  # of every image alike
         parts = []
         for rows in _tracked(len(features), "gather patches"):
@@ -271,7 +270,7 @@ class Patchcore(_Distance):
         keep = max(1, min(config.largest, round(config.coreset * len(features) * places), len(candidates)))
         memory = candidates[farthest_first(candidates, keep, rng)]
         neighbours = min(config.neighbours, keep)
-        return cls(memory, centre, smoothing_kernel(pixels / width), torch.tensor(neighbours))
+        return cls(memory, centre, torch.tensor(pixels), torch.tensor(neighbours))
 
 
 def farthest_first(points: Tensor, keep: int, rng: np.random.Generator) -> Tensor:
@@ -301,21 +300,24 @@ def farthest_first(points: Tensor, keep: int, rng: np.random.Generator) -> Tenso
     return torch.tensor(chosen)
 
 
-def smoothing_kernel(stride: float) -> Tensor:
-    """Gaussian of `SMOOTHING` pixels along one axis, for a map with a place every ``stride`` pixels, ``(k,)``."""
-    deviation = SMOOTHING / stride
-    reach = int(np.ceil(3 * deviation - 0.5))
-    weights = np.exp(-0.5 * (np.arange(-reach, reach + 1) / deviation) ** 2)
-    return torch.from_numpy((weights / weights.sum()).astype(np.float32))
+def smooth(maps: Tensor, pixels: int) -> Tensor:
+    """Enlarge maps ``(B, h, w)`` bilinearly to ``(B, pixels, pixels)`` and convolve them with a Gaussian.
 
+    The outermost values go on beyond the border; the authors mirror them there.
 
-def smooth(maps: Tensor, kernel: Tensor) -> Tensor:
-    """Convolve maps ``(B, h, w)`` along both axes; the outermost values go on beyond the border."""
-    reach = kernel.numel() // 2
-    if reach == 0:
-        return maps
-    padded = F.pad(maps[:, None], (reach, reach, reach, reach), mode="replicate")
+    Reference:
+        Codes of Defard et al. and Roth et al.: ``gaussian_filter(enlarged, sigma=4)``, cut off at four deviations.
+    """
+    weights = np.exp(-0.5 * (np.arange(-REACH, REACH + 1) / SMOOTHING) ** 2)
+    kernel = torch.from_numpy((weights / weights.sum()).astype(np.float32)).to(maps.device)
+    fine = F.interpolate(maps[:, None], size=(pixels, pixels), mode="bilinear", align_corners=False)
+    padded = F.pad(fine, (REACH, REACH, REACH, REACH), mode="replicate")
     return F.conv2d(F.conv2d(padded, kernel[None, None, None]), kernel[None, None, :, None])[:, 0]
+
+
+def _at_size(maps: Tensor, height: int, width: int) -> Tensor:
+    """Maps ``(B, H, W)`` at the places of a coarser grid, ``(B, height, width)``."""
+    return F.interpolate(maps[:, None], size=(height, width), mode="bilinear", align_corners=False)[:, 0]
 
 
 def _patches(pyramid: Pyramid) -> Tensor:
@@ -331,8 +333,19 @@ def _places(maps: Tensor) -> tuple[Tensor, tuple[int, int, int]]:
 
 def _nearest(vectors: Tensor, memory: Tensor) -> tuple[Tensor, Tensor]:
     """Distance ``(n,)`` to the nearest row of ``memory``, and which it is; small distances are exact, too."""
-    place = (memory.square().sum(dim=1) - 2 * vectors @ memory.T).argmin(dim=1)
+    starts = range(0, len(memory), BLOCK)
+    least, place = _least(vectors, memory[:BLOCK])
+    for start in starts[1:]:
+        found, where = _least(vectors, memory[start : start + BLOCK])
+        place = torch.where(found < least, where + start, place)
+        least = torch.minimum(found, least)
     return (vectors - memory[place]).square().sum(dim=1).sqrt(), place
+
+
+def _least(vectors: Tensor, memory: Tensor) -> tuple[Tensor, Tensor]:
+    """Smallest squared distance ``(n,)`` less the vector's own square, and its row."""
+    least, place = (memory.square().sum(dim=1) - 2 * vectors @ memory.T).min(dim=1)
+    return least, place
 
 
 def _distances(vectors: Tensor, memory: Tensor) -> Tensor:

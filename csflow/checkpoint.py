@@ -1,8 +1,8 @@
 """The state of a training run in one file: weights, optimiser moments, place in the epoch. No pickle.
 
 A safetensors file whose tensors are named ``flow.NAME``, ``adam.NAME.MOMENT`` and, where weights are averaged,
-``mean.NAME``, channels last; its metadata holds, as JSON, what was being trained (``identity``) and how far it is (``progress``). One file, renamed into place, is never
-half of a state.
+``mean.NAME``, channels last; its metadata holds, as JSON, what was being trained (``identity``) and how far it is
+(``progress``). One file, renamed into place, is never half of a state.
 """
 
 from __future__ import annotations

@@ -22,6 +22,9 @@ from csflow.flow import CrossScaleFlow, Pyramid, joined
 from csflow.prediction import Floats
 from csflow.scoring import scored
 
+IMAGES, PLACES = 16, 150_000
+"""Most images, and most places of their finest levels, that stored features are scored by at once."""
+
 
 class Model(nn.Module, ABC):
     """Judges feature pyramids. Written in operations that ONNX knows."""
@@ -37,10 +40,6 @@ class Model(nn.Module, ABC):
             Scores ``(B,)`` and maps ``(B, h, w)`` at the size of the finest level, both float32, higher is more
             anomalous.
         """
-
-    def images_at_once(self, places: int) -> int:
-        """How many images whose finest level has so many places can be scored at once in little memory."""
-        return 16
 
     def on(self, pyramid: Pyramid) -> Pyramid:
         """A pyramid where the model lies, in float32."""
@@ -129,7 +128,7 @@ def score_stored(model: Model, features: Features) -> tuple[Floats, Floats]:
     """
     if not len(features):
         return np.zeros(0, np.float32), np.zeros((0, 0, 0), np.float32)
-    size = model.images_at_once(features.batch([0])[0][0, 0].numel())
+    size = max(1, min(IMAGES, PLACES // features.batch([0])[0][0, 0].numel()))
     parts = [score_pyramid(model, features.batch(rows)) for rows in _chunks(len(features), size)]
     return np.concatenate([scores for scores, _ in parts]), np.concatenate([maps for _, maps in parts])
 

@@ -7,10 +7,11 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 import torch
-from scipy.ndimage import gaussian_filter
+from scipy.ndimage import gaussian_filter, map_coordinates
 from sklearn.covariance import LedoitWolf
 from sklearn.neighbors import NearestNeighbors
 
+from csflow import baselines
 from csflow.baselines import (
     Mahalanobis,
     NearestNeighbour,
@@ -18,7 +19,6 @@ from csflow.baselines import (
     Patchcore,
     farthest_first,
     smooth,
-    smoothing_kernel,
 )
 from csflow.config import PadimConfig, PatchcoreConfig
 from csflow.errors import DataError
@@ -111,10 +111,10 @@ def test_padim_equals_a_direct_computation(dimensions: int) -> None:
             covariance = np.cov(good[:, :, y, x].T) + 0.01 * np.eye(len(kept))
             centred = test[:, :, y, x] - good[:, :, y, x].mean(axis=0)
             expected[:, y, x] = np.sqrt(np.einsum("ni,ij,nj->n", centred, np.linalg.inv(covariance), centred))
-    smoothed = np.stack([gaussian_filter(one, 4.0 / 4, mode="nearest", radius=3) for one in expected])
+    fine = _smoothed(expected, 32)
     scores, maps = judge(model)
-    np.testing.assert_allclose(maps, smoothed, rtol=2e-3)
-    np.testing.assert_allclose(scores, smoothed.max(axis=(1, 2)), rtol=2e-3)
+    np.testing.assert_allclose(maps, _sampled(fine, 8), rtol=2e-3)
+    np.testing.assert_allclose(scores, fine.max(axis=(1, 2)), rtol=2e-3)
 
 
 def test_padim_draws_channels_by_the_seed() -> None:
@@ -149,7 +149,7 @@ def test_patchcore_with_all_patches_equals_a_direct_computation(neighbours: int)
             expected[image] *= 1 - reach[0] / reach.sum()
     scores, maps = judge(model)
     np.testing.assert_allclose(scores, expected, rtol=1e-3)
-    np.testing.assert_allclose(maps.reshape(9, -1), nearest, rtol=1e-3)
+    np.testing.assert_allclose(maps, _sampled(_smoothed(nearest.reshape(9, 8, 8), 256), 8), rtol=1e-3)
 
 
 def test_patchcore_keeps_no_more_than_asked() -> None:
@@ -191,11 +191,27 @@ def test_a_projection_keeps_far_points_far() -> None:
     assert {place // 30 for place in farthest_first(points, 3, np.random.default_rng(0)).tolist()} == {0, 1, 2}
 
 
-def test_smoothing_is_a_gaussian_and_none_on_coarse_maps() -> None:
-    maps = torch.randn(2, 30, 30, generator=torch.Generator().manual_seed(0))
-    expected = np.stack([gaussian_filter(one.double().numpy(), 2.0, mode="nearest", radius=6) for one in maps])
-    np.testing.assert_allclose(smooth(maps, smoothing_kernel(2.0)).numpy(), expected, atol=1e-5)
-    assert smooth(maps, smoothing_kernel(32.0)) is maps
+def test_smoothing_is_the_authors_gaussian_on_enlarged_maps() -> None:
+    maps = torch.randn(2, 12, 12, generator=torch.Generator().manual_seed(0))
+    for pixels in (48, 100):
+        found = smooth(maps, pixels).numpy()
+        np.testing.assert_allclose(found, _smoothed(maps.double().numpy(), pixels), atol=1e-5)
+        enlarged = _enlarged(maps[:, None].double().numpy(), pixels)[:, 0]
+        mirrored = np.stack([gaussian_filter(one, 4.0) for one in enlarged])  # as their codes have it
+        inner = slice(16, pixels - 16)
+        np.testing.assert_allclose(found[:, inner, inner], mirrored[:, inner, inner], atol=1e-5)
+
+
+def _smoothed(maps: np.ndarray, pixels: int) -> np.ndarray:
+    enlarged = _enlarged(maps[:, None], pixels)[:, 0]
+    return np.stack([gaussian_filter(one, 4.0, mode="nearest", truncate=4.0) for one in enlarged])
+
+
+def _sampled(maps: np.ndarray, side: int) -> np.ndarray:
+    """Read between pixels at the middle of every place."""
+    at = (np.arange(side) + 0.5) * maps.shape[1] / side - 0.5
+    grid = np.meshgrid(at, at, indexing="ij")
+    return np.stack([map_coordinates(one, grid, order=1, mode="nearest") for one in maps])
 
 
 @pytest.mark.parametrize("fit", [Mahalanobis.fit, lambda images: Padim.fit(images, PadimConfig(), pixels=32, seed=0)])
@@ -218,16 +234,34 @@ def test_a_model_lies_where_its_buffers_lie() -> None:
     assert moved[0].device.type == "meta"
 
 
-def test_patchcore_is_scored_in_portions_that_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_patchcore_compares_block_by_block(monkeypatch: pytest.MonkeyPatch) -> None:
     model = Patchcore.fit(GOOD, PatchcoreConfig(coreset=1.0), pixels=256, seed=0)
+    whole, maps = score_stored(model, TEST)
+    rows: list[int] = []
+    least = baselines._least
+
+    def noted(vectors: torch.Tensor, memory: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        rows.append(len(memory))
+        return least(vectors, memory)
+
+    monkeypatch.setattr(baselines, "_least", noted)
+    monkeypatch.setattr(baselines, "BLOCK", 100)
+    blocks, block_maps = score_stored(model, TEST)
+    assert max(rows) == 100
+    assert sum(rows) == len(model.memory)
+    np.testing.assert_allclose(blocks, whole, rtol=1e-5)
+    np.testing.assert_allclose(block_maps, maps, rtol=1e-5)
+
+
+def test_large_maps_are_scored_few_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = Mahalanobis.fit(GOOD)
     whole, _ = score_stored(model, TEST)
-    monkeypatch.setattr("csflow.baselines.DISTANCES", 2 * 64 * len(model.memory))
-    assert model.images_at_once(64) == 2
-    portions, maps = score_stored(model, TEST)
+    sizes: list[int] = []
+    model.register_forward_pre_hook(lambda _, inputs: sizes.append(len(inputs[0][0])))
+    monkeypatch.setattr("csflow.model.PLACES", 2 * 64)
+    portions, _ = score_stored(model, TEST)
+    assert sizes == [2, 2, 2, 2, 1]
     np.testing.assert_allclose(portions, whole, rtol=1e-5)
-    assert maps.shape == (9, 8, 8)
-    monkeypatch.setattr("csflow.baselines.DISTANCES", 1)
-    assert model.images_at_once(64) == 1
 
 
 @pytest.mark.parametrize(
