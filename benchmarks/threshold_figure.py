@@ -65,7 +65,7 @@ def _rates(axes: Axes, rows: Sequence[Row]) -> None:
     axes.minorticks_off()
     axes.xaxis.set_major_formatter(percent)
     axes.yaxis.set_major_formatter(percent)
-    axes.set_title("Conformal: at or below alpha on average", loc="left", fontsize=10)
+    axes.set_title("Conformal: mean rate of all draws beside alpha", loc="left", fontsize=10)
     axes.legend(fontsize=7.5, frameon=False, loc="upper left")
 
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import re
-import tempfile
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -17,11 +15,11 @@ from threshold_study import Split, calibrated
 from csflow.backbone import load_backbone
 from csflow.cache import CachedFeatures, CacheManifest, FeatureStore
 from csflow.config import CalibrationConfig, LineConfig, load_line
-from csflow.detector import Detector
 from csflow.errors import DataError
-from csflow.kinds import fit_model
+from csflow.kinds import load_model
 from csflow.model import Model, round_to_stored, score_stored
 from csflow.steps.checkout import materialise
+from csflow.steps.train import find_or_fit, images_to_fit
 from csflow.workspace import Workspace
 
 Floats = npt.NDArray[np.float64]
@@ -56,11 +54,13 @@ class Line(NamedTuple):
         config: The line.
         frame: Rows of the manifest, good images only.
         cached: Features of at least these images.
+        workspace: Keeps the models.
     """
 
     config: LineConfig
     frame: pd.DataFrame
     cached: CacheManifest
+    workspace: Workspace
 
     @classmethod
     def load(cls, name: str) -> Line:
@@ -69,7 +69,11 @@ class Line(NamedTuple):
         manifest, _ = materialise(config, workspace)
         good = manifest.rows(label="good")
         cached = FeatureStore(workspace.features).extract(good, config.features, load_backbone(config.features))
-        return cls(config, good.frame, cached)
+        return cls(config, good.frame, cached, workspace)
+
+    def with_detector(self, kind: str) -> Line:
+        """The line with another kind of detector."""
+        return self._replace(config=self.config.model_copy(update={"detector": kind}))
 
     def features(self, chosen: pd.Series[bool]) -> CachedFeatures:
         """Features of some rows."""
@@ -81,30 +85,15 @@ class Line(NamedTuple):
 
     def fitted(self, chosen: pd.Series[bool]) -> Model:
         """The line's detector, if need be another kind, fitted to some rows and rounded as it would be stored."""
-        with tempfile.TemporaryDirectory() as folder:
-            model = fit_model(self.config, self.features(chosen), directory=Path(folder)).eval()
+        images = images_to_fit(self.config, list(self.frame.loc[chosen, "sha256"]))
+        folder = find_or_fit(self.config, self.cached, images, self.workspace.models)
+        model = load_model(folder / "model.safetensors", self.config, self.cached.shapes)
         round_to_stored(model)
         return model
 
     def scores(self, model: Model, chosen: pd.Series[bool]) -> Floats:
         """Scores of some rows in float64."""
         return score_stored(model, self.features(chosen))[0].astype(np.float64)
-
-
-def published(line: Line, directory: Path) -> Model:
-    """Model of a detector directory of the same line.
-
-    Raises:
-        DataError: If it reads other features, or holds out other images than the line does now.
-    """
-    detector = Detector.load(directory)
-    same = detector.line.line == line.config.line and detector.line.roles == line.config.roles
-    if not same or detector.line.features != line.config.features:
-        raise DataError(
-            f"{directory} is a detector of line {detector.line.line!r} with other features or roles than line "
-            f"{line.config.line!r} has now, so it may have fitted images that are judged here. Train it again."
-        )
-    return detector.model
 
 
 def pool(name: str, line: Line, model: Model) -> Split:
@@ -158,8 +147,3 @@ def unknown_lighting(line: Line, pattern: str, rule: CalibrationConfig, *, least
         new = line.scores(model, ~other)
         breaks.append(measured(line.config.line, f"lighting {name} never seen", rule, [(held_out, new)], broken=True))
     return breaks
-
-
-def with_detector(line: Line, kind: str) -> Line:
-    """The line with another kind of detector."""
-    return line._replace(config=line.config.model_copy(update={"detector": kind}))

@@ -190,9 +190,7 @@ def families() -> tuple[Family, ...]:
         Family("lognormal", lambda g, size: g.lognormal(0.0, 0.6, size), lambda x: float(lognormal.sf(x))),
         Family("heavy-tailed", lambda g, size: g.standard_t(2, size), lambda x: float(heavy.sf(x))),
         Family("with ties", lambda g, size: g.poisson(3.0, size), lambda x: float(coarse.sf(x)), ties=True),
-        Family(
-            "two lamps", _two_lamps, lambda x: float(0.8 * stats.norm.sf(x, 1, 0.1) + 0.2 * stats.norm.sf(x, 2, 0.3))
-        ),
+        Family("two lamps", _two_lamps, _above_two_lamps),
     )
 
 

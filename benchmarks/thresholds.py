@@ -14,7 +14,8 @@ import json
 import platform
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -74,12 +75,13 @@ QUICK = Size((0.02, 0.05, 0.2), n=150, fresh=150, draws=200, breaks=5)
 
 
 class Study(NamedTuple):
-    """Everything that was found."""
+    """Everything that was found, and the configuration of each detector that was fitted to a line."""
 
     rows: list[Row]
     uniformity: list[Uniformity]
     one_shot: list[Any]
     breaks: list[Break]
+    detectors: dict[str, Any]
 
 
 def studied(sources: Sequence[tuple[Source, int, int]], size: Size, seed: int) -> tuple[list[Row], list[Uniformity]]:
@@ -102,39 +104,53 @@ def study(arguments: argparse.Namespace) -> Study:
     sources: list[tuple[Source, int, int]] = [(family, size.n, size.fresh) for family in families()]
     conformal = CalibrationConfig(alpha=SHOWN_ALPHA)
     tolerance = CalibrationConfig(alpha=SHOWN_ALPHA, confidence=CONFIDENCE)
-    breaks = simulated_breaks(conformal, draws=size.breaks, seed=arguments.seed)
-    for pictures in (1, 4):
-        case = counted_twice(tolerance, n=120, pictures_a_part=pictures, draws=size.draws, seed=arguments.seed)
-        breaks.append(case)
+    with one_thread():
+        breaks = simulated_breaks(conformal, draws=size.breaks, seed=arguments.seed)
+        for pictures in (1, 4):
+            case = counted_twice(tolerance, n=120, pictures_a_part=pictures, draws=size.draws, seed=arguments.seed)
+            breaks.append(case)
     say(f"thresholds: broken assumptions on simulated lines, {size.breaks} draws each")
     one_shot: list[Any] = []
+    detectors: dict[str, Any] = {}
     if arguments.line:
-        pools, one_shot, broken = of_line(arguments, conformal)
+        pools, one_shot, broken, detectors = of_line(arguments, conformal)
         breaks += broken
         for pool in pools:
             fresh = len(pool.pool) // 3
             whole = Population(f"{pool.name}, pool as population", pool.pool)
             sources += [(pool, len(pool.pool) - fresh, fresh), (whole, len(pool.pool) - fresh, fresh)]
     rows, uniform = studied(sources, size, arguments.seed)
-    return Study(rows, uniform, one_shot, breaks)
+    return Study(rows, uniform, one_shot, breaks, detectors)
 
 
-def of_line(arguments: argparse.Namespace, rule: CalibrationConfig) -> tuple[list[Split], list[Any], list[Break]]:
-    """Pools of scores nobody fitted, the line as it is, and its broken cases."""
-    from threshold_lines import Line, fitted_images, one_shot, pool, published, unknown_lighting, with_detector
+def of_line(
+    arguments: argparse.Namespace, rule: CalibrationConfig
+) -> tuple[list[Split], list[Any], list[Break], dict[str, Any]]:
+    """Pools of scores nobody fitted, the line as it is, its broken cases, and how each detector was made."""
+    from threshold_lines import Line, fitted_images, one_shot, pool, unknown_lighting
 
     own = Line.load(arguments.line)
-    line = with_detector(own, arguments.kind)
-    models = {arguments.kind: line.fitted(line.in_role("fit"))}
-    if arguments.detector:
-        model = published(own, arguments.detector)
-        models[f"{own.config.detector}, published"] = model
-    named = [(f"{arguments.line} ({kind})", model) for kind, model in models.items()]
-    breaks = [case for name, model in named for case in fitted_images(name, line, model, rule)]
-    if arguments.lighting:
-        breaks += unknown_lighting(line, arguments.lighting, rule)
-    pools = [pool(name, line, model) for name, model in named]
-    return pools, [one_shot(name, line, model, rule.alpha) for name, model in named], breaks
+    pools, shots, breaks, made = [], [], [], {}
+    for kind in arguments.kinds.split(","):
+        line, name = own.with_detector(kind), f"{arguments.line} ({kind})"
+        model = line.fitted(line.in_role("fit"))
+        pools.append(pool(name, line, model))
+        shots.append(one_shot(name, line, model, rule.alpha))
+        breaks += fitted_images(name, line, model, rule)
+        made[name] = line.config.model_dump(mode="json", exclude={"data", "description", "quality", "gate", "serving"})
+        if arguments.lighting and kind == arguments.kinds.split(",")[0]:
+            breaks += unknown_lighting(line, arguments.lighting, rule)
+    return pools, shots, breaks, made
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Detectors as small as the simulated ones lose time to threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with threadpool_limits(1):
+        yield
+    torch.set_num_threads(before)
 
 
 def required() -> list[dict[str, float | int | None]]:
@@ -159,7 +175,8 @@ def as_json(found: Study, arguments: argparse.Namespace, seconds: float) -> dict
             "csflow": __version__,
             **{name: metadata.version(name) for name in PACKAGES},
         },
-        "settings": {**size._asdict(), "seed": arguments.seed, "line": arguments.line, "kind": arguments.kind},
+        "settings": {**size._asdict(), "seed": arguments.seed, "line": arguments.line},
+        "detectors": found.detectors,
         "tests": {"count": count, "smallest_p": smallest, "fails_below": LEVEL / count},
         "required_images": required(),
         "rows": [row._asdict() for row in found.rows],
@@ -201,9 +218,8 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="smaller draws; takes seconds")
     parser.add_argument("--line", help="a real line, too; simulated ones only without")
-    parser.add_argument("--kind", default="mahalanobis", help="detector fitted to the line (default: %(default)s)")
-    parser.add_argument("--detector", type=Path, help="published detector directory of the line, studied beside it")
-    parser.add_argument("--lighting", help="regular expression whose group names the lighting in a path")
+    parser.add_argument("--kinds", default="mahalanobis", help="detectors fitted to the line (default: %(default)s)")
+    parser.add_argument("--lighting", help="regular expression whose group names the lighting in a path; first kind")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path, help="write every figure there")
     parser.add_argument("--plot", type=Path, help="write the picture (PNG) there")
@@ -213,9 +229,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = parse(argv)
     start = perf_counter()
-    torch.set_num_threads(1)  # detectors this small lose time to threads
-    with threadpool_limits(1):
-        found = study(arguments)
+    found = study(arguments)
     result = as_json(found, arguments, perf_counter() - start)
     print(table(found))
     tests = result["tests"]
