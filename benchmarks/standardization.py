@@ -4,22 +4,25 @@ Trains the flow of a line (never MTD: nothing may be chosen on its test images) 
 seeds, on the same stored features and prints held-out NLL of good images (nats a dimension, images nobody fitted)
 beside the image AUROC on the line's test images.
 
-    python benchmarks/standardization.py demo-texture demo-object --seeds 3
+    python benchmarks/standardization.py demo-texture demo-object --json benchmarks/results/standardization.json
 """
 
 from __future__ import annotations
 
 import argparse
 import tempfile
+from datetime import UTC, datetime
 from itertools import product
 from pathlib import Path
 from statistics import mean
 
 import torch
 
+from csflow import __version__
 from csflow.backbone import load_backbone
 from csflow.cache import CachedFeatures, CacheManifest, FeatureStore
 from csflow.config import LineConfig, load_line
+from csflow.files import write_json
 from csflow.manifest import Manifest
 from csflow.metrics import image_auroc
 from csflow.model import FlowModel, score_stored
@@ -55,9 +58,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("lines", nargs="+")
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--json", type=Path, help="result file")
     arguments = parser.parse_args()
     workspace = Workspace.from_environment()
     print("| line | standardised | Adam eps | held-out NLL | image AUROC | each seed |\n|---|---|---|---|---|---|")
+    rows = []
     for name, (standardize, eps) in product(arguments.lines, ((True, 1e-8), (False, 1e-8), (True, 1e-4))):
         line = load_line(name)
         manifest, _ = materialise(line, workspace)
@@ -75,6 +80,17 @@ def main() -> None:
         each = ", ".join(f"{100 * auroc:.1f}" for _, auroc in results)
         nll, auroc = mean(r[0] for r in results), 100 * mean(r[1] for r in results)
         print(f"| {name} | {'yes' if standardize else 'no'} | {eps:g} | {nll:.3f} | {auroc:.1f} | {each} |", flush=True)
+        rows.append(
+            {
+                "line": name,
+                "standardized": standardize,
+                "eps": eps,
+                "held_out_nll": [round(value, 4) for value, _ in results],
+                "image_auroc": [round(value, 5) for _, value in results],
+            }
+        )
+    if arguments.json:
+        write_json(arguments.json, {"date": datetime.now(UTC).date().isoformat(), "csflow": __version__, "rows": rows})
 
 
 if __name__ == "__main__":
