@@ -10,7 +10,9 @@ The rule, with ``d`` the AUROC of challenger minus reference and ``[low, high]``
 * kept, not enough evidence, otherwise, with an estimate of how many images would decide.
 
 Fewer than `MIN_IMAGES` images of either kind never promote over a champion: detectors that agree on so few
-images have not been compared. ``docs/decisions`` holds the reasons.
+images have not been compared. Detectors that both separate all images perfectly differ by nothing, however few
+the images: the challenger is promoted, and the reason says that a margin was not measured and what these images do
+show. ``docs/decisions`` holds the reasons.
 """
 
 from __future__ import annotations
@@ -30,6 +32,7 @@ from csflow.metrics import (
     bootstrap_interval,
     clopper_pearson,
     image_auroc,
+    newcombe_limit,
     paired_bootstrap,
 )
 
@@ -116,7 +119,8 @@ def decide_labelled(
         evidence["images_needed"] = 2 * MIN_IMAGES
         return GateDecision("kept_insufficient", f"{missing}. {need} {seen}", evidence)
     if found.low >= -config.margin:
-        return GateDecision("promoted", f"No more than the margin of {config.margin:g} is lost. {seen}", evidence)
+        shown = _shown_by_perfection(evidence, counts, config)
+        return GateDecision("promoted", f"{shown} {seen}", evidence)
     if found.difference < -config.margin and found.high < 0:
         return GateDecision("kept_worse", f"More than the margin of {config.margin:g} is lost. {seen}", evidence)
     needed = _images_needed(sum(counts), found, config.margin)
@@ -219,6 +223,25 @@ def _describe(evidence: Evidence) -> str:
         f"difference {evidence['difference']:+.4f} [{evidence['difference_low']:+.4f}, "
         f"{evidence['difference_high']:+.4f}] on {evidence['good_images']} good and "
         f"{evidence['defective_images']} defective images."
+    )
+
+
+def _shown_by_perfection(evidence: Evidence, counts: tuple[int, int], config: GateConfig) -> str:
+    """What a promotion rests on; the evidence gets the limit if both detectors are perfect.
+
+    Two perfect detectors differ by 0 in every resample, whatever separates them on images that are not there.
+    """
+    kept = f"No more than the margin of {config.margin:g} is lost."
+    if not evidence["reference_auroc"] == evidence["challenger_auroc"] == 1.0:
+        return kept
+    limit = newcombe_limit(*counts, confidence=config.confidence)
+    evidence["auroc_low"] = limit
+    both = f"Both separate all {counts[0]} good and {counts[1]} defective images perfectly"
+    if 1.0 - limit <= config.margin:
+        return f"{both}. {kept}"
+    return (
+        f"{both}: nothing speaks against the challenger, but so few images show of either only an AUROC of at least "
+        f"{limit:.4f} and cannot measure a margin of {config.margin:g}."
     )
 
 

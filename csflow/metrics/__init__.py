@@ -13,8 +13,9 @@ NaN. One class alone has no metric: that is a `DataError`, not a number.
 ``aupro``                 Per-region overlap up to a false positive rate of 30 %, as MVTec AD defines it.
 ========================  ==========================================================================================
 
-An interval is a percentile interval over resamples **of whole images**, good and defective ones apart: neighbouring
-pixels say the same thing twice, other images do not.
+An interval comes from resamples **of whole images**, good and defective ones apart: neighbouring pixels say the same
+thing twice, other images do not. It is widened by what so few images cannot exclude; how often it holds the true value
+stands in `bootstrap_interval`.
 """
 
 from csflow.metrics.image import IMAGE_METRICS as IMAGE_METRICS
@@ -33,6 +34,7 @@ from csflow.metrics.intervals import Interval as Interval
 from csflow.metrics.intervals import Measured as Measured
 from csflow.metrics.intervals import PairedDifference as PairedDifference
 from csflow.metrics.intervals import clopper_pearson as clopper_pearson
+from csflow.metrics.intervals import newcombe_limit as newcombe_limit
 from csflow.metrics.pixel import PIXEL_METRICS as PIXEL_METRICS
 from csflow.metrics.pixel import PixelMetric as PixelMetric
 from csflow.metrics.pixel import aupro as aupro
@@ -42,5 +44,6 @@ from csflow.metrics.pixel import pixel_ap as pixel_ap
 from csflow.metrics.pixel import pixel_auroc as pixel_auroc
 from csflow.metrics.pixel import pixel_by_defect as pixel_by_defect
 from csflow.metrics.pixel import pixel_metrics as pixel_metrics
+from csflow.metrics.pixel_counts import Maps as Maps
 from csflow.metrics.pixel_counts import PixelCounts as PixelCounts
 from csflow.metrics.pixel_counts import count_pixels as count_pixels

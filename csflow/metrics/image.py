@@ -18,12 +18,13 @@ from csflow.metrics.intervals import (
     Labels,
     Measured,
     PairedDifference,
+    check_request,
     clopper_pearson,
+    delong,
     draw,
+    measured,
     paired_difference,
-    percentiles,
     resamples,
-    separated,
 )
 from csflow.metrics.ranking import Floats, Masses, Measure
 
@@ -118,12 +119,12 @@ def image_metrics(
     Args:
         scores: ``(n,)``.
         labels: ``(n,)``, True = defective.
-        confidence: Of the two-sided percentile intervals.
+        confidence: Of the two-sided intervals.
         samples: Number of resamples, stratified by label.
         seed: Of the resamples.
 
     Raises:
-        DataError: As `image_auroc`.
+        DataError: As `bootstrap_interval`.
     """
     values, defective = _checked(scores, labels)
     return _measured(IMAGE_METRICS, values, defective, confidence, samples, seed)
@@ -155,7 +156,7 @@ def by_defect(
         The types in alphabetical order.
 
     Raises:
-        DataError: As `image_auroc`, or if a type is missing.
+        DataError: As `bootstrap_interval`, or if a type is missing.
     """
     values, defective = _checked(scores, labels)
     types = np.asarray(defects, dtype=np.str_)
@@ -177,18 +178,53 @@ def bootstrap_interval(
     samples: int = 2000,
     seed: int = 0,
 ) -> Interval:
-    """Percentile interval of an image metric; good and defective images are resampled separately.
+    """Interval of an image metric; good and defective images are resampled separately.
 
-    Perfectly separated scores stay so in every resample, as if nothing were uncertain. There the far end is
-    Newcombe's score limit instead, which depends on the number of images; see
-    `csflow.metrics.intervals.separated`. A false positive rate of 0 or 1 reaches at least to the limit of
-    Clopper and Pearson. All scores equal is a detector that says nothing: its AUROC is 0.5 without doubt.
+    It joins the percentiles of the resamples with
+
+    - what as many perfectly separated (or confused) images leave possible, Newcombe's score limit; see
+      `csflow.metrics.intervals.measured`. Of a good detector the resamples alone show too little;
+    - for the AUROC, the interval of DeLong on the scale of log odds (`csflow.metrics.intervals.delong`);
+    - for the false positive rate, the exact interval of Clopper and Pearson of a threshold that is given.
+
+    All scores equal is a detector that says nothing: its AUROC is 0.5 without doubt.
+
+    How often a 95 % interval held the true value in simulations (400 each; binormal with equal spread unless said;
+    in brackets the percentiles alone):
+
+    ===================================  ============  ============  ============  ============
+    AUROC; good / defective images       AUROC         AP            F1            FPR at 95 %
+    ===================================  ============  ============  ============  ============
+    0.99; 191 / 20                       1.00 (0.81)   1.00 (0.88)   1.00 (0.78)   1.00 (0.78)
+    0.99; 191 / 20, spread doubled       1.00 (0.57)   1.00 (0.75)   1.00 (0.78)   1.00 (0.74)
+    0.99; 191 / 5                        1.00 (0.66)   1.00 (0.80)   1.00 (0.78)   1.00 (0.37)
+    0.95; 191 / 20                       1.00 (0.87)   1.00 (0.94)   1.00 (0.81)   1.00 (0.75)
+    0.95; 191 / 20, spread doubled       1.00 (0.80)   0.99 (0.90)   1.00 (0.85)   0.69 (0.69)
+    0.988; 191 / 392                     0.96 (0.93)   0.92 (0.92)   0.82 (0.82)   0.98 (0.95)
+    0.9; 60 / 60                         0.97 (0.95)   0.90 (0.90)   0.79 (0.79)   0.95 (0.94)
+    0.8; 100 / 100                       0.94 (0.93)   0.92 (0.92)   0.80 (0.80)   0.95 (0.95)
+    ===================================  ============  ============  ============  ============
+
+    So an AUROC's interval holds what it says, and is too wide rather than too narrow for few images; at 0.988 of
+    191 / 392 images it is 0.015 wide (percentiles alone 0.013). The interval of the best **F1** holds the value that
+    very many images would give in four cases of five only: a maximum over thresholds is found too high, and in a
+    resample higher still. That of the **FPR** is too narrow if few defective images, some far below the others, set
+    the threshold.
+
+    Args:
+        scores: ``(n,)``.
+        labels: ``(n,)``, True = defective.
+        metric: Which.
+        confidence: Two-sided.
+        samples: Number of resamples, stratified by label.
+        seed: Of the resamples.
 
     Raises:
-        DataError: As `image_auroc`.
+        DataError: As `image_auroc`, or if the confidence is not between 0 and 1, or there is no resample.
 
     Reference:
-        Efron and Tibshirani 1993; Newcombe, Statistics in Medicine 25 (2006), method 5.
+        Efron and Tibshirani 1993; Newcombe, Statistics in Medicine 25 (2006), method 5; DeLong et al., Biometrics 44
+        (1988).
     """
     values, defective = _checked(scores, labels)
     chosen = {metric: IMAGE_METRICS[metric]}
@@ -207,7 +243,10 @@ def paired_bootstrap(
 ) -> PairedDifference:
     """How much better the second detector separates than the first, on the same images.
 
-    Every resample takes the same images for both, so what makes an image hard cancels out.
+    Every resample takes the same images for both, so what makes an image hard cancels out. It knows only images that
+    occurred: two detectors that both separate all of them perfectly differ by 0 in every resample, which says nothing
+    of how much they would differ on others. What so few images can show at all is
+    `csflow.metrics.newcombe_limit`.
 
     Args:
         first: Scores of the first detector ``(n,)``.
@@ -219,8 +258,9 @@ def paired_bootstrap(
         seed: Of the resamples.
 
     Raises:
-        DataError: As `image_auroc`, for either.
+        DataError: As `bootstrap_interval`, for either.
     """
+    check_request(confidence, samples)
     before, defective = _checked(first, labels)
     after, _ = _checked(second, labels)
     chosen = {metric: IMAGE_METRICS[metric]}
@@ -236,23 +276,21 @@ def _measured(
     samples: int,
     seed: int,
 ) -> dict[ImageMetric, Measured]:
-    draws = _draws(metrics, values, defective, samples, seed)
-    measured = {name: Measured(found.value, *percentiles(found.resampled, confidence)) for name, found in draws.items()}
-    whole = _whole(values, defective)
-    if ranking.is_separated(whole):
-        images = int(whole.good.sum()), int(whole.defective.sum())
-        measured = {name: separated(measure, whole, images, confidence) for name, measure in metrics.items()}
-    if "fpr_at_95_tpr" in measured:
-        measured["fpr_at_95_tpr"] = _doubtful_rate(measured["fpr_at_95_tpr"], int((~defective).sum()), confidence)
-    return measured
+    check_request(confidence, samples)
+    draws, whole = _draws(metrics, values, defective, samples, seed), _whole(values, defective)
+    images = int((~defective).sum()), int(defective.sum())
+    found = {name: measured(draws[name], measure, whole, images, confidence) for name, measure in metrics.items()}
+    if "image_auroc" in found:
+        found["image_auroc"] = _joined(found["image_auroc"], delong(whole, confidence))
+    if "fpr_at_95_tpr" in found:
+        alarms = round(found["fpr_at_95_tpr"].value * images[0])
+        exact = clopper_pearson(alarms, images[0], confidence=confidence)
+        found["fpr_at_95_tpr"] = _joined(found["fpr_at_95_tpr"], exact)
+    return found
 
 
-def _doubtful_rate(rate: Measured, images: int, confidence: float) -> Measured:
-    """No false alarm among few images does not mean that there never is one."""
-    if rate.value not in (0.0, 1.0):
-        return rate
-    low, high = clopper_pearson(round(rate.value * images), images, confidence=confidence)
-    return Measured(rate.value, min(rate.low, low), max(rate.high, high))
+def _joined(found: Measured, other: Interval) -> Measured:
+    return Measured(found.value, min(found.low, other.low), max(found.high, other.high))
 
 
 def _draws(

@@ -19,6 +19,12 @@ Name = TypeVar("Name", bound=str)
 # Resamples are drawn in portions of about this many counts: 8 MiB an array, whatever the number of images.
 _PORTION = 1_000_000
 
+# Differences of two sums in another order: below it there is nothing but rounding, metrics being in [0, 1].
+_ROUNDING = 1e-12
+
+
+_PERFECT = Masses(*(np.array([mass]) for mass in ([1, 0], [0, 1], [1, 0])))
+
 
 class Interval(NamedTuple):
     """Both ends belong to it."""
@@ -58,6 +64,30 @@ class Draws(NamedTuple):
     resampled: Floats
 
 
+class Reach(NamedTuple):
+    """How far an interval reaches whatever the images say; ``low`` is above ``high`` unless they are very few.
+
+    Attributes:
+        low: The interval begins here at the latest.
+        high: The interval ends here at the earliest.
+    """
+
+    low: float
+    high: float
+
+
+def check_request(confidence: float, samples: int = 1) -> None:
+    """Refuse what no interval exists for.
+
+    Raises:
+        DataError: If the confidence is not between 0 and 1, or there is no resample.
+    """
+    if not 0 < confidence < 1:
+        raise DataError(f"A confidence lies between 0 and 1, got {confidence}. Ask for 0.95, for instance.")
+    if samples < 1:
+        raise DataError(f"An interval needs at least one resample, got {samples}. Ask for 2000, for instance.")
+
+
 def resamples(defective: Labels, samples: int, seed: int, *, width: int = 0) -> Iterator[Counts]:
     """How often each resample takes each image, as portions ``(k, n)``; the portions do not change the draw.
 
@@ -92,7 +122,12 @@ def draw(metrics: Mapping[Name, Measure], whole: Masses, resampled: Iterable[Mas
 
 
 def percentiles(values: Floats, confidence: float) -> Interval:
-    """Percentile interval of resampled values; resamples that lost a class are left out."""
+    """Percentile interval of resampled values; resamples that lost a class are left out.
+
+    Raises:
+        DataError: If the confidence is not between 0 and 1.
+    """
+    check_request(confidence)
     low, high = np.quantile(values[~np.isnan(values)], [(1 - confidence) / 2, (1 + confidence) / 2])
     return Interval(float(low), float(high))
 
@@ -100,18 +135,21 @@ def percentiles(values: Floats, confidence: float) -> Interval:
 def paired_difference(first: Draws, second: Draws, confidence: float) -> PairedDifference:
     """Second minus first, from draws of the same resamples.
 
+    What is smaller than the rounding of a sum counts as no difference: detectors that rank alike differ by exactly 0.
+
     Reference:
         Efron and Tibshirani 1993, chapter 16; one is added to the tail so that no p-value is 0.
     """
-    changes = second.resampled - first.resampled
+    changes = _without_rounding(second.resampled - first.resampled)
     changes = changes[~np.isnan(changes)]
     smaller_tail = min(int((changes <= 0).sum()), int((changes >= 0).sum()))
     p_value = min(1.0, 2 * (1 + smaller_tail) / (1 + changes.size))
-    return PairedDifference(second.value - first.value, *percentiles(changes, confidence), p_value)
+    difference = float(_without_rounding(np.array([second.value - first.value]))[0])
+    return PairedDifference(difference, *percentiles(changes, confidence), p_value)
 
 
-def separated(measure: Measure, whole: Masses, images: tuple[int, int], confidence: float) -> Measured:
-    """A metric of perfectly separated (or perfectly confused) images, with how far from perfect the detector may be.
+def reach(measure: Measure, whole: Masses, images: tuple[int, int], confidence: float) -> Reach:
+    """What images that are separated perfectly, or confused perfectly, still leave possible.
 
     Every resample of such images is perfect, as if nothing were uncertain. The AUROC that is still possible is
     Newcombe's score limit, which depends on the number of images; any other metric takes the value it has at this
@@ -119,31 +157,96 @@ def separated(measure: Measure, whole: Masses, images: tuple[int, int], confiden
 
     Args:
         measure: The metric.
-        whole: Masses ``(1, K)`` of all images; see `csflow.metrics.ranking.is_separated`.
+        whole: Masses ``(1, K)`` of all images; only their sums count.
         images: Number of good and of defective images.
         confidence: Two-sided.
 
     Reference:
         Newcombe, Statistics in Medicine 25 (2006), method 5.
     """
-    limit = _newcombe_limit(*images, confidence)
-    possible = limit if ranking.auroc(whole)[0] > 0.5 else 1.0 - limit
-    far = possible if measure is ranking.auroc else float(measure(_binormal(possible, whole))[0])
-    value = float(measure(whole)[0])
-    return Measured(value, min(value, far), max(value, far))
+    limit = newcombe_limit(*images, confidence=confidence)
+    if measure is ranking.auroc:
+        return Reach(limit, 1.0 - limit)
+    best, worst = (float(measure(_binormal(auroc, whole))[0]) for auroc in (limit, 1.0 - limit))
+    # Of a false positive rate less is better.
+    return Reach(best, worst) if measure(_PERFECT)[0] == 1.0 else Reach(worst, best)
+
+
+def measured(found: Draws, measure: Measure, whole: Masses, images: tuple[int, int], confidence: float) -> Measured:
+    r"""A metric with its percentile interval, widened by what so many images cannot exclude.
+
+    A bootstrap knows only images that occurred: of a good detector it sees too few that are hard, so its interval is
+    too narrow, and of perfectly separated images it sees none at all. Images that are *not* separated perfectly
+    cannot show more than as many that are. So the interval reaches at least to `reach` at both ends: it is that of
+    perfectly separated images if all are, and inverting a pair of them never makes it narrower. For many images, or
+    away from 0 and 1, the percentiles lie further out and nothing changes.
+
+    Scores that are all equal say nothing, without doubt: their interval is the value alone.
+
+    Args:
+        found: Of the metric.
+        measure: The metric.
+        whole: Masses ``(1, K)`` of all images or pixels.
+        images: Number of good and of defective images.
+        confidence: Two-sided.
+
+    Raises:
+        DataError: If the confidence is not between 0 and 1.
+    """
+    low, high = percentiles(found.resampled, confidence)
+    if whole.good.shape[1] > 1:
+        least = reach(measure, whole, images, confidence)
+        low, high = min(low, least.low), max(high, least.high)
+    return Measured(found.value, low, high)
+
+
+def delong(whole: Masses, confidence: float) -> Interval:
+    r"""Interval of an AUROC by the variance of DeLong on the scale of log odds; empty uncertainty gives a point.
+
+    With :math:`V_{10}(i)` the share of good images below defective image i, :math:`V_{01}(j)` the share of defective
+    images above good image j (ties half), and A the AUROC:
+
+    .. math:: \sigma^2 = \frac{\operatorname{var} V_{10}}{P} + \frac{\operatorname{var} V_{01}}{N}, \quad
+        \operatorname{logit} A \pm z \frac{\sigma}{A (1 - A)}
+
+    A class of one image has no variance that could be estimated: it adds nothing, and the caller widens.
+
+    Args:
+        whole: Masses ``(1, K)`` of all images.
+        confidence: Two-sided.
+
+    Reference:
+        DeLong, DeLong and Clarke-Pearson, Biometrics 44 (1988); Pepe, The Statistical Evaluation of Medical Tests
+        (2003), section 5.2.3, for the scale.
+    """
+    from scipy import special, stats
+
+    value = float(ranking.auroc(whole)[0])
+    if value in (0.0, 1.0):
+        return Interval(value, value)
+    defective, good = (np.asarray(mass[0], dtype=np.float64) for mass in (whole.defective, whole.good))
+    below = (good.sum() - np.cumsum(good) + good / 2) / good.sum()
+    above = (np.cumsum(defective) - defective / 2) / defective.sum()
+    variance = sum(
+        float((mass * (share - value) ** 2).sum() / max(1.0, mass.sum() - 1) / mass.sum())
+        for mass, share in ((defective, below), (good, above))
+    )
+    half = float(stats.norm.isf((1 - confidence) / 2)) * np.sqrt(variance) / (value * (1 - value))
+    return Interval(*(float(special.expit(special.logit(value) + side * half)) for side in (-1, 1)))
 
 
 def clopper_pearson(events: int, trials: int, *, confidence: float = 0.95) -> Interval:
     """Exact two-sided interval of a binomial rate.
 
     Raises:
-        DataError: If there are no trials or more events than trials.
+        DataError: If there are no trials, more events than trials, or the confidence is not between 0 and 1.
 
     Reference:
         Clopper and Pearson 1934, as beta quantiles.
     """
     from scipy import stats
 
+    check_request(confidence)
     if not 0 <= events <= trials or trials == 0:
         raise DataError(f"A rate needs 0 <= events <= trials and at least one trial, got {events} of {trials}.")
     tail = (1 - confidence) / 2
@@ -152,10 +255,25 @@ def clopper_pearson(events: int, trials: int, *, confidence: float = 0.95) -> In
     return Interval(float(low), float(high))
 
 
-def _newcombe_limit(good: int, defective: int, confidence: float) -> float:
-    """Lower limit of an AUROC measured as 1."""
+def newcombe_limit(good: int, defective: int, *, confidence: float = 0.95) -> float:
+    """Lowest AUROC that so many perfectly separated images leave possible.
+
+    Args:
+        good: Number of good images.
+        defective: Number of defective ones.
+        confidence: Two-sided.
+
+    Raises:
+        DataError: If a class has no image, or the confidence is not between 0 and 1.
+
+    Reference:
+        Newcombe, Statistics in Medicine 25 (2006), method 5: lower limit of an AUROC measured as 1.
+    """
     from scipy import optimize, stats
 
+    check_request(confidence)
+    if min(good, defective) < 1:
+        raise DataError(f"An AUROC needs images of both kinds, got {good} good and {defective} defective. Add some.")
     z = float(stats.norm.isf((1 - confidence) / 2))
     star = (good + defective) / 2 - 1
 
@@ -164,6 +282,10 @@ def _newcombe_limit(good: int, defective: int, confidence: float) -> float:
         return (1 - auroc) - z**2 * auroc * spread / (good * defective)
 
     return float(optimize.brentq(gap, 0.0, 1.0))
+
+
+def _without_rounding(values: Floats) -> Floats:
+    return np.where(np.abs(values) < _ROUNDING, 0.0, values)
 
 
 def _binormal(auroc: float, whole: Masses) -> Masses:

@@ -15,11 +15,12 @@ from csflow.metrics.intervals import (
     Draws,
     Measured,
     PairedDifference,
+    check_request,
     draw,
+    measured,
     paired_difference,
     percentiles,
     resamples,
-    separated,
 )
 from csflow.metrics.pixel_counts import Maps, Masks, PixelCounts, missing_class, pixels_of, region_weights
 from csflow.metrics.ranking import Masses, Measure
@@ -39,7 +40,8 @@ PIXEL_METRICS: Mapping[PixelMetric, Measure] = {
 def pixel_auroc(maps: Maps, masks: Masks) -> float:
     """Exact AUROC over all pixels of all images; nothing is subsampled or binned.
 
-    Each map is upsampled to its mask. Memory: four bytes for each *defective* pixel, and one image.
+    Each map is upsampled to its mask. Memory: about 13 bytes for each *defective* pixel of all images (measured), and
+    40 for each pixel of one image.
 
     Args:
         maps: Anomaly maps ``(h, w)``, one an image.
@@ -66,7 +68,8 @@ def pixel_auroc(maps: Maps, masks: Masks) -> float:
 def pixel_ap(maps: Maps, masks: Masks) -> float:
     """Exact average precision over all pixels of all images; the step sum, pixels of one value count together.
 
-    Memory: about 60 bytes for each *defective* pixel, and one image.
+    Memory: about 115 bytes for each *defective* pixel of all images (measured), and 40 for each pixel of one image;
+    `csflow.metrics.count_pixels` needs memory for its bins only.
 
     Raises:
         DataError: As `pixel_auroc`.
@@ -79,7 +82,9 @@ def aupro(maps: Maps, masks: Masks, *, limit: float = AUPRO_LIMIT) -> float:
 
     A region is a connected part of one mask, pixels that touch by a corner included; each counts the same whatever
     its size. The rate is taken over all good pixels of all images, those beside a defect too. The curve has a point
-    at each distinct value, starts at (0, 0) and is straight between points. Memory as `pixel_ap`.
+    at each distinct value, starts at (0, 0) and is straight between points.
+
+    Memory: about 175 bytes for each *defective* pixel of all images (measured), and 40 for each pixel of one image.
 
     Args:
         maps: Anomaly maps ``(h, w)``, one an image.
@@ -103,8 +108,24 @@ def pixel_metrics(
     """Every pixel metric with its interval, all from the same resamples of whole images.
 
     Values are those of the binned maps: `binning_error` says how far from the exact ones they can be at most. An
-    image whose mask is empty counts as a good one. Perfectly separated maps get the far end of
-    `bootstrap_interval`, each image being one observation however many pixels it has.
+    image whose mask is empty counts as a good one. Intervals of AUROC and AUPRO reach at least as far as those of
+    perfectly separated images, each being one observation however many pixels it has; see
+    `csflow.metrics.intervals.measured`. That of AP does so for perfectly separated maps only, and is that of the
+    percentiles otherwise: defective pixels being rare, it would say nothing for any detector.
+
+    How often a 95 % interval held the true value in simulations (150 each, normal pixels with an effect of the image;
+    in brackets the percentiles alone, with the true value):
+
+    ==========================  ====================  ====================  ====================
+    good / defective images     AUROC                 AP                    AUPRO
+    ==========================  ====================  ====================  ====================
+    191 / 20                    1.00 (0.72; 0.997)    0.89 (0.89; 0.91)     1.00 (0.74; 0.991)
+    60 / 20                     0.99 (0.88; 0.971)    0.92 (0.92; 0.68)     0.99 (0.89; 0.914)
+    60 / 5                      0.95 (0.71; 0.970)    0.87 (0.87; 0.53)     0.96 (0.73; 0.911)
+    20 / 20                     1.00 (0.72; 0.991)    0.88 (0.88; 0.92)     1.00 (0.77; 0.973)
+    ==========================  ====================  ====================  ====================
+
+    So intervals of **AP** are somewhat too narrow, and those of the other two wider than they need be for few images.
 
     Args:
         counts: From `csflow.metrics.count_pixels`.
@@ -113,14 +134,19 @@ def pixel_metrics(
         seed: Of the resamples.
 
     Raises:
-        DataError: If there is no good or no defective pixel.
+        DataError: If there is no good or no defective pixel, a confidence is not between 0 and 1, or there is no
+            resample.
     """
-    whole = _whole(counts)
-    if ranking.is_separated(whole):
-        images = int(counts.good.any(axis=1).sum()), counts.rows.size
-        return {name: separated(measure, whole, images, confidence) for name, measure in PIXEL_METRICS.items()}
-    draws = _draws(PIXEL_METRICS, counts, samples, seed)
-    return {name: Measured(found.value, *percentiles(found.resampled, confidence)) for name, found in draws.items()}
+    check_request(confidence, samples)
+    whole, draws = _whole(counts), _draws(PIXEL_METRICS, counts, samples, seed)
+    images = int(counts.good.any(axis=1).sum()), counts.rows.size
+    widened = [name for name in PIXEL_METRICS if name != "pixel_ap" or ranking.is_separated(whole)]
+    return {
+        name: measured(draws[name], measure, whole, images, confidence)
+        if name in widened
+        else Measured(draws[name].value, *percentiles(draws[name].resampled, confidence))
+        for name, measure in PIXEL_METRICS.items()
+    }
 
 
 def pixel_by_defect(
@@ -139,7 +165,8 @@ def pixel_by_defect(
         The types that have a mask, in alphabetical order: the others have no pixel metrics.
 
     Raises:
-        DataError: If there is not one type for each image.
+        DataError: If there is not one type for each image, a confidence is not between 0 and 1, or there is no
+            resample.
     """
     types, defective = np.asarray(defects, dtype=np.str_), counts.is_defective
     if types.shape != defective.shape:
@@ -163,6 +190,9 @@ def paired_pixel_bootstrap(
 ) -> PairedDifference:
     """How much better the maps of a second detector are than those of a first, on the same images and masks.
 
+    Values are binned, each in bins of its own detector: the difference can be off by at most the sum of both
+    `binning_error` bounds. A difference smaller than that says nothing about the exact values.
+
     Args:
         first: Counts of the first detector.
         second: Counts of the second one, in bins of its own.
@@ -172,8 +202,10 @@ def paired_pixel_bootstrap(
         seed: Of the resamples.
 
     Raises:
-        DataError: If the two were not counted on the same masks.
+        DataError: If the two were not counted on the same masks, a confidence is not between 0 and 1, or there is no
+            resample.
     """
+    check_request(confidence, samples)
     for before, after in ((first.good, second.good), (first.defective, second.defective)):
         if not np.array_equal(before.sum(axis=1), after.sum(axis=1)) or not np.array_equal(first.rows, second.rows):
             raise DataError("The two detectors were counted on different masks. Count both on the same images.")

@@ -10,7 +10,7 @@ import pytest
 from csflow.config import GateConfig
 from csflow.errors import DataError
 from csflow.gate import MIN_IMAGES, GateDecision, GoodOnlyEvidence, decide_first, decide_good_only, decide_labelled
-from csflow.metrics import image_auroc
+from csflow.metrics import image_auroc, newcombe_limit
 
 QUICK = GateConfig(bootstrap=300)
 
@@ -105,6 +105,36 @@ def test_agreement_on_a_handful_of_images_is_no_evidence(images: int) -> None:
     decision = decide_labelled(scores, scores, scores >= images, QUICK)
     assert decision.outcome == "kept_insufficient"
     assert f"at least {MIN_IMAGES}" in decision.reason
+
+
+def perfect_pair(images: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    scores = np.arange(2.0 * images)
+    return scores, np.exp(scores / images), scores >= images
+
+
+def test_two_perfect_detectors_are_promoted_with_what_so_few_images_can_show() -> None:
+    decision = decide_labelled(*perfect_pair(10), QUICK)
+    assert decision.outcome == "promoted"
+    assert "separate all 10 good and 10 defective images perfectly" in decision.reason
+    limit = newcombe_limit(10, 10)
+    assert f"at least {limit:.4f} and cannot measure a margin of 0.01" in decision.reason
+    assert "No more than" not in decision.reason
+    assert decision.evidence["auroc_low"] == limit < 0.9
+
+
+def test_many_images_separated_perfectly_do_measure_the_margin() -> None:
+    decision = decide_labelled(*perfect_pair(400), QUICK)
+    assert decision.outcome == "promoted"
+    assert "perfectly. No more than the margin of 0.01 is lost." in decision.reason
+    assert decision.evidence["auroc_low"] > 0.99  # type: ignore[operator]
+
+
+def test_one_perfect_detector_of_two_is_a_plain_comparison() -> None:
+    reference, challenger, labels = perfect_pair(20)
+    reference[[19, 20]] = reference[[20, 19]]
+    decision = decide_labelled(reference, challenger, labels, QUICK)
+    assert decision.reason.startswith("No more than the margin of 0.01 is lost.")
+    assert "auroc_low" not in decision.evidence
 
 
 def nights(*, against_the_best: bool) -> tuple[float, float, int]:
