@@ -19,7 +19,17 @@ from PIL import Image
 from csflow.calibration import Calibration
 from csflow.errors import DataError
 from csflow.files import write_atomic, write_json
-from csflow.metrics import IMAGE_METRICS, PairedDifference, paired_bootstrap, roc_curve
+from csflow.metrics import (
+    IMAGE_METRICS,
+    PIXEL_METRICS,
+    PairedDifference,
+    PixelCounts,
+    PixelMetric,
+    binning_error,
+    paired_bootstrap,
+    paired_pixel_bootstrap,
+    roc_curve,
+)
 from csflow.reporting.findings import Evaluation, ImageResult
 from csflow.reporting.page import data_uri, encoded, render_page, thumbnail
 from csflow.scoring import overlay
@@ -54,6 +64,29 @@ class Side(NamedTuple):
             return None
         below = int((self.scores <= self.calibration.threshold).sum())
         return (below - 0.5) / max(1, len(self.images) - 1)
+
+
+class PixelPair(NamedTuple):
+    """Pixels of both detectors' maps, counted on the same masks; see `csflow.reporting.evaluation.counted_pixels`."""
+
+    champion: PixelCounts
+    challenger: PixelCounts
+
+
+class DefectDifference(NamedTuple):
+    """Image AUROC of one type of defect against all good images.
+
+    Attributes:
+        images: Defective images of the type.
+        champion: AUROC of the champion.
+        challenger: AUROC of the challenger.
+        paired: Challenger minus champion.
+    """
+
+    images: int
+    champion: float
+    challenger: float
+    paired: PairedDifference
 
 
 class Views(NamedTuple):
@@ -92,12 +125,14 @@ class Comparison:
         champion: What is in service, or the best there was.
         challenger: What may take its place.
         verdict: What the gate made of it, shown as it is.
+        pixels: Of both detectors' maps; None without masks.
     """
 
     line: str
     champion: Side
     challenger: Side
     verdict: str = ""
+    pixels: PixelPair | None = None
 
     def __post_init__(self) -> None:
         """Refuse two lists of different images."""
@@ -134,6 +169,48 @@ class Comparison:
         sides = self.champion.scores, self.challenger.scores
         return {name: (measures[name](sides[0], self.labels), measures[name](sides[1], self.labels))
                 for name in self.differences}  # fmt: skip
+
+    @cached_property
+    def by_defect(self) -> dict[str, DefectDifference]:
+        """Image AUROC of each type of defect, in alphabetical order; empty if a class is missing."""
+        if not self.differences:
+            return {}
+        defects = np.array([result.defect for result in self.champion.images], dtype=np.str_)
+        return {
+            str(kind): self._of_defect(~self.labels | (defects == kind)) for kind in np.unique(defects[self.labels])
+        }
+
+    def _of_defect(self, rows: npt.NDArray[np.bool_]) -> DefectDifference:
+        from csflow.metrics import image_auroc
+
+        labels = self.labels[rows]
+        before, after = self.champion.scores[rows], self.challenger.scores[rows]
+        paired = paired_bootstrap(before, after, labels)
+        return DefectDifference(int(labels.sum()), image_auroc(before, labels), image_auroc(after, labels), paired)
+
+    @cached_property
+    def pixel_differences(self) -> dict[PixelMetric, PairedDifference]:
+        """Every pixel metric of the challenger minus that of the champion; empty without masks."""
+        if self.pixels is None:
+            return {}
+        return {name: paired_pixel_bootstrap(*self.pixels, metric=name) for name in PIXEL_METRICS}
+
+    @cached_property
+    def pixel_values(self) -> dict[PixelMetric, tuple[float, float]]:
+        """Every pixel metric of champion and challenger; empty without masks."""
+        if self.pixels is None:
+            return {}
+        whole = [counts.masses() for counts in self.pixels]
+        return {name: (float(measure(whole[0])[0]), float(measure(whole[1])[0]))
+                for name, measure in PIXEL_METRICS.items()}  # fmt: skip
+
+    @cached_property
+    def binning_error(self) -> dict[PixelMetric, float]:
+        """How far each pixel *difference* can be off because the maps are binned: the sum of both bounds."""
+        if self.pixels is None:
+            return {}
+        before, after = (binning_error(counts) for counts in self.pixels)
+        return {name: before[name] + after[name] for name in before}
 
     @cached_property
     def changes(self) -> list[Change]:
@@ -177,15 +254,26 @@ class Comparison:
 
 
 def compare_evaluations(
-    champion: Evaluation, challenger: Evaluation, *, names: tuple[str, str] = ("champion", "challenger")
+    champion: Evaluation,
+    challenger: Evaluation,
+    *,
+    names: tuple[str, str] = ("champion", "challenger"),
+    pixels: PixelPair | None = None,
 ) -> Comparison:
     """Compare two evaluations of the same test images.
+
+    Args:
+        champion: What was found of the champion.
+        challenger: What was found of the challenger.
+        names: What both are called.
+        pixels: Of both detectors' maps; None leaves pixel metrics out.
 
     Raises:
         DataError: If they are not of the same images.
     """
     before = Side(names[0], champion.images, champion.calibration)
-    return Comparison(challenger.line, before, Side(names[1], challenger.images, challenger.calibration))
+    after = Side(names[1], challenger.images, challenger.calibration)
+    return Comparison(challenger.line, before, after, pixels=pixels)
 
 
 def judge_scores(name: str, images: Sequence[tuple[str, str]], scores: npt.ArrayLike, calibration: Calibration) -> Side:
@@ -280,6 +368,16 @@ def _facts(comparison: Comparison) -> dict[str, object]:
         "metrics": {
             name: {"champion": before, "challenger": after, **comparison.differences[name]._asdict()}
             for name, (before, after) in comparison.values.items()
+        },
+        "pixel_metrics": {
+            name: {"champion": before, "challenger": after, **comparison.pixel_differences[name]._asdict(),
+                   "binning_error": comparison.binning_error[name]}
+            for name, (before, after) in comparison.pixel_values.items()
+        },
+        "by_defect": {
+            kind: {"images": found.images, "champion": found.champion, "challenger": found.challenger,
+                   **found.paired._asdict()}
+            for kind, found in comparison.by_defect.items()
         },
         "decisions": {
             "mended": comparison.mended, "spoilt": comparison.spoilt, "p_value": comparison.decision_p_value,

@@ -15,9 +15,17 @@ from scipy import stats
 from csflow.calibration import Calibration, calibrate
 from csflow.config import CalibrationConfig
 from csflow.errors import DataError
-from csflow.metrics import image_auroc
+from csflow.metrics import (
+    binning_error,
+    count_pixels,
+    image_auroc,
+    paired_bootstrap,
+    paired_pixel_bootstrap,
+    pixel_auroc,
+)
 from csflow.reporting.comparison import (
     Comparison,
+    PixelPair,
     Side,
     Views,
     compare_evaluations,
@@ -94,6 +102,43 @@ def test_differences_are_challenger_minus_champion() -> None:
         assert found.differences[name].difference == pytest.approx(challenger - champion), name
 
 
+def pixel_pair() -> tuple[PixelPair, list[np.ndarray], list[np.ndarray], list[np.ndarray]]:
+    draw = np.random.default_rng(7)
+    masks = [np.zeros((12, 12), dtype=bool) for _ in IMAGES]
+    for mask in masks[40:]:
+        mask[2:6, 3:8] = True
+    before = [draw.normal(size=(12, 12)) + mask for mask in masks]
+    after = [m + 0.5 * mask for m, mask in zip(before, masks, strict=True)]
+    return PixelPair(count_pixels(before, masks), count_pixels(after, masks)), before, after, masks
+
+
+def test_maps_are_compared_where_masks_exist() -> None:
+    pair, before, after, masks = pixel_pair()
+    found = Comparison("tiles", side("one", SCORES), side("two", CHANGED), pixels=pair)
+    for name, paired in found.pixel_differences.items():
+        assert paired == paired_pixel_bootstrap(*pair, metric=name)
+        assert paired.difference == pytest.approx(found.pixel_values[name][1] - found.pixel_values[name][0])
+        assert found.binning_error[name] == sum(binning_error(counts)[name] for counts in pair)
+    exact = pixel_auroc(after, masks) - pixel_auroc(before, masks)
+    bound = found.binning_error["pixel_auroc"]
+    assert found.pixel_differences["pixel_auroc"].difference == pytest.approx(exact, abs=bound)
+    without = Comparison("tiles", side("one", SCORES), side("two", CHANGED))
+    assert not any((without.pixel_differences, without.pixel_values, without.binning_error))
+
+
+def test_each_type_of_defect_is_compared_against_all_good_images() -> None:
+    images = [(path, "dent" if i % 2 and defect else defect) for i, (path, defect) in enumerate(IMAGES)]
+    one, two = (judge_scores(str(i), images, scores, calibration()) for i, scores in enumerate((SCORES, CHANGED)))
+    found = Comparison("tiles", one, two)
+    assert list(found.by_defect) == ["dent", "hole"]
+    for kind, row in found.by_defect.items():
+        rows = np.array([defect in ("", kind) for _, defect in images])
+        assert row.images == 10
+        assert row.champion == image_auroc(SCORES[rows], TRUTH[rows])
+        assert row.challenger == image_auroc(CHANGED[rows], TRUTH[rows])
+        assert row.paired == paired_bootstrap(SCORES[rows], CHANGED[rows], TRUTH[rows])
+
+
 def test_different_images_are_refused() -> None:
     one, two = side("one", SCORES), side("two", SCORES)
     for images in (two.images[::-1], two.images[1:], [replace(two.images[0], label="defective"), *two.images[1:]]):
@@ -120,7 +165,8 @@ def test_each_map_is_painted_with_its_own_calibration() -> None:
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    found = Comparison("tiles", side("version 1", SCORES), side("version <2>", CHANGED, 7.0), verdict="It <is> better.")
+    sides = side("version 1", SCORES), side("version <2>", CHANGED, 7.0)
+    found = Comparison("tiles", *sides, verdict="It <is> better.", pixels=pixel_pair()[0])
     pictures = {index: Views(*[Image.new("RGB", (500, 300), "grey")] * 3) for index in found.shown()}
     return write_comparison(tmp_path_factory.mktemp("comparison") / "new", found, pictures)
 
@@ -131,6 +177,8 @@ def test_the_page_needs_nothing_from_outside_and_escapes_text(written: Path) -> 
     assert "<script" not in page
     assert "It &lt;is&gt; better." in page
     assert "<2>" not in page
+    for heading in ("Pixel AUROC", "Pixel AP", "AUPRO", "By defect type", "their differences are off by at most"):
+        assert heading in page
     sources = re.findall(r'src="([^"]{0,30})', page)
     assert len(sources) > 8
     assert all(source.startswith("data:image/") for source in sources)
@@ -142,6 +190,11 @@ def test_the_files_hold_the_facts(written: Path) -> None:
     auroc = facts["metrics"]["image_auroc"]
     assert auroc["challenger"] == pytest.approx(image_auroc(CHANGED, TRUTH))
     assert auroc["difference"] == pytest.approx(auroc["challenger"] - auroc["champion"])
+    pixels, hole = facts["pixel_metrics"]["pixel_ap"], facts["by_defect"]["hole"]
+    assert pixels["difference"] == pytest.approx(pixels["challenger"] - pixels["champion"])
+    assert pixels["binning_error"] > 0
+    assert hole["difference"] == pytest.approx(auroc["difference"])
+    assert hole["images"] == 20
     assert facts["decisions"]["mended"] + facts["decisions"]["spoilt"] == len(facts["changed"])
     assert [image["path"] for image in facts["images"]["champion"]] == [path for path, _ in IMAGES]
     for name in ("ranks.png", "roc.png", *(f"images/00003-{view}.png" for view in Views._fields)):
@@ -154,4 +207,6 @@ def test_without_thresholds_or_defects_there_is_a_page_still(tmp_path: Path) -> 
     sides = [judge_scores(name, good, scores[:40], none) for name, scores in (("one", SCORES), ("two", CHANGED))]
     page = write_comparison(tmp_path, Comparison("tiles", *sides)).read_text()
     assert "not both have a threshold" in page
+    assert "By defect type" not in page
+    assert "Pixel" not in page
     assert not (tmp_path / "roc.png").exists()

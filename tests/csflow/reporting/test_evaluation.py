@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +13,14 @@ from sklearn.metrics import roc_auc_score
 from csflow.calibration import Calibration, calibrate
 from csflow.config import CalibrationConfig, RolesConfig
 from csflow.manifest import Manifest, build_manifest
-from csflow.metrics import PIXEL_METRICS
-from csflow.reporting.evaluation import MaskSequence, evaluate_scores
+from csflow.metrics import PIXEL_METRICS, binning_error, count_pixels
+from csflow.reporting.evaluation import (
+    MaskSequence,
+    counted_pixels,
+    evaluate_scores,
+    measured_on,
+    measured_with_error,
+)
 from csflow.scoring import upsample
 
 DRAW = np.random.default_rng(3)
@@ -65,6 +72,39 @@ def test_pixel_metrics_are_over_good_images_and_those_with_masks(judged: Manifes
     assert set(found.metrics) > set(PIXEL_METRICS)
 
 
+def test_what_is_measured_comes_with_the_bound_of_binning(judged: Manifest) -> None:
+    maps = maps_of(judged)
+    known = [i for i, defect in enumerate(judged.frame["defect"]) if defect != "crack"]
+    masks = MaskSequence(judged)
+    counts = count_pixels([maps[i] for i in known], [masks[i] for i in known])
+    found = measured_with_error(judged, maps.max(axis=(1, 2)), maps)
+    assert found.binning_error == binning_error(counts)
+    assert min(found.binning_error.values()) > 0
+    assert found.metrics == measured_on(judged, maps.max(axis=(1, 2)), maps)
+    first, second = counted_pixels(judged, maps, np.exp(maps))
+    np.testing.assert_array_equal(first.good, counts.good)
+    np.testing.assert_array_equal(second.rows, counts.rows)
+
+
+def test_maps_are_looked_at_and_not_copied(judged: Manifest) -> None:
+    # Maps larger than all else: 13 of 4 MiB each.
+    maps = np.random.default_rng(0).random((len(judged), 1024, 1024), dtype=np.float32)
+    measured_with_error(judged, maps.max(axis=(1, 2)), maps_of(judged))  # what is imported on the way does not count
+    scores = maps.max(axis=(1, 2))
+    tracemalloc.start()
+    counted_pixels(judged, maps)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < maps.nbytes / 5
+
+    class Lazy(list[int]):
+        def __getitem__(self, index: int) -> np.ndarray:  # type: ignore[override]
+            return maps[index]
+
+    lazy = Lazy(range(len(maps)))
+    assert measured_on(judged, scores, lazy) == measured_on(judged, scores, maps)  # type: ignore[arg-type]
+
+
 def test_examples_and_samples_carry_their_own_maps(judged: Manifest, calibrated: Calibration) -> None:
     maps = maps_of(judged)
     found = evaluate_scores(judged, maps.max(axis=(1, 2)), maps, calibrated)
@@ -82,6 +122,8 @@ def test_a_line_without_masks_has_no_pixel_metrics(judged: Manifest, calibrated:
     maps = maps_of(images)
     found = evaluate_scores(images, maps.mean(axis=(1, 2)), maps, calibrated)
     assert found.pixels is None
+    assert measured_with_error(images, maps.mean(axis=(1, 2)), maps).binning_error == {}
+    assert counted_pixels(images, maps, maps) == ()
     assert found.pixel_auroc is None
     assert "pixel_auroc" not in found.metrics
 

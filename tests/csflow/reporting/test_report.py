@@ -65,6 +65,10 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
+def test_the_page_says_how_far_binning_puts_each_pixel_metric_off(written: Path) -> None:
+    assert (written / "report.html").read_text().count("off by at most 0.0002 by binning") == len(PIXEL)
+
+
 def test_the_json_holds_the_facts(written: Path) -> None:
     facts = json.loads((written / "report.json").read_text())
     images = facts["images"]
