@@ -19,7 +19,7 @@ from csflow.manifest import Manifest
 from csflow.metrics import by_defect
 from csflow.model import round_to_stored, score_stored
 from csflow.progress import say
-from csflow.reporting.evaluation import measured_on
+from csflow.reporting.evaluation import measured_with_error
 from csflow.steps.context import DETECTOR_CODE, code_version
 from csflow.steps.train import find_or_fit, images_to_fit
 from csflow.workspace import Workspace
@@ -27,6 +27,9 @@ from csflow.workspace import Workspace
 MEASURING_CODE = ("metrics/image", "metrics/intervals", "metrics/pixel", "metrics/pixel_counts", "metrics/ranking",
                   "reporting/evaluation")  # fmt: skip
 """Modules that decide what is said of scores and maps."""
+
+FORMAT = 2
+"""Of the files: 1 had no bound of what binning changes."""
 
 
 @dataclass(frozen=True)
@@ -61,13 +64,14 @@ def measure(line: LineConfig, material: Material, workspace: Workspace, results:
         results: Folder of the files.
 
     Returns:
-        ``metrics`` (value, low, high of each), ``by_defect`` (image AUROC), ``scores`` of the test images in the order
-        of the manifest, number of ``images`` fitted and ``seconds`` of fitting (of looking it up, if it was there).
+        ``metrics`` (value, low, high of each), ``binning_error`` (bound of each pixel metric), ``by_defect``
+        (value, low, high of the image AUROC of each type), ``scores`` of the test images in the order of the manifest,
+        number of ``images`` fitted and ``seconds`` of fitting (of looking it up, if it was there).
     """
     images = images_to_fit(line, list(material.fit.frame["sha256"]))
     judged = list(material.test.frame["sha256"])
     code = code_version(*DETECTOR_CODE, *MEASURING_CODE)
-    key = sha256_json([material.cached.space, images, material.test.digest, line.method_digest(), code])
+    key = sha256_json([material.cached.space, images, material.test.digest, line.method_digest(), code, FORMAT])
     file = results / f"{key}.json"
     if file.is_file():
         found: dict[str, Any] = json.loads(file.read_text())
@@ -86,10 +90,11 @@ def measure(line: LineConfig, material: Material, workspace: Workspace, results:
 
 def _metrics(test: Manifest, scores: np.ndarray[Any, Any], maps: np.ndarray[Any, Any]) -> dict[str, Any]:
     labels = (test.frame["label"] == "defective").to_numpy()
-    metrics = measured_on(test, scores, maps)
+    metrics, error = measured_with_error(test, scores, maps)
     types = by_defect(scores, labels, list(test.frame["defect"]))
     say("  " + "  ".join(f"{name} {100 * value.value:.2f}" for name, value in metrics.items()))
     return {
         "metrics": {name: list(value) for name, value in metrics.items()},
+        "binning_error": dict(error),
         "by_defect": {kind: list(values["image_auroc"]) for kind, values in types.items()},
     }

@@ -13,7 +13,7 @@ from typing import Any
 
 from csflow import __version__
 from csflow.files import write_json
-from csflow.metrics import paired_bootstrap
+from csflow.metrics import IMAGE_METRICS, ImageMetric, paired_bootstrap
 from published.protocol import Protocol
 
 PACKAGES = ("torch", "onnxruntime", "numpy", "pillow", "scikit-learn")
@@ -29,19 +29,26 @@ def row_of(method: str, paper: float | None, runs: Mapping[int, Mapping[str, Any
         runs: What was measured, by seed.
 
     Returns:
-        ``method``, ``paper``, for every metric ``{mean, sd, seeds}`` as fractions (``sd`` is that of a sample, 0 for
-        one seed), ``interval`` of each seed's image AUROC, ``by_defect`` (mean image AUROC), ``images`` fitted.
+        ``method``, ``paper``, for every metric ``{mean, sd, seeds, low, high}`` as fractions (``sd`` is that of a
+        sample, 0 for one seed; ``low`` and ``high`` are the means of the ends of each seed's 95 % interval, so they
+        tell of the images and not of the seeds), ``interval`` of each seed's image AUROC, ``by_defect`` with
+        ``{value, low, high}`` of the image AUROC of each type (means over the seeds), ``binning_error`` (largest bound
+        of each pixel metric over the seeds; missing if the runs know none), ``images`` fitted.
     """
     first = next(iter(runs.values()))
     names = [name for name in METRICS if name in first["metrics"]]
     return {
         "method": method,
         "paper": paper,
-        **{name: _spread([run["metrics"][name][0] for run in runs.values()]) for name in names},
+        **{name: _spread([run["metrics"][name] for run in runs.values()]) for name in names},
         "interval": [[_rounded(end) for end in run["metrics"]["image_auroc"][1:]] for run in runs.values()],
         "by_defect": {
-            kind: _rounded(mean(run["by_defect"][kind][0] for run in runs.values())) for kind in first["by_defect"]
+            kind: dict(
+                zip(("value", "low", "high"), _means([run["by_defect"][kind] for run in runs.values()]), strict=True)
+            )
+            for kind in first["by_defect"]
         },
+        **_binning_error(runs),
         "images": first["images"],
         "seeds": list(runs),
     }
@@ -50,14 +57,28 @@ def row_of(method: str, paper: float | None, runs: Mapping[int, Mapping[str, Any
 def differences(
     runs: Mapping[str, Mapping[int, Mapping[str, Any]]], labels: Sequence[bool], *, of: str
 ) -> list[dict[str, Any]]:
-    """How much one method separates better than every other one, image by image, on the first seed of both."""
+    """How much one method separates better than every other one, image by image, on the first seed of both.
+
+    Args:
+        runs: What was measured, by method and seed.
+        labels: ``(n,)``, True = defective.
+        of: The method that is compared.
+
+    Returns:
+        For every other method ``{method, than, difference, low, high, p_value, metrics}``: those of the image AUROC,
+        and in ``metrics`` those of every image metric by its name.
+
+    Raises:
+        DataError: If a class of images is missing.
+    """
     ours = next(iter(runs[of].values()))["scores"]
     found = []
     for method, measured in runs.items():
         if method == of:
             continue
-        paired = paired_bootstrap(next(iter(measured.values()))["scores"], ours, labels)
-        found.append({"than": method, **{name: _rounded(value) for name, value in paired._asdict().items()}})
+        theirs = next(iter(measured.values()))["scores"]
+        paired = {name: _paired(theirs, ours, labels, name) for name in IMAGE_METRICS}
+        found.append({"method": of, "than": method, **paired["image_auroc"], "metrics": paired})
     return found
 
 
@@ -121,9 +142,32 @@ def _cells(row: Mapping[str, Any]) -> list[str]:
     return [row["method"], f"{100 * auroc['mean']:.2f}{spread}", each, *map(_per_cent, pixels), _per_cent(row["paper"])]
 
 
-def _spread(values: Sequence[float]) -> dict[str, Any]:
+def _paired(
+    theirs: Sequence[float], ours: Sequence[float], labels: Sequence[bool], metric: ImageMetric
+) -> dict[str, float]:
+    paired = paired_bootstrap(theirs, ours, labels, metric=metric)
+    return {name: _rounded(value) for name, value in paired._asdict().items()}
+
+
+def _spread(measured: Sequence[Sequence[float]]) -> dict[str, Any]:
+    """Of one metric, (value, low, high) of each seed."""
+    values = [value for value, _, _ in measured]
     deviation = stdev(values) if len(values) > 1 else 0.0
-    return {"mean": _rounded(mean(values)), "sd": _rounded(deviation), "seeds": [_rounded(value) for value in values]}
+    _, low, high = _means(measured)
+    seeds = [_rounded(value) for value in values]
+    return {"mean": _rounded(mean(values)), "sd": _rounded(deviation), "seeds": seeds, "low": low, "high": high}
+
+
+def _means(measured: Sequence[Sequence[float]]) -> list[float]:
+    return [_rounded(mean(column)) for column in zip(*measured, strict=True)]
+
+
+def _binning_error(runs: Mapping[int, Mapping[str, Any]]) -> dict[str, dict[str, float]]:
+    """Largest bound of each pixel metric over the seeds; not rounded, as a bound must not become smaller."""
+    known = [run.get("binning_error") or {} for run in runs.values()]
+    if not all(known):
+        return {}
+    return {"binning_error": {name: max(each[name] for each in known) for name in known[0]}}
 
 
 def _rounded(value: float) -> float:

@@ -17,6 +17,7 @@ from published.table import differences, markdown, row_of
 
 from csflow.config import DataConfig
 from csflow.errors import ConfigError, DataError
+from csflow.metrics import IMAGE_METRICS, paired_bootstrap
 
 PROTOCOLS = sorted(FOLDER.glob("*.yaml"))
 PAPER = mvtec.PaperTable.model_validate(yaml.safe_load((FOLDER / "table1-paper.yml").read_text()))
@@ -27,7 +28,7 @@ def measured(auroc: float, seed: int = 0) -> dict[str, Any]:
     scores = np.concatenate([draw.normal(0, 1, 30), draw.normal(4 * auroc, 1, 30)]).tolist()
     return {
         "metrics": {"image_auroc": [auroc, auroc - 0.1, 1.0], "aupro": [0.5, 0.4, 0.6]},
-        "by_defect": {"crack": [auroc, 0.0, 1.0]},
+        "by_defect": {"crack": [auroc, auroc - 0.2, 1.0]},
         "scores": scores,
         "images": 10,
     }
@@ -82,10 +83,22 @@ def test_a_protocol_with_a_wrong_key_is_refused(tmp_path: Path) -> None:
 
 def test_a_row_holds_mean_and_deviation_over_its_seeds() -> None:
     row = row_of("ours", 0.98, {0: measured(0.9), 1: measured(0.95), 4: measured(1.0)})
-    assert row["image_auroc"] == {"mean": 0.95, "sd": round(stdev([0.9, 0.95, 1.0]), 5), "seeds": [0.9, 0.95, 1.0]}
+    deviation = round(stdev([0.9, 0.95, 1.0]), 5)
+    assert row["image_auroc"] == {
+        "mean": 0.95, "sd": deviation, "seeds": [0.9, 0.95, 1.0], "low": 0.85, "high": 1.0,
+    }  # fmt: skip
+    assert row["aupro"] == {"mean": 0.5, "sd": 0.0, "seeds": [0.5, 0.5, 0.5], "low": 0.4, "high": 0.6}
+    assert row["interval"] == [[0.8, 1.0], [0.85, 1.0], [0.9, 1.0]]
     assert row["seeds"] == [0, 1, 4]
-    assert row["by_defect"] == {"crack": 0.95}
+    assert row["by_defect"] == {"crack": {"value": 0.95, "low": 0.75, "high": 1.0}}
+    assert "binning_error" not in row
     assert row_of("ours", None, {0: measured(0.9)})["image_auroc"]["sd"] == 0.0
+
+
+def test_a_row_holds_the_largest_bound_of_what_binning_changes() -> None:
+    bounds = [{"pixel_ap": 0.0003, "aupro": 2.3456e-7}, {"pixel_ap": 0.0001, "aupro": 3.4567e-7}]
+    runs_of = {seed: {**measured(0.9), "binning_error": bound} for seed, bound in enumerate(bounds)}
+    assert row_of("ours", None, runs_of)["binning_error"] == {"pixel_ap": 0.0003, "aupro": 3.4567e-7}
 
 
 def test_differences_are_those_of_the_named_method() -> None:
@@ -94,6 +107,13 @@ def test_differences_are_those_of_the_named_method() -> None:
     assert [one["than"] for one in found] == ["poor"]
     assert found[0]["difference"] > 0.2
     assert found[0]["p_value"] < 0.01
+    assert found[0]["method"] == "good"
+    assert set(found[0]["metrics"]) == set(IMAGE_METRICS)
+    for name, paired in found[0]["metrics"].items():
+        expected = paired_bootstrap(measured(0.1)["scores"], measured(1.0)["scores"], labels, metric=name)
+        assert list(paired.values()) == pytest.approx(list(expected), abs=1e-5)
+        assert set(paired) == {"difference", "low", "high", "p_value"}
+    assert {name: found[0][name] for name in paired} == found[0]["metrics"]["image_auroc"]
 
 
 def test_the_markdown_table_has_every_row() -> None:
