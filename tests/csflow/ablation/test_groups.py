@@ -60,7 +60,7 @@ def test_every_group_changes_what_it_is_about_and_nothing_else() -> None:
         "joint": {"roles.gate"},  # the other line's own
         "width": {"flow.hidden"},
         "standardization": {"flow.standardize"},
-        "training": {"training.learning_rate", "training.schedule"},
+        "training": {"training.learning_rate", "training.schedule", "training.averaging"},
         "score": {"scoring.score"},
         "map": {"scoring.map"},
         "backbone": {"features.backbone", "features.weights"},
