@@ -1,16 +1,24 @@
-"""The picture of an ablation: quality against time, with the variants that nothing beats joined by a line."""
+"""The pictures of an ablation: quality against time, with the variants that nothing beats joined; ROC curves."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-from csflow.ablation.tradeoff import METRIC, Criterion, Summary, pareto_front
-from csflow.reporting.figures import DEFECTIVE, FAINT, GOOD, INK
+import numpy as np
+
+from csflow.ablation.table import groups
+from csflow.ablation.tradeoff import ABOUT_DATA, METRIC, Criterion, Summary, pareto_front
+from csflow.reporting.figures import DEFECTIVE, FAINT, GOOD, INK, roc_comparison
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
+    from csflow.metrics import RocCurve
+
+MOST_CURVES = 8
+"""In one picture: more cannot be told apart."""
 
 _LABEL = {"test": "image AUROC of the test images (%)", "synthetic": "AUROC against synthetic defects (%)"}
 
@@ -37,8 +45,10 @@ def tradeoff_figure(summaries: Sequence[Summary]) -> Figure:
     that of the test images; if any variant has none, that against synthetic defects.
 
     Args:
-        summaries: Variants of one line; those without both figures are left out.
+        summaries: Variants of one line; those without both figures are left out, and so are those that vary what is
+            fitted and not the detector: nobody can choose them.
     """
+    summaries = [summary for summary in summaries if summary.variant.group not in ABOUT_DATA]
     by: Criterion = "test" if any(summary.metric(METRIC["test"]) for summary in summaries) else "synthetic"
     points = _points(summaries, METRIC[by])
     height = max(5.4, 0.19 * sum(len(point.names) for point in points) + 1.2)
@@ -52,6 +62,38 @@ def tradeoff_figure(summaries: Sequence[Summary]) -> Figure:
     _number(figure, axes, points)
     _explain(beside, points, front)
     return figure
+
+
+def roc_figures(summaries: Sequence[Summary]) -> dict[str, Figure]:
+    """For every group the ROC curves of its variants on one axis, of the first seed; the best ones if there are many.
+
+    Args:
+        summaries: Variants of one line, so judged by the same test images; those without scores are left out.
+
+    Reference:
+        Rudolph et al., WACV 2022, Fig. 6.
+    """
+    return {
+        group: roc_comparison(dict(curves[:MOST_CURVES]))
+        for group, same in groups(summaries).items()
+        if len(curves := _curves(same)) > 1
+    }
+
+
+def _curves(summaries: Sequence[Summary]) -> list[tuple[str, RocCurve]]:
+    """The curve of each variant's first seed that ran well, largest area first."""
+    from csflow.metrics import roc_curve
+
+    found: list[tuple[float, str, RocCurve]] = []
+    for summary in summaries:
+        scores = summary.sound[0].test_scores if summary.sound else {}
+        if not scores:
+            continue
+        good, defective = (np.asarray(scores[label]) for label in ("good", "defective"))
+        curve = roc_curve(np.concatenate([good, defective]), np.repeat([False, True], [len(good), len(defective)]))
+        area = float(np.trapezoid(curve.true_positive_rate, curve.false_positive_rate))
+        found.append((area, summary.variant.name, curve))
+    return [(name, curve) for _, name, curve in sorted(found, key=lambda each: -each[0])]
 
 
 def _points(summaries: Sequence[Summary], metric: str) -> list[_Point]:

@@ -10,7 +10,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from csflow.ablation.request import Quoted, Variant
-from csflow.config import Section
+from csflow.config import ScoringConfig, Section
 from csflow.errors import DataError
 from csflow.metrics import Measured
 
@@ -22,6 +22,15 @@ METRIC: dict[Criterion, str] = {"synthetic": "synthetic_auroc", "test": "image_a
 ABOUT_DATA = ("shots", "joint")
 """Groups that vary what is fitted and not the detector: nothing to choose."""
 
+BUSY = 0.2
+"""Cores taken by others from which on a time counts as taken on a busy machine: the system itself stays below."""
+
+ENDED = (
+    "Measuring it has not come to an end: it ended the process, probably for lack of memory, or is at it now. "
+    "It is tried again after all others."
+)
+"""The error of a row from when its measurement begins: nobody can write it any more once the process was killed."""
+
 
 class Timing(Section):
     """How long the served form takes for one decoded image.
@@ -32,7 +41,7 @@ class Timing(Section):
         repetitions: Images timed after warming up.
         threads: Cores it could use.
         machine: Where it was measured.
-        load: Processes that ran or waited there in the minute before, a training of its own included.
+        load: How many of the cores it could use were kept busy by other processes meanwhile; None if not known.
     """
 
     median_ms: float
@@ -40,7 +49,12 @@ class Timing(Section):
     repetitions: int
     threads: int
     machine: str
-    load: float
+    load: float | None
+
+    @property
+    def busy(self) -> bool:
+        """Whether others took so much that the time is too long."""
+        return self.load is not None and self.load > BUSY
 
 
 class Row(Section):
@@ -58,6 +72,8 @@ class Row(Section):
         timing: None if it was not measured.
         parameters: Numbers in what was fitted, the trunk not counted.
         training_seconds: Of the fit, whenever it was done; None if that is not known any more.
+        test_scores: Of the ``good`` and of the ``defective`` test images, rounded; empty without both kinds, and in
+            rows written before scores were kept.
         error: Why there are no figures; empty if there are.
     """
 
@@ -71,6 +87,7 @@ class Row(Section):
     timing: Timing | None = None
     parameters: int | None = None
     training_seconds: float | None = None
+    test_scores: dict[str, tuple[float, ...]] = Field(default_factory=dict)
     error: str = ""
 
 
@@ -185,6 +202,8 @@ class Choice:
         tied: How many cannot be told from the best one.
         front: Variants on the Pareto front, fastest first, those too slow included.
         too_slow: How many have figures but do not fit.
+        timings: Of every variant that could have been chosen.
+        left_out: Variants that this criterion cannot judge: other scores and maps.
     """
 
     chosen: Summary
@@ -192,15 +211,28 @@ class Choice:
     tied: int
     front: tuple[Summary, ...]
     too_slow: int
+    timings: tuple[Timing, ...]
+    left_out: tuple[Summary, ...]
 
 
-def choose(summaries: Sequence[Summary], takt_ms: float, by: Criterion) -> Choice:
+def is_choosable(summary: Summary, by: Criterion, own: ScoringConfig) -> bool:
+    """Whether the criterion can order a variant among the others.
+
+    Pasted defects cannot order scores: on Magnetic Tile Defects they put the map's maximum before the mean, real
+    defects put it behind (benchmarks/results/recipe-mtd.md, table2-mtd.json).
+    """
+    about_data = summary.variant.group in ABOUT_DATA
+    return not about_data and (by == "test" or summary.variant.line.scoring == own)
+
+
+def choose(summaries: Sequence[Summary], takt_ms: float, by: Criterion, own: ScoringConfig) -> Choice:
     """The best variant that fits the takt; of those that lie within the best one's interval the fastest.
 
     Args:
         summaries: Variants of one line.
         takt_ms: Most milliseconds an image may take, compared with the median.
         by: What counts as good.
+        own: The score and map that the ablation's line has.
 
     Raises:
         DataError: If nothing was measured by this criterion, or nothing fits; the fastest variant is named then.
@@ -208,12 +240,12 @@ def choose(summaries: Sequence[Summary], takt_ms: float, by: Criterion) -> Choic
     metric = METRIC[by]
     distinct: dict[tuple[str, ...], Summary] = {}  # one experiment may stand in several groups
     for summary in summaries:
-        if summary.variant.group not in ABOUT_DATA:
+        if is_choosable(summary, by, own):
             distinct.setdefault(tuple(row.key for row in summary.rows), summary)
     if not distinct:
         raise DataError(
-            "The newest ablation varies only what is fitted, which is nothing to choose. Ablate another group, for "
-            "instance width."
+            "The newest ablation varies only what is fitted, which is nothing to choose, or only score and map, which "
+            "--by synthetic cannot order. Ablate another group, for instance width."
         )
     known = [
         (ms, value, summary)
@@ -233,7 +265,17 @@ def choose(summaries: Sequence[Summary], takt_ms: float, by: Criterion) -> Choic
     tied = [found for found in fitting if found[1].value >= best[1].low]
     chosen = min(tied, key=lambda found: (found[0], -found[1].value))
     front = pareto_front([(ms, value.value) for ms, value, _ in known])
-    return Choice(chosen[2], best[2], len(tied), tuple(known[place][2] for place in front), len(known) - len(fitting))
+    return Choice(
+        chosen=chosen[2],
+        best=best[2],
+        tied=len(tied),
+        front=tuple(known[place][2] for place in front),
+        too_slow=len(known) - len(fitting),
+        timings=tuple(row.timing for _, _, each in known for row in each.sound if row.timing is not None),
+        left_out=tuple(
+            each for each in summaries if is_choosable(each, "test", own) and not is_choosable(each, by, own)
+        ),
+    )
 
 
 def _nothing_known(by: Criterion) -> str:

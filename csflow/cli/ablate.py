@@ -45,17 +45,21 @@ def ablate(
     width: WidthsOption = "128,256,512,1024",
     backbone: BackbonesOption = [],  # noqa: B006
     image_size: SizesOption = "",
+    retime: Annotated[
+        bool, typer.Option("--retime", help="Time every variant again; quality that was measured stays.")
+    ] = False,
 ) -> None:
     """Change one thing at a time, measure quality and time, and lay the paper's figures beside ours.
 
     Every finished variant is kept: an interrupted ablation goes on where it stopped when it is asked for again, and
-    what was measured for another one is found. A variant that fails is a line of the table with its error.
+    what was measured for another one is found. A variant that fails is a line of the table with its error. What was
+    timed on another machine, or while others kept this one busy, is timed again.
     """
     from csflow.steps.ablate import ablate as run
 
     asked = request(line, group, set_, seeds, joint, shots, width, backbone, image_size)
     workspace = Workspace.from_environment()
-    show(run(asked, workspace), workspace)
+    show(run(asked, workspace, retime=retime), workspace)
 
 
 def request(

@@ -9,7 +9,9 @@ import typer
 from csflow.workspace import Workspace
 
 if TYPE_CHECKING:
-    from csflow.ablation.tradeoff import Choice, Criterion, Summary
+    from collections.abc import Sequence
+
+    from csflow.ablation.tradeoff import Choice, Criterion, Summary, Timing
     from csflow.config import LineConfig
 
 
@@ -18,12 +20,16 @@ def choose(
     takt_ms: Annotated[float, typer.Option("--takt-ms", min=0.001, help="Most milliseconds one image may take.")],
     by: Annotated[
         Literal["synthetic", "test"],
-        typer.Option(help="Judge by synthetic defects on held-out good images, or by the labelled test images."),
+        typer.Option(
+            help="Judge by synthetic defects on held-out good images, or by the labelled test images. Synthetic ones "
+            "cannot order variants of score and map, so these are candidates with test only."
+        ),
     ] = "synthetic",
 ) -> None:
     """Pick the best variant of the line's newest ablation that fits the takt, and print the YAML keys to set.
 
-    Among variants within the best one's 95 % interval the fastest is taken.
+    Among variants within the best one's 95 % interval the fastest is taken. With --by synthetic the line keeps its own
+    score and map: synthetic defects put them in another order than real ones.
     """
     from csflow.ablation.tradeoff import choose as pick
     from csflow.config import load_line
@@ -32,9 +38,10 @@ def choose(
     config, workspace = load_line(line), Workspace.from_environment()
     folder = newest(config.line, workspace)
     planned, summaries = read(folder, workspace)
-    found = pick([each for each in summaries if each.variant.line.line == config.line], takt_ms, by)
+    ours = [each for each in summaries if each.variant.line.line == config.line]
+    found = pick(ours, takt_ms, by, planned.base.scoring)
     _print(found, takt_ms, by)
-    _warn(found.chosen, takt_ms, by, missing=sum(each.seeds - len(each.rows) for each in summaries))
+    _warn(found, takt_ms, by, missing=sum(each.seeds - len(each.rows) for each in summaries))
     _print_keys(found.chosen, config)
     typer.echo(f"From the ablation of {planned.planned[:16].replace('T', ' ')} UTC, rows in {folder / 'rows'}")
 
@@ -63,12 +70,9 @@ def _print(found: Choice, takt_ms: float, by: Criterion) -> None:
     Console().print(table)
 
 
-def _warn(chosen: Summary, takt_ms: float, by: Criterion, *, missing: int) -> None:
-    from csflow.steps.measure import machine
-
-    timing = chosen.sound[0].timing
-    if timing is not None and timing.machine != machine():
-        typer.echo(f"Note: this machine is another one ({machine()}). Ablate where the line will be inspected.")
+def _warn(found: Choice, takt_ms: float, by: Criterion, *, missing: int) -> None:
+    timing = found.chosen.sound[0].timing
+    _warn_of_times(found.timings)
     if timing is not None and timing.p95_ms > takt_ms:
         typer.echo("Note: more than 5 % of the images took longer than the takt; only the median fits.")
     if by == "test":
@@ -76,8 +80,28 @@ def _warn(chosen: Summary, takt_ms: float, by: Criterion, *, missing: int) -> No
             "Note: chosen on the test images, so their AUROC is too good for the chosen variant: judge it on new ones. "
             "--by synthetic leaves them untouched."
         )
+    if found.left_out:
+        names = ", ".join(each.name for each in found.left_out)
+        typer.echo(f"Note: left out, since synthetic defects cannot order scores and maps: {names}.")
     if missing:
         typer.echo(f"Note: {missing} variants of this ablation were not measured yet.")
+
+
+def _warn_of_times(timings: Sequence[Timing]) -> None:
+    """Say what makes the milliseconds of the candidates doubtful; ablating again here times those anew."""
+    from csflow.ablation.timing import machine
+
+    machines = sorted({timing.machine for timing in timings})
+    if len(machines) > 1:
+        typer.echo(f"Note: the variants were timed on different machines ({'; '.join(machines)}).")
+    if set(machines) != {machine()}:
+        typer.echo(f"Note: this machine is another one ({machine()}). Ablate where the line will be inspected.")
+    loads = [timing.load for timing in timings if timing.busy and timing.load is not None]
+    if loads:
+        typer.echo(
+            f"Note: {len(loads)} of {len(timings)} times were taken while other processes kept up to {max(loads):.1f} "
+            "cores busy, so they are too long. Ablate again when nothing else runs: only these are taken anew."
+        )
 
 
 def _print_keys(chosen: Summary, base: LineConfig) -> None:

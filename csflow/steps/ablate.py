@@ -1,23 +1,29 @@
 """Run an ablation: plan it, measure its variants one by one, lay them side by side.
 
 What is finished lies in the workspace at once: a row is a file under the digest of all it depends on, so an
-interrupted ablation goes on where it stopped, and equal variants are measured once. In MLflow an ablation is one run,
-and every variant one nested in it.
+interrupted ablation goes on where it stopped, and equal variants are measured once. While a variant is measured its
+row says so: one that ends the process, because memory is short, leaves that row behind and goes last the next time. In
+MLflow an ablation is one run, and every variant one nested in it.
 """
 
 from __future__ import annotations
 
 import json
 import shutil
+import signal
+import threading
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
+from types import FrameType
+from typing import NoReturn
 
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
 from csflow.ablation.groups import variants
-from csflow.ablation.request import Request, Variant, differences, parse_request
-from csflow.ablation.tradeoff import Entry, Row, Summary, summarise
+from csflow.ablation.request import Keys, Request, Variant, changed, differences, parse_request
+from csflow.ablation.tradeoff import ENDED, Entry, Row, Summary, summarise
 from csflow.config import LineConfig, Section
 from csflow.errors import CsflowError, DataError, NotRegisteredError, RegistryError
 from csflow.files import exclusive, sha256_json, write_atomic, write_json
@@ -26,8 +32,8 @@ from csflow.steps.context import step
 from csflow.steps.measure import Bench
 from csflow.workspace import Workspace
 
-PLAN, TABLE, PLOT, ROWS = "plan.json", "table", "pareto.png", "rows"
-"""What lies in the folder of an ablation; the table as CSV, Markdown and HTML."""
+PLAN, TABLE, PLOT, ROC, ROWS = "plan.json", "table", "pareto.png", "roc-", "rows"
+"""What lies in the folder of an ablation; the table as CSV, Markdown and HTML, ROC curves as a picture a group."""
 
 
 class Plan(Section):
@@ -38,12 +44,19 @@ class Plan(Section):
         entries: Every variant with every seed.
         run_id: The MLflow run.
         planned: When it was asked for last, ISO 8601 in UTC.
+        overrides: Keys set in every variant.
     """
 
     line: LineConfig
     entries: tuple[Entry, ...]
     run_id: str
     planned: str
+    overrides: Keys = Field(default_factory=dict)
+
+    @property
+    def base(self) -> LineConfig:
+        """What every variant changes one thing of."""
+        return changed(self.line, self.overrides)
 
     @property
     def keys(self) -> list[str]:
@@ -67,8 +80,13 @@ class Plan(Section):
         return "; ".join(dict.fromkeys(f"{each.group}: {each.name}, {each.line.line}" for each in same))
 
 
-def ablate(request: Request, workspace: Workspace) -> Path:
+def ablate(request: Request, workspace: Workspace, *, retime: bool = False) -> Path:
     """Plan an ablation, measure every variant that has no row yet, write tables and plot.
+
+    Args:
+        request: What to try.
+        workspace: Where things are.
+        retime: Whether to time every variant again, even where there is a time that can be trusted.
 
     Returns:
         The folder of the ablation.
@@ -79,11 +97,11 @@ def ablate(request: Request, workspace: Workspace) -> Path:
     """
     from csflow.adapters import tracking
 
-    bench = Bench(workspace)
+    bench = Bench(workspace, retime=retime)
     folder = plan(request, workspace, bench)
     planned = read_plan(folder)
     with tracking.step(workspace, planned.run_id, "ablate"):
-        for key in planned.keys:
+        for key in in_order(planned, workspace):
             run_variant(folder, key, workspace, bench)
     return collect(folder, workspace)
 
@@ -104,30 +122,47 @@ def plan(request: Request, workspace: Workspace, bench: Bench | None = None) -> 
     folder = workspace.ablations / request.line.line / sha256_json(identity)[:16]
     run_id = _parent_run(folder, request, workspace)
     planned = datetime.now(UTC).isoformat(timespec="microseconds")
-    write_json(
-        folder / PLAN,
-        Plan(line=request.line, entries=tuple(entries), run_id=run_id, planned=planned).model_dump(mode="json"),
-    )
+    made = Plan(line=request.line, entries=tuple(entries), run_id=run_id, planned=planned, overrides=request.overrides)
+    write_json(folder / PLAN, made.model_dump(mode="json"))
     rows = len({entry.key for entry in entries})
     say(f"ablate: {rows} variants of {request.line.line} to measure; tables and rows go to {folder}")
     return folder
 
 
+def in_order(planned: Plan, workspace: Workspace) -> list[str]:
+    """Rows in the order to measure them: new ones, those found, those that failed, those that ended the process.
+
+    One that ends the process again then takes no other one along; of several the one tried longest ago comes first.
+    """
+
+    def urgency(key: str) -> tuple[int, float]:
+        row = _stored_row(workspace, key)
+        if row is not None and row.error == ENDED:
+            return 3, _row_file(workspace, key).stat().st_mtime
+        return (0 if row is None else 2 if row.error else 1), 0.0
+
+    return sorted(planned.keys, key=urgency)
+
+
 def run_variant(folder: Path, key: str, workspace: Workspace, bench: Bench | None = None) -> Row:
     """Measure a variant, unless its row is there already; a failure becomes a row too.
 
-    One at a time on a machine: two would falsify each other's milliseconds.
+    One at a time on a machine: two would falsify each other's milliseconds. A row that was timed elsewhere, or while
+    others kept this machine busy, is timed again.
     """
-    planned = read_plan(folder)
+    planned, bench = read_plan(folder), bench or Bench(workspace)
     variant, names = planned.variant(key), planned.names(key)
     with exclusive(workspace.ablations / ".measuring"):
         row = _stored_row(workspace, key)
         if row is not None and not row.error:
+            row = _found(workspace, planned, row, bench)
             say(f"ablate: found {names} ({_figure(row)})")
-            _log_found(workspace, planned, row)
         else:
             say(f"ablate: measuring {names}, seed {variant.line.training.seed}")
-            row = _measured(workspace, planned, key, bench or Bench(workspace))
+            if row is not None and row.error == ENDED:
+                collect(folder, workspace)  # it may end this process as well
+            with _marked(folder, key, workspace):
+                row = _measured(workspace, planned, key, bench)
             write_json(_row_file(workspace, key), row.model_dump(mode="json"))
             say(f"ablate: {names}: {_figure(row)}")
     write_tables(folder, workspace)
@@ -140,14 +175,18 @@ def collect(folder: Path, workspace: Workspace) -> Path:
     Returns:
         The folder.
     """
-    from csflow.ablation.figure import tradeoff_figure
+    from csflow.ablation.figure import roc_figures, tradeoff_figure
     from csflow.adapters import tracking
     from csflow.reporting.figures import png
 
-    planned, summaries = write_tables(folder, workspace)
-    write_atomic(folder / PLOT, png(tradeoff_figure(_of_line(summaries, planned.line.line))))
-    write_tables(folder, workspace)  # once more, now with the plot in the page
-    for name in (*(f"{TABLE}.{kind}" for kind in ("csv", "md", "html")), PLOT, PLAN, ROWS):
+    planned, summaries = read(folder, workspace)
+    ours = _of_line(summaries, planned.line.line)
+    write_atomic(folder / PLOT, png(tradeoff_figure(ours)))
+    curves = {f"{ROC}{group}.png": png(figure) for group, figure in roc_figures(ours).items()}
+    for name, picture in curves.items():
+        write_atomic(folder / name, picture)
+    write_tables(folder, workspace)  # now with the pictures in the page
+    for name in (*(f"{TABLE}.{kind}" for kind in ("csv", "md", "html")), PLOT, *curves, PLAN, ROWS):
         tracking.log_artifact(workspace, planned.run_id, folder / name)
     failed = sum(1 for summary in summaries if summary.errors)
     tracking.log_metrics(workspace, planned.run_id, {"variants": float(len(summaries)), "failed": float(failed)})
@@ -160,11 +199,12 @@ def plan_step(request_json: str) -> tuple[str, list[str]]:
     """`plan` as a step of a pipeline.
 
     Returns:
-        The folder of the ablation, and the keys of the rows to measure.
+        The folder of the ablation, and the keys of the rows in the order to measure them.
     """
     with step("plan_ablation"):
-        folder = plan(parse_request(json.loads(request_json)), Workspace.from_environment())
-        return str(folder), read_plan(folder).keys
+        workspace = Workspace.from_environment()
+        folder = plan(parse_request(json.loads(request_json)), workspace)
+        return str(folder), in_order(read_plan(folder), workspace)
 
 
 def variant_step(folder: str, key: str) -> str:
@@ -193,14 +233,19 @@ def write_tables(folder: Path, workspace: Workspace) -> tuple[Plan, list[Summary
     from csflow.ablation.table import to_csv, to_html, to_markdown
 
     planned, summaries = read(folder, workspace)
-    for summary in summaries:
-        for row in summary.rows:
-            write_json(folder / ROWS / f"{row.key}.json", row.model_dump(mode="json"))
+    rows = {f"{row.key}.json": row for summary in summaries for row in summary.rows}
+    for name, row in rows.items():
+        write_json(folder / ROWS / name, row.model_dump(mode="json"))
+    for file in (folder / ROWS).glob("*.json"):
+        if file.name not in rows:  # of a measurement that was interrupted
+            file.unlink()
     plot = folder / PLOT
+    curves = {file.stem.removeprefix(ROC): file.read_bytes() for file in sorted(folder.glob(f"{ROC}*.png"))}
     title = f"Ablation of {planned.line.line}"
     write_atomic(folder / f"{TABLE}.csv", to_csv(summaries))
     write_atomic(folder / f"{TABLE}.md", to_markdown(title, summaries))
-    write_atomic(folder / f"{TABLE}.html", to_html(title, summaries, plot.read_bytes() if plot.exists() else None))
+    page = to_html(title, summaries, plot.read_bytes() if plot.exists() else None, curves)
+    write_atomic(folder / f"{TABLE}.html", page)
     return planned, summaries
 
 
@@ -266,22 +311,68 @@ def _parent_run(folder: Path, request: Request, workspace: Workspace) -> str:
     )
 
 
+@contextmanager
+def _marked(folder: Path, key: str, workspace: Workspace) -> Iterator[None]:
+    """Let the row say that it is being measured, so that it says so still if the process is killed.
+
+    A person who stops the measurement gets the former row back, and the ablation goes on with this one. Outside of a
+    training, which heeds SIGTERM itself, the signal has to become an exception for that.
+    """
+    before, file = _stored_row(workspace, key), _row_file(workspace, key)
+    write_json(file, _broken(read_plan(folder).variant(key), key, ENDED).model_dump(mode="json"))
+    write_tables(folder, workspace)
+    try:
+        with _raised_on_sigterm():
+            yield
+    except BaseException:
+        if before is None:
+            file.unlink()
+        else:
+            write_json(file, before.model_dump(mode="json"))
+        write_tables(folder, workspace)
+        raise
+
+
+@contextmanager
+def _raised_on_sigterm() -> Iterator[None]:
+    """Turn SIGTERM into an exception, as Python does with Ctrl-C by itself."""
+    if threading.current_thread() is not threading.main_thread():  # only the main thread may set handlers
+        yield
+        return
+
+    def leave(number: int, _: FrameType | None) -> NoReturn:
+        raise SystemExit(128 + number)
+
+    former = signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL if former is None else former)
+
+
 def _measured(workspace: Workspace, planned: Plan, key: str, bench: Bench) -> Row:
     """The row of a variant, with its error if it has one; what ends the process is no error of a variant."""
     from csflow.adapters import tracking
 
     variant = planned.variant(key)
-    run_id = _nested_run(workspace, planned, key)
     try:
+        run_id = _nested_run(workspace, planned, key)
         with tracking.step(workspace, run_id, "variant"):
             with tracking.epoch_log(workspace, run_id) as publish:
                 row = bench.measure(variant, key, publish)
             _log_row(workspace, run_id, row)
         return row
     except Exception as error:
-        message = str(error) if isinstance(error, CsflowError) else f"{type(error).__name__}: {error}"
-        line = variant.line
-        return Row(key=key, line=line.line, seed=line.training.seed, config=line.model_dump(mode="json"), error=message)
+        return _broken(variant, key, _message(error))
+
+
+def _broken(variant: Variant, key: str, error: str) -> Row:
+    line = variant.line
+    return Row(key=key, line=line.line, seed=line.training.seed, config=line.model_dump(mode="json"), error=error)
+
+
+def _message(error: Exception) -> str:
+    return str(error) if isinstance(error, CsflowError) else f"{type(error).__name__}: {error}"
 
 
 def _nested_run(workspace: Workspace, planned: Plan, key: str) -> str:
@@ -307,13 +398,22 @@ def _nested_run(workspace: Workspace, planned: Plan, key: str) -> str:
     )
 
 
-def _log_found(workspace: Workspace, planned: Plan, row: Row) -> None:
-    """A row that another ablation measured stands in this one too."""
+def _found(workspace: Workspace, planned: Plan, row: Row, bench: Bench) -> Row:
+    """A row that is there, timed anew if need be and logged in this ablation too; trouble with either leaves it."""
     from csflow.adapters import tracking
 
-    run_id = _nested_run(workspace, planned, row.key)
-    if tracking.read_run(workspace, run_id).status != "FINISHED":
-        _log_row(workspace, run_id, row)
+    try:
+        timed = bench.timed_here(planned.variant(row.key), row)
+        if timed != row:
+            row = timed
+            write_json(_row_file(workspace, row.key), row.model_dump(mode="json"))
+        run_id = _nested_run(workspace, planned, row.key)
+        known = tracking.read_run(workspace, run_id)
+        if known.status != "FINISHED" or (row.timing and known.metrics.get("milliseconds") != row.timing.median_ms):
+            _log_row(workspace, run_id, row)
+    except Exception as error:
+        say(f"ablate: {planned.names(row.key)} stays as it was found: {_message(error)}")
+    return row
 
 
 def _log_row(workspace: Workspace, run_id: str, row: Row) -> None:

@@ -5,16 +5,19 @@ from __future__ import annotations
 import csv
 import io
 import itertools
+import json
 import re
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from matplotlib.text import Text
 
-from csflow.ablation.figure import tradeoff_figure
+from csflow.ablation.figure import MOST_CURVES, roc_figures, tradeoff_figure
 from csflow.ablation.groups import variants
 from csflow.ablation.request import Request
-from csflow.ablation.table import METRICS, brief, table, to_csv, to_html, to_markdown
+from csflow.ablation.table import METRICS, NOTES, brief, table, to_csv, to_html, to_markdown
 from csflow.ablation.tradeoff import Entry, Row, Summary, Timing, summarise
 from csflow.config import DataConfig, LineConfig
 from csflow.metrics import Measured
@@ -53,6 +56,7 @@ def test_the_csv_has_every_figure_of_every_row_file() -> None:
         for name in METRICS:
             value = row.metrics.get(name)
             assert line[name] == ("" if value is None else str(value.value))
+        assert line["cores_missing"] == ("" if row.timing is None else "0.5")
         assert line["ms_median"] == ("" if row.timing is None else str(row.timing.median_ms))
     assert {line["paper_data"] for line in read} == {"MVTec AD (Table 3)", "MVTec AD (Table 4)", ""}
 
@@ -65,6 +69,25 @@ def test_markdown_names_the_papers_data_set_and_shows_what_broke() -> None:
     assert "Broken: 2 blocks: It <b>diverged</b> | badly at epoch 3." in text
     assert "a core" in text
     assert "tiles at f00" in text
+    assert "other processes kept at most 0.50 cores busy" in text
+    assert "88.9" in text, "what speaks against synthetic defects is said below them"
+
+
+@pytest.mark.parametrize(
+    ("head", "ends"),
+    [("AUROC, synthetic", {"mean z²": "83.47", "maximum of the map": "88.92"}),
+     ("image AUROC", {"mean z²": "96.81", "maximum of the map": "94.91"})],
+)  # fmt: skip
+def test_the_evidence_against_synthetic_defects_is_what_its_files_say(head: str, ends: dict[str, str]) -> None:
+    results = Path(__file__).parents[3] / "benchmarks" / "results"
+    lines = [line.split(" | ") for line in (results / "recipe-mtd.md").read_text().splitlines() if " | " in line]
+    place = lines[0].index(head)
+    for name, value in ends.items():
+        assert next(cells for cells in lines if cells[0] == f"| {name}")[place].startswith(value)
+        assert f"{float(value):.1f}" in " ".join(NOTES)
+    rows = {row["method"]: row for row in json.loads((results / "table2-mtd.json").read_text())["rows"]}
+    for name in ("CS-Flow", "CS-Flow (score by maximum)"):
+        assert f"{100 * rows[name]['image_auroc']['mean']:.1f}" in " ".join(NOTES)
 
 
 def test_a_cell_is_the_mean_over_the_seeds_and_names_its_rows() -> None:
@@ -79,12 +102,15 @@ def test_a_cell_is_the_mean_over_the_seeds_and_names_its_rows() -> None:
 
 
 def test_html_is_one_file_and_escapes() -> None:
-    page = to_html("Ablation of tiles", made(), b"png")
+    page = to_html("Ablation of tiles", made(), b"png", {"scales": b"roc"})
     assert "data:image/png;base64,cG5n" in page
+    before, _, after = page.partition("data:image/png;base64,cm9j")
+    assert "<h2>scales</h2>" in before
+    assert "<h2>blocks</h2>" in after, "curves stand below their group"
     assert not re.search(r"(src|href)=\"(?!data:)", page)
     assert "http" not in page
     assert "&lt;b&gt;diverged" in page
-    assert "<img" not in to_html("Ablation of tiles", made(), None)
+    assert "<img" not in to_html("Ablation of tiles", made(), None, {})
 
 
 @pytest.mark.parametrize("crowded", [False, True])
@@ -119,3 +145,54 @@ def test_the_picture_joins_the_front_and_explains_every_number() -> None:
 def test_without_test_figures_synthetic_ones_are_shown_and_without_both_nothing() -> None:
     assert "synthetic" in tradeoff_figure(made(metrics=("synthetic_auroc",))).axes[0].get_ylabel()
     assert "no variant" in tradeoff_figure(made(metrics=())).axes[0].texts[0].get_text()
+
+
+def test_groups_that_nobody_can_choose_from_are_not_in_the_picture() -> None:
+    planned = variants(Request(line=LINE, groups=("shots", "width"), widths=(8,)))
+    measured = {"image_auroc": Measured(0.9, 0.8, 1.0)}
+    timing = Timing(median_ms=5, p95_ms=6, repetitions=9, threads=2, machine="a core", load=0.0)
+    rows = {each.name: Row(key=each.name, line="tiles", seed=0, config={}, metrics=measured, timing=timing)
+            for each in planned}  # fmt: skip
+    _, beside = tradeoff_figure(summarise([Entry(variant=v, key=v.name) for v in planned], rows)).axes
+    listed = {text.get_text() for text in beside.texts}
+    assert "width: width 8" in listed
+    assert not any(text.startswith("shots") for text in listed)
+
+
+def scored(*groups: Any, line: LineConfig = LINE) -> list[Summary]:
+    """Variants over two seeds, of which the second has other scores; the very first one has none."""
+    draw, planned = np.random.default_rng(0), variants(Request(line=line, groups=groups, widths=WIDTHS, seeds=(0, 1)))
+    entries, rows = [], {}
+    for place, variant in enumerate(planned):
+        seed, key = variant.line.training.seed, str(place)
+        good, bad = draw.normal(size=40), draw.normal(1.0 - seed + 0.1 * place, size=30)
+        scores = {"good": tuple(good), "defective": tuple(bad)} if place else {}
+        entries.append(Entry(variant=variant, key=key))
+        rows[key] = Row(key=key, line="tiles", seed=seed, config={}, test_scores=scores)
+    return summarise(entries, rows)
+
+
+def test_every_group_has_its_roc_curves_of_the_first_seed() -> None:
+    from sklearn.metrics import roc_auc_score
+
+    summaries = scored("detectors", "width")
+    found = roc_figures(summaries)
+    assert set(found) == {"detectors", "width"}
+    for group, figure in found.items():
+        legend = figure.axes[0].get_legend()
+        assert legend is not None
+        shown = dict(text.get_text().split("  ") for text in legend.get_texts())
+        expected = {}
+        for summary in summaries:
+            scores = summary.rows[0].test_scores
+            if summary.variant.group == group and scores:
+                labels = np.repeat([0, 1], [40, 30])
+                auroc = roc_auc_score(labels, np.concatenate([scores["good"], scores["defective"]]))
+                expected[summary.variant.name] = auroc
+        assert list(shown) == sorted(expected, key=lambda name: -expected[name])[:MOST_CURVES]
+        assert [float(area) for area in shown.values()] == pytest.approx([expected[name] for name in shown], abs=6e-4)
+
+
+def test_one_curve_alone_is_no_comparison() -> None:
+    assert roc_figures(scored("standardization")) == {}, "one of the two variants has no scores"
+    assert roc_figures(made()) == {}, "rows written before scores were kept"

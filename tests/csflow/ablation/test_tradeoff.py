@@ -11,11 +11,12 @@ import pytest
 from csflow.ablation.groups import variants
 from csflow.ablation.request import Request
 from csflow.ablation.tradeoff import Entry, Row, Summary, Timing, choose, pareto_front, summarise
-from csflow.config import DataConfig, LineConfig
+from csflow.config import DataConfig, LineConfig, ScoringConfig
 from csflow.errors import DataError
 from csflow.metrics import Measured
 
 LINE = LineConfig(line="tiles", data=DataConfig(path="tiles"))
+OWN = LINE.scoring
 
 
 def row(
@@ -54,32 +55,32 @@ def test_the_front_is_what_its_definition_says(seed: int) -> None:
 
 
 def test_the_best_that_fits_is_chosen() -> None:
-    found = choose(summaries((10, 0.95), (20, 0.97), (30, 0.99), (15, 0.93)), takt_ms=25, by="test")
+    found = choose(summaries((10, 0.95), (20, 0.97), (30, 0.99), (15, 0.93)), takt_ms=25, by="test", own=OWN)
     assert names((found.chosen, found.best)) == [2, 2]
     assert (names(found.front), found.tied, found.too_slow) == ([1, 2, 3], 1, 1)
 
 
 def test_within_the_interval_of_the_best_the_fastest_is_chosen() -> None:
     figures = summaries((10, 0.95), (20, 0.965), (24, 0.97), (5, 0.949), width=0.02)
-    found = choose(figures, takt_ms=25, by="synthetic")
+    found = choose(figures, takt_ms=25, by="synthetic", own=OWN)
     assert names((found.chosen, found.best)) == [1, 3]
     assert found.tied == 3, "0.949 lies below the interval's end of 0.95"
 
 
 def test_the_takt_itself_still_fits_and_nothing_fitting_names_the_fastest() -> None:
     figures = summaries((10, 0.95), (20, 0.97))
-    assert names((choose(figures, takt_ms=10, by="test").chosen,)) == [1]
+    assert names((choose(figures, takt_ms=10, by="test", own=OWN).chosen,)) == [1]
     with pytest.raises(DataError, match=r"(?s)9\.9 ms.*width 1.*10\.0 ms"):
-        choose(figures, takt_ms=9.9, by="test")
+        choose(figures, takt_ms=9.9, by="test", own=OWN)
 
 
 def test_variants_without_figures_are_no_candidates() -> None:
     figures = summaries((None, 0.99), (10, None), (30, 0.9))
-    assert names((choose(figures, takt_ms=50, by="test").chosen,)) == [3]
+    assert names((choose(figures, takt_ms=50, by="test", own=OWN).chosen,)) == [3]
     with pytest.raises(DataError, match="--by synthetic"):
-        choose(summaries((None, 0.99), (10, None)), takt_ms=50, by="test")
+        choose(summaries((None, 0.99), (10, None)), takt_ms=50, by="test", own=OWN)
     with pytest.raises(DataError, match=r"roles\.gate"):
-        choose(summaries((10, None)), takt_ms=50, by="synthetic")
+        choose(summaries((10, None)), takt_ms=50, by="synthetic", own=OWN)
 
 
 def test_what_only_varies_the_data_is_never_chosen() -> None:
@@ -87,16 +88,38 @@ def test_what_only_varies_the_data_is_never_chosen() -> None:
     entries = [Entry(variant=variant, key=variant.name) for variant in planned]
     found = summarise(entries, {entry.key: row(entry.key, 5, 0.9) for entry in entries})
     with pytest.raises(DataError, match="varies only what is fitted"):
-        choose(found, takt_ms=50, by="test")
+        choose(found, takt_ms=50, by="test", own=OWN)
 
 
 def test_one_experiment_in_two_groups_stands_on_the_front_once() -> None:
     planned = variants(Request(line=LINE, groups=("score", "map")))
     entries = [Entry(variant=v, key=v.line.method_digest()) for v in planned]
     found = summarise(entries, {entry.key: row(entry.key, 5, 0.9) for entry in entries})
-    choice = choose(found, takt_ms=50, by="test")
+    choice = choose(found, takt_ms=50, by="test", own=OWN)
     assert [summary.name for summary in choice.front] == ["score: mean z²", "score: exact likelihood",
                                                           "score: maximum of the map", "map: all scales"]  # fmt: skip
+
+
+def test_pasted_defects_choose_no_score_and_no_map() -> None:
+    """On Magnetic Tile Defects they put the maximum of the map before the mean, real defects behind it."""
+    planned = variants(Request(line=LINE, groups=("score", "map", "width"), widths=(8,)))
+    entries = [Entry(variant=variant, key=variant.name) for variant in planned]
+    better = {"maximum of the map": 0.99, "all scales": 0.98}
+    found = summarise(entries, {entry.key: row(entry.key, 5, better.get(entry.key, 0.9)) for entry in entries})
+    choice = choose(found, takt_ms=50, by="synthetic", own=OWN)
+    assert {summary.name for summary in choice.front} == {"score: mean z²", "map: finest scale", "width: width 8"}
+    assert [each.name for each in choice.left_out] == ["score: exact likelihood", "score: maximum of the map",
+                                                       "map: all scales"]  # fmt: skip
+    by_test = choose(found, takt_ms=50, by="test", own=OWN)
+    assert (by_test.chosen.name, by_test.left_out) == ("score: maximum of the map", ())
+    other = choose(found, takt_ms=50, by="synthetic", own=ScoringConfig(score="max"))
+    assert other.chosen.name == "score: maximum of the map", "a line keeps its own"
+
+
+def test_a_time_taken_while_others_computed_is_known_as_such() -> None:
+    times = Timing(median_ms=1, p95_ms=2, repetitions=9, threads=2, machine="here", load=0.1)
+    assert [times.model_copy(update={"load": load}).busy for load in (0.1, 0.9, None)] == [False, True, False]
+    assert len(choose(summaries((10, 0.95), (20, 0.97)), takt_ms=50, by="test", own=OWN).timings) == 2
 
 
 def test_seeds_are_put_together_and_a_broken_one_is_left_out() -> None:
@@ -120,3 +143,9 @@ def test_rows_survive_their_file(tmp_path: Path) -> None:
     file = tmp_path / "row.json"
     file.write_text(json.dumps(written.model_dump(mode="json"), indent=2))
     assert Row.model_validate_json(file.read_text()) == written
+
+
+def test_rows_written_before_scores_were_kept_are_read() -> None:
+    plain = row("a", 3.0, 0.5).model_dump(mode="json")
+    del plain["test_scores"]
+    assert Row.model_validate_json(json.dumps(plain)).test_scores == {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from typer.testing import CliRunner
 
 from csflow.ablation.groups import variants
 from csflow.ablation.request import Request, changed
+from csflow.ablation.timing import machine
 from csflow.ablation.tradeoff import Entry, Row, Timing
 from csflow.cli.ablate import request
 from csflow.cli.app import app
@@ -18,7 +20,8 @@ from csflow.config import load_line
 from csflow.errors import ConfigError, DataError
 from csflow.files import write_json
 from csflow.metrics import Measured
-from csflow.steps.ablate import Plan
+from csflow.steps.ablate import Plan, newest
+from csflow.workspace import Workspace
 
 FIGURES = {128: (10.0, 0.90, 0.99), 256: (20.0, 0.95, 0.96), 512: (40.0, 0.99, 0.95)}
 """Milliseconds, AUROC against synthetic defects and on test images by width."""
@@ -55,6 +58,8 @@ def test_synthetic_defects_decide_unless_the_test_images_are_asked_for() -> None
     text = choose("--takt-ms", "35")
     assert "Chosen for a takt of 35 ms: width: width 256, 20.0 ms" in text
     assert "measured on: an abacus" in text
+    assert "different machines" not in text
+    assert "cores busy" not in text
     assert "this machine is another one" in text
     assert "test images" not in text
     by_test = choose("--takt-ms", "35", "--by", "test")
@@ -72,6 +77,46 @@ def test_the_keys_printed_make_the_chosen_variant() -> None:
     assert "nothing to set" in choose("--takt-ms", "35"), "256 is what the line has"
     assert "more than 5 %" in choose("--takt-ms", "25")
     assert "more than 5 %" not in choose("--takt-ms", "30")
+
+
+def timed(home: Path, width: int, **changes: Any) -> None:
+    """Change the time in a row."""
+    file = home / "ablations" / ".rows" / f"{width:064d}.json"
+    row = json.loads(file.read_text())
+    write_json(file, row | {"timing": row["timing"] | changes})
+
+
+def test_times_that_cannot_be_compared_are_said(ablated: Path) -> None:
+    timed(ablated, 512, machine="a slide rule")
+    timed(ablated, 128, load=1.7)
+    text = choose("--takt-ms", "35")
+    assert "timed on different machines (a slide rule; an abacus)" in text
+    assert "1 of 3 times were taken while other processes kept up to 1.7 cores busy" in text
+    for width in FIGURES:
+        timed(ablated, width, machine=machine(), load=0.0)
+    assert "machine" not in choose("--takt-ms", "35").replace(f"measured on: {machine()}", "")
+
+
+def test_scores_and_maps_are_candidates_by_test_images_only(ablated: Path) -> None:
+    line = load_line("plates")
+    entries, best = [], {"exact likelihood": 0.99}
+    for variant in variants(Request(line=line, groups=("score",), overrides={"scoring.map": "all"})):
+        timing = Timing(median_ms=9, p95_ms=9, repetitions=9, threads=1, machine=machine(), load=0.0)
+        value = Measured(best.get(variant.name, 0.9), 0.89, 1.0)
+        row = Row(key=variant.name, line="plates", seed=0, config={}, timing=timing,
+                  metrics={"synthetic_auroc": value, "image_auroc": value})  # fmt: skip
+        write_json(ablated / "ablations" / ".rows" / f"{row.key}.json", row.model_dump(mode="json"))
+        entries.append(Entry(variant=variant, key=row.key))
+    plan = Plan(line=line, entries=tuple(entries), run_id="none", planned="2031-01-01T00:00:00+00:00",
+                overrides={"scoring.map": "all"})  # fmt: skip
+    write_json(ablated / "ablations" / "plates" / "food" / "plan.json", plan.model_dump(mode="json"))
+    text = choose("--takt-ms", "35")
+    assert "Chosen for a takt of 35 ms: score: mean z²" in text
+    left_out = "score: exact likelihood, score: maximum of the map"
+    assert f"left out, since synthetic defects cannot order scores and maps: {left_out}." in text
+    by_test = choose("--takt-ms", "35", "--by", "test")
+    assert "Chosen for a takt of 35 ms: score: exact likelihood" in by_test
+    assert "left out" not in by_test
 
 
 @pytest.mark.usefixtures("ablated")
@@ -94,3 +139,23 @@ def test_options_become_a_request() -> None:
     assert (found.seeds, found.shots, found.overrides) == ((0, 1, 2), (4, 16), {"flow.hidden": 8})
     with pytest.raises(ConfigError, match="'one'"):
         request("plates", ["shots"], [], "one", "", "16", "128", [], "")
+
+
+@pytest.mark.usefixtures("ablated")
+def test_times_are_taken_again_when_that_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+
+    def ablate(_: Request, __: Workspace, *, retime: bool) -> Path:
+        seen.append(retime)
+        return newest("plates", Workspace.from_environment())
+
+    monkeypatch.setattr("csflow.steps.ablate.ablate", ablate)
+    for words in ([], ["--retime"]):
+        done = CliRunner().invoke(app, ["ablate", "plates", *words], catch_exceptions=False)
+        assert done.exit_code == 0, done.output
+    assert seen == [False, True]
+
+
+def test_the_help_says_who_is_no_candidate() -> None:
+    done = CliRunner().invoke(app, ["choose", "--help"], env={"COLUMNS": "200"})
+    assert "score and map" in " ".join(done.output.split())

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,12 +17,13 @@ import torch
 from PIL import Image
 from sklearn.metrics import roc_auc_score
 
+from csflow.ablation import timing
 from csflow.ablation.request import Request, Variant
-from csflow.ablation.tradeoff import Row
+from csflow.ablation.tradeoff import ENDED, Row, Timing
 from csflow.adapters import tracking
 from csflow.adapters.versioning import CheckedOut
 from csflow.config import DataConfig, FeatureConfig, FlowConfig, LineConfig, RolesConfig, TrainingConfig
-from csflow.errors import DataError
+from csflow.errors import DataError, RegistryError
 from csflow.flow import CrossScaleFlow
 from csflow.manifest import Manifest, build_manifest
 from csflow.metrics import Measured
@@ -70,7 +75,8 @@ def workspace(tmp_path_factory: pytest.TempPathFactory, images: Path) -> Iterato
         return build_manifest(root, line=line.line, roles=line.roles), CheckedOut(root, "c0ffee", "0.dir")
 
     patch.setattr(checkout, "materialise", materialise)
-    patch.setattr(measure, "REPETITIONS", 5)
+    patch.setattr(timing, "REPETITIONS", 5)
+    patch.setattr(timing, "_cores_missing", lambda *_: 0.0)  # whatever else runs on the machine of the tests
     yield Workspace(tmp_path_factory.mktemp("home"))
     patch.undo()
 
@@ -100,6 +106,7 @@ def measured_at_once(_: Bench, variant: Variant, key: str, __: Any) -> Row:
 @pytest.fixture
 def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Bench, "measure", measured_at_once)
+    monkeypatch.setattr(Bench, "timed_here", lambda _, __, row: row)
 
 
 def test_every_variant_has_its_figures_and_its_row_file(first: Path, workspace: Workspace) -> None:
@@ -114,7 +121,8 @@ def test_every_variant_has_its_figures_and_its_row_file(first: Path, workspace: 
         assert (row.git_rev, row.images["test_good"], row.images["test_defective"]) == ("c0ffee", 8, 8)
     assert rows["standardization: standardised"] == rows["map: finest scale"], "one experiment in two groups"
     assert {file.name for file in first.iterdir()} == {
-        "plan.json", "rows", "table.csv", "table.md", "table.html", "pareto.png",
+        "plan.json", "rows", "table.csv", "table.md", "table.html", "pareto.png", "roc-map.png",
+        "roc-standardization.png",
     }  # fmt: skip
 
 
@@ -138,6 +146,8 @@ def test_figures_are_those_of_the_model(first: Path, workspace: Workspace) -> No
     scores, _ = score_stored(model, cached.open(list(test["sha256"])))
     expected = roc_auc_score(test["label"] == "defective", scores)
     assert row.metrics["image_auroc"].value == pytest.approx(expected, abs=1e-9)
+    for label in ("good", "defective"):
+        assert row.test_scores[label] == pytest.approx(scores[test["label"] == label], rel=1e-5)
     held_out = manifest.frame["role"].isin(["calibrate", "gate"]).sum()
     assert (row.images["fitted"], row.images["held_out"]) == (len(fitted), held_out)
     flow = CrossScaleFlow(LINE.flow, channels=cached.channels, scales=2).double()
@@ -170,7 +180,9 @@ def test_mlflow_has_the_variants_below_their_parent(first: Path, workspace: Work
         assert run.params["flow.hidden"] == "4"
     assert tracking.list_runs(workspace, tracking.ablations_of("plates"), limit=50)
     artifacts = {item.path for item in tracking.client_of(workspace).list_artifacts(plan.run_id)}
-    assert artifacts == {"table.csv", "table.md", "table.html", "pareto.png", "plan.json", "rows"}
+    assert artifacts == {"table.csv", "table.md", "table.html", "pareto.png", "plan.json", "rows", "roc-map.png",
+                         "roc-standardization.png"}  # fmt: skip
+    assert (first / "table.html").read_text().count("data:image/png") == 3
 
 
 def test_asked_again_nothing_is_measured_and_the_run_is_the_same(
@@ -234,7 +246,189 @@ def test_what_ends_the_process_ends_the_ablation_and_keeps_what_was_finished(
     folder = ablate.newest("plates", workspace)
     assert list(rows_of(folder, workspace)) == ["score: mean z²"]
     assert "mean z²" in (folder / "table.md").read_text()
+    assert len(list((folder / "rows").iterdir())) == 1, "no trace of the interrupted one"
     assert tracking.read_run(workspace, ablate.read_plan(folder).run_id).status == "KILLED"
+
+
+def planned(workspace: Workspace, clamp: float) -> tuple[Path, dict[str, str]]:
+    """An ablation that is only planned, and the keys of its three score variants by name."""
+    folder = ablate.plan(request(overrides={"flow.clamp": clamp}), workspace)
+    return folder, {entry.variant.line.scoring.score: entry.key for entry in ablate.read_plan(folder).entries}
+
+
+def store(workspace: Workspace, key: str, error: str) -> None:
+    row = Row(key=key, line="plates", seed=0, config={}, error=error)
+    ablate.write_json(ablate._row_file(workspace, key), row.model_dump(mode="json"))
+
+
+@pytest.mark.usefixtures("at_once")
+def test_a_row_says_that_it_is_measured_until_it_is(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So it says so still after the process was killed, when nobody can write any more."""
+    folder, keys = planned(workspace, 3.1)
+    seen = []
+
+    def look(bench: Bench, variant: Any, key: str, publish: Any) -> Row:
+        page, row = (folder / "table.md").read_text(), ablate._stored_row(workspace, key)
+        seen.append((row is not None and row.error == ENDED, "Broken: mean z²: Measuring it has not come" in page))
+        return measured_at_once(bench, variant, key, publish)
+
+    monkeypatch.setattr(Bench, "measure", look)
+    row = ablate.run_variant(folder, keys["mean"], workspace)
+    assert seen == [(True, True)]
+    assert not row.error
+    assert ablate._stored_row(workspace, keys["mean"]) == row
+    assert "Broken" not in (folder / "table.md").read_text()
+
+
+@pytest.mark.usefixtures("at_once")
+def test_what_ended_the_process_goes_last_and_everything_else_is_in_the_tables_by_then(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, keys = planned(workspace, 3.2)
+    store(workspace, keys["mean"], ENDED)
+    store(workspace, keys["nll"], "diverged")
+    assert ablate.in_order(ablate.read_plan(folder), workspace) == [keys["max"], keys["nll"], keys["mean"]]
+    order = []
+
+    def look(bench: Bench, variant: Any, key: str, publish: Any) -> Row:
+        order.append(key)
+        if key == keys["mean"]:
+            run = tracking.read_run(workspace, ablate.read_plan(folder).run_id)
+            assert (run.metrics["variants"], run.metrics["failed"]) == (3, 1)
+            assert (folder / "pareto.png").exists()
+        return measured_at_once(bench, variant, key, publish)
+
+    monkeypatch.setattr(Bench, "measure", look)
+    asked = request(overrides={"flow.clamp": 3.2})
+    assert ablate.ablate(asked, workspace) == folder
+    assert order == [keys["max"], keys["nll"], keys["mean"]]
+
+
+def test_of_several_that_ended_the_process_the_one_tried_longest_ago_is_first(workspace: Workspace) -> None:
+    folder, keys = planned(workspace, 3.3)
+    for age, key in enumerate((keys["max"], keys["mean"], keys["nll"])):
+        store(workspace, key, ENDED)
+        os.utime(ablate._row_file(workspace, key), (1000 - age, 1000 - age))
+    assert ablate.in_order(ablate.read_plan(folder), workspace) == [keys["nll"], keys["mean"], keys["max"]]
+
+
+def test_the_pipelines_loop_has_the_same_order(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, keys = planned(workspace, 3.4)
+    store(workspace, keys["mean"], ENDED)
+    monkeypatch.setenv("CSFLOW_HOME", str(workspace.root))
+    asked = request(overrides={"flow.clamp": 3.4}).model_dump_json()
+    assert ablate.plan_step(asked) == (str(folder), [keys["nll"], keys["max"], keys["mean"]])
+
+
+@pytest.mark.parametrize("before", ["", "diverged", ENDED])
+def test_sigterm_outside_a_training_gives_the_former_row_back(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch, before: str
+) -> None:
+    folder, keys = planned(workspace, 3.5 + 0.01 * len(before))
+    if before:
+        store(workspace, keys["mean"], before)
+    former = ablate._stored_row(workspace, keys["mean"])
+    handler = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr(Bench, "measure", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+    with pytest.raises(SystemExit) as stopped:
+        ablate.run_variant(folder, keys["mean"], workspace)
+    assert stopped.value.code == 143
+    assert ablate._stored_row(workspace, keys["mean"]) == former
+    assert signal.getsignal(signal.SIGTERM) == handler
+
+
+@pytest.mark.usefixtures("at_once")
+def test_a_tracker_that_fails_once_costs_one_row(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, keys = planned(workspace, 3.6)
+    nested = ablate._nested_run
+
+    def failing(workspace: Workspace, plan: ablate.Plan, key: str) -> str:
+        if key == keys["nll"]:
+            raise RegistryError("the tracker is away")
+        return nested(workspace, plan, key)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ablate, "_nested_run", failing)
+        rows = [ablate.run_variant(folder, key, workspace) for key in keys.values()]
+    assert [row.error for row in rows] == ["", "the tracker is away", ""]
+    ablate.run_variant(folder, keys["nll"], workspace)
+    with monkeypatch.context() as patch:
+        patch.setattr(ablate, "_nested_run", failing)
+        assert not ablate.run_variant(folder, keys["nll"], workspace).error, "found, if not logged"
+
+
+def served_in(milliseconds: float, load: float | None = 0.0, where: str | None = None) -> Timing:
+    return Timing(median_ms=milliseconds, p95_ms=milliseconds, repetitions=5, threads=1, load=load,
+                  machine=where or timing.machine())  # fmt: skip
+
+
+@pytest.fixture
+def no_times(first: Path, workspace: Workspace) -> Iterator[Path]:
+    """The folder of the times kept, empty; those of the other tests come back afterwards."""
+    folder, aside = workspace.ablations / ".timings", workspace.ablations / ".aside"
+    folder.rename(aside)
+    yield folder
+    shutil.rmtree(folder, ignore_errors=True)
+    aside.rename(folder)
+
+
+def test_a_row_timed_elsewhere_or_on_a_busy_machine_is_timed_again_and_no_more(
+    first: Path, workspace: Workspace, no_times: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = rows_of(first, workspace)["map: all scales"]
+    file = ablate._row_file(workspace, before.key)
+    monkeypatch.setattr(Bench, "measure", lambda *_: pytest.fail("there is a row"))
+    for number, doubtful in enumerate((served_in(3.0, where="an abacus"), served_in(3.0, load=1.5))):
+        file.write_text(before.model_copy(update={"timing": doubtful}).model_dump_json())
+        fresh = served_in(111.0 + number)
+        with monkeypatch.context() as patch:
+            patch.setattr(measure, "time_served", lambda *_, fresh=fresh: fresh)
+            row = ablate.run_variant(first, before.key, workspace)
+        assert row == before.model_copy(update={"timing": fresh})
+        assert ablate._stored_row(workspace, before.key) == row
+        nested = tracking.nested_runs(workspace, ablate.read_plan(first).run_id)
+        (run,) = (run for run in nested if run.tags["row"] == before.key)
+        assert run.metrics["milliseconds"] == fresh.median_ms
+        shutil.rmtree(no_times)
+    monkeypatch.setattr(measure, "time_served", lambda *_: pytest.fail("it was timed here and in peace"))
+    assert ablate.run_variant(first, before.key, workspace) == row
+
+
+def test_asked_to_all_rows_are_timed_again(first: Path, workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = {row.key: row for row in rows_of(first, workspace).values()}
+    monkeypatch.setattr(Bench, "measure", lambda *_: pytest.fail("there is a row"))
+    monkeypatch.setattr(measure, "time_served", lambda *_: served_in(77.0))
+    assert ablate.ablate(request(groups=("map", "standardization")), workspace, retime=True) == first
+    for row in rows_of(first, workspace).values():
+        assert row == before[row.key].model_copy(update={"timing": served_in(77.0)})
+
+
+def test_a_row_that_cannot_be_timed_again_stays(
+    first: Path, workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = rows_of(first, workspace)["map: all scales"]
+    monkeypatch.setattr(measure, "time_served", lambda *_: 1 / 0)
+    assert ablate.run_variant(first, before.key, workspace, Bench(workspace, retime=True)) == before
+
+
+def test_a_time_is_kept_unless_the_machine_was_busy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    workspace = Workspace(tmp_path)
+    judge: Any = SimpleNamespace(graph=["a graph"], manifest=SimpleNamespace(files=[]), save=lambda *_: None)
+    backbone: Any = None
+    bench = Bench(workspace)
+
+    def timed(taken: Timing | None, bench: Bench) -> float:
+        monkeypatch.setattr(measure, "time_served", lambda *_: taken or pytest.fail("there is a time"))
+        return bench._timing(judge, backbone).median_ms
+
+    assert timed(served_in(50, load=1.0), bench) == 50
+    assert timed(None, bench) == 50, "once for all seeds"
+    assert timed(served_in(60, load=2.0), Bench(workspace)) == 50, "both are too long"
+    assert timed(served_in(55), Bench(workspace)) == 55, "in peace"
+    assert timed(None, Bench(workspace)) == 55
+    again = Bench(workspace, retime=True)
+    assert timed(served_in(70, load=1.0), again) == 70
+    assert timed(None, again) == 70
 
 
 @pytest.mark.slow
