@@ -21,9 +21,11 @@ if TYPE_CHECKING:
     from csflow.detector import Detector
     from csflow.gate import GateDecision, GoodOnlyEvidence
     from csflow.manifest import Manifest
+    from csflow.reporting.comparison import PixelPair
 
 Scores: TypeAlias = "npt.NDArray[np.floating]"
-Scorer: TypeAlias = "Callable[[Detector, Manifest], Scores]"
+Scorer: TypeAlias = "Callable[[Detector, Manifest], tuple[Scores, npt.NDArray[np.floating]]]"
+"""Scores ``(N,)`` and maps ``(N, h, w)`` of a manifest's images."""
 
 DEFECT_SEED = 0
 """Of the synthetic defects: the same for every detector and every night."""
@@ -93,17 +95,30 @@ def _decide_labelled(
     from csflow.images import read_image
 
     labels = (test.frame["label"] == "defective").to_numpy()
-    scores = score(challenger.detector, test)
+    scores, maps = score(challenger.detector, test)
     if not references:
         return gate.decide_first(scores, labels, line.gate)
     rivals = [score(reference.detector, test) for reference in references]
-    best = int(np.argmax([_auroc(rival, labels) for rival in rivals]))
-    decision = gate.decide_labelled(rivals[best], scores, labels, line.gate)
+    best = int(np.argmax([_auroc(rival, labels) for rival, _ in rivals]))
+    rival, rival_maps = rivals[best]
+    decision = gate.decide_labelled(rival, scores, labels, line.gate)
     if comparison_out is not None:
         names = list(zip(test.frame["path"], test.frame["defect"], strict=True))
         images = Shown(line.line, names, lambda index: read_image(test.files[index]))
-        compare(comparison_out, images, (references[best], rivals[best]), (challenger, scores), decision.reason)
+        pixels = _pixels(test, rival_maps, maps)
+        compare(comparison_out, images, (references[best], rival), (challenger, scores), decision.reason, pixels)
     return decision
+
+
+def _pixels(
+    test: Manifest, champion: npt.NDArray[np.floating], challenger: npt.NDArray[np.floating]
+) -> PixelPair | None:
+    """Pixels of both detectors' maps; None without masks."""
+    from csflow.reporting.comparison import PixelPair
+    from csflow.reporting.evaluation import counted_pixels
+
+    counted = counted_pixels(test, champion, challenger)
+    return PixelPair(*counted) if counted else None
 
 
 def _decide_good_only(
@@ -151,6 +166,7 @@ def compare(
     champion: tuple[Contender, Scores],
     challenger: tuple[Contender, Scores],
     verdict: str,
+    pixels: PixelPair | None = None,
 ) -> None:
     """Write the report that compares two detectors image by image.
 
@@ -160,6 +176,7 @@ def compare(
         champion: The one in service, or the best there was, with its scores.
         challenger: The new one with its scores.
         verdict: Of the gate.
+        pixels: Of both detectors' maps, where there are masks.
     """
     from csflow.reporting.comparison import Comparison, judge_scores, views, write_comparison
 
@@ -167,7 +184,7 @@ def compare(
         judge_scores(f"version {one.version}", images.names, scores, one.detector.calibration)
         for one, scores in (champion, challenger)
     ]
-    found = Comparison(images.line, sides[0], sides[1], verdict)
+    found = Comparison(images.line, sides[0], sides[1], verdict, pixels=pixels)
     chosen = found.shown()
     pictures = [images.picture(index) for index in chosen]
     before, after = (one.detector.predict(pictures) for one, _ in (champion, challenger))
@@ -234,7 +251,7 @@ def _good_only(detector: Detector, good: Manifest, defective: list[Image.Image],
     from csflow.gate import GoodOnlyEvidence
 
     return GoodOnlyEvidence(
-        good_scores=score(detector, good),
+        good_scores=score(detector, good)[0],
         synthetic_scores=np.array([prediction.score for prediction in detector.predict(defective)]),
         threshold=detector.calibration.threshold,
     )
@@ -246,9 +263,8 @@ def _stored_scorer(workspace: Workspace) -> Scorer:
 
     store = FeatureStore(workspace.features)
 
-    def score(detector: Detector, images: Manifest) -> Scores:
+    def score(detector: Detector, images: Manifest) -> tuple[Scores, npt.NDArray[np.floating]]:
         cached = store.extract(images, detector.line.features, detector.backbone)
-        scores, _ = detector.score_features(cached.open(list(images.frame["sha256"])))
-        return scores
+        return detector.score_features(cached.open(list(images.frame["sha256"])))
 
     return score

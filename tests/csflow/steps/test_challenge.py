@@ -45,11 +45,11 @@ class Stand:
         return [SimpleNamespace(score=float(2.0 + self.noise * draw.normal())) for _ in images]
 
 
-def score(detector: Stand, images: Manifest) -> np.ndarray:
-    """Good images score around 0, defective ones around 1, blurred by the detector's noise."""
+def score(detector: Stand, images: Manifest) -> tuple[np.ndarray, np.ndarray]:
+    """Good images score around 0, defective ones around 1, blurred by the detector's noise; maps tell nothing."""
     draw = np.random.default_rng(11)
     truth = (images.frame["label"] == "defective").to_numpy().astype(float)
-    return truth + detector.noise * draw.normal(size=len(truth))
+    return truth + detector.noise * draw.normal(size=len(truth)), np.zeros((len(truth), 2, 2))
 
 
 class Line:
@@ -76,12 +76,18 @@ def line(monkeypatch: pytest.MonkeyPatch) -> Line:
     return Line(monkeypatch)
 
 
-def images(root: Path, *, defective: int, train: int = 40, good: int = 40) -> Manifest:
+def images(root: Path, *, defective: int, train: int = 40, good: int = 40, masks: bool = False) -> Manifest:
     draw = np.random.default_rng(0)
     for folder, count in (("train/good", train), ("test/good", good), ("test/hole", defective)):
         (root / folder).mkdir(parents=True)
         for number in range(count):
             Image.fromarray(draw.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(root / folder / f"{number:03}.png")
+    if masks and defective:
+        (root / "ground_truth/hole").mkdir(parents=True)
+        mask = Image.new("L", (32, 32))
+        mask.paste(255, (4, 4, 12, 12))
+        for number in range(defective):
+            mask.save(root / f"ground_truth/hole/{number:03}_mask.png")
     return build_manifest(root, line="tiles", roles=RolesConfig(calibrate=0.2, gate=0.4))
 
 
@@ -137,7 +143,7 @@ def test_what_was_never_champion_or_was_rolled_back_is_no_reference(
 def test_both_are_scored_on_the_same_test_images(line: Line, labelled: Manifest, workspace: Workspace) -> None:
     seen: list[tuple[str, list[str]]] = []
 
-    def watch(detector: Stand, shown: Manifest) -> np.ndarray:
+    def watch(detector: Stand, shown: Manifest) -> tuple[np.ndarray, np.ndarray]:
         seen.append((detector.name, list(shown.frame["path"])))
         return score(detector, shown)
 
@@ -180,9 +186,10 @@ def test_scores_through_the_feature_store_are_the_detectors_own(
 ) -> None:
     manifest = images(tmp_path / "images", defective=2, train=2, good=2)
     detector = Detector.load(make_detector("tiles"))
-    stored = challenge._stored_scorer(workspace)(detector, manifest)
-    direct = [prediction.score for prediction in detector.predict([read_image(file) for file in manifest.files])]
-    assert stored == pytest.approx(direct, rel=1e-3)  # half precision in the store
+    scores, maps = challenge._stored_scorer(workspace)(detector, manifest)
+    direct = detector.predict([read_image(file) for file in manifest.files])
+    assert scores == pytest.approx([prediction.score for prediction in direct], rel=1e-3)  # half precision in the store
+    assert len(maps) == len(direct)
 
 
 @pytest.mark.slow
@@ -194,18 +201,19 @@ def test_the_comparison_is_written_beside_the_decision(
     loaded = {"1": LOAD(make_detector("tiles", seed=1)), "2": LOAD(make_detector("tiles", seed=2))}
     monkeypatch.setattr(Detector, "load", lambda name: loaded[name])
     line.add(0.0, champion=True, decision="promoted")
-    manifest = images(tmp_path / "images", defective=defective, good=12)
+    manifest = images(tmp_path / "images", defective=defective, good=12, masks=True)
     out = tmp_path / "comparison"
     draw = {id(detector): np.random.default_rng(seed) for seed, detector in enumerate(loaded.values())}
 
-    def noisy(detector: Detector, shown: Manifest) -> np.ndarray:
-        return draw[id(detector)].uniform(5.0, 12.0, len(shown))
+    def noisy(detector: Detector, shown: Manifest) -> tuple[np.ndarray, np.ndarray]:
+        return draw[id(detector)].uniform(5.0, 12.0, len(shown)), draw[id(detector)].uniform(size=(len(shown), 4, 4))
 
     decision = challenge.decide(workspace, LINE, line.add(0.0), manifest, score=noisy, comparison_out=out)
     facts = json.loads((out / "comparison.json").read_text())
     assert facts["names"] == {"champion": "version 1", "challenger": "version 2"}
     assert facts["verdict"] == decision.reason
     assert facts["metrics"]["image_auroc"]["difference"] == pytest.approx(decision.evidence["difference"])
+    assert ("pixel_auroc" in json.dumps(facts)) == bool(defective), "pixels are compared where there are masks"
     kinds = {image["defect"] for image in facts["images"]["champion"]}
     assert kinds == {"", "hole" if defective else "synthetic"}
     assert list((out / "images").glob("*-challenger.png"))
