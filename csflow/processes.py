@@ -7,9 +7,13 @@ import resource
 import signal
 import subprocess
 import sys
+import threading
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import FrameType
+from typing import NoReturn
 
 
 def start_time(pid: int) -> str | None:
@@ -38,6 +42,23 @@ def end(pid: int, started: str, *, patience: float) -> None:
             time.sleep(0.05)
     with suppress(ChildProcessError):
         os.waitpid(pid, os.WNOHANG)
+
+
+@contextmanager
+def raised_on_sigterm() -> Iterator[None]:
+    """Turn SIGTERM into `SystemExit`, as Python turns Ctrl-C into an exception by itself, so that cleaning up runs."""
+    if threading.current_thread() is not threading.main_thread():  # only the main thread may set handlers
+        yield
+        return
+
+    def leave(number: int, _: FrameType | None) -> NoReturn:
+        raise SystemExit(128 + number)
+
+    former = signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL if former is None else former)
 
 
 def peak_memory() -> int:

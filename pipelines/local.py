@@ -13,15 +13,13 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
-from typing import NoReturn
 
 from csflow.config import LineConfig
 from csflow.errors import CsflowError
+from csflow.processes import raised_on_sigterm
 from csflow.progress import MARK
 from csflow.steps.context import ERROR_FILE, RunContext
 from csflow.workspace import Workspace
@@ -100,7 +98,7 @@ def _stream(command: list[str], environment: dict[str, str], log: Path) -> int:
     """
     with (
         log.open("w") as file,
-        _raised_on_sigterm(),
+        raised_on_sigterm(),
         subprocess.Popen(
             command,
             env=environment,
@@ -124,20 +122,6 @@ def _stream(command: list[str], environment: dict[str, str], log: Path) -> int:
             file.writelines(child.stdout)
             raise
     return child.returncode
-
-
-@contextmanager
-def _raised_on_sigterm() -> Iterator[None]:
-    """Turn SIGTERM into an exception, as Python does with Ctrl-C by itself."""
-
-    def leave(number: int, _: FrameType | None) -> NoReturn:
-        raise SystemExit(128 + number)
-
-    former = signal.signal(signal.SIGTERM, leave)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, former)
 
 
 def _step_error(error_file: Path, log: Path) -> StepError:

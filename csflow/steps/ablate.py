@@ -10,14 +10,10 @@ from __future__ import annotations
 
 import json
 import shutil
-import signal
-import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from types import FrameType
-from typing import NoReturn
 
 from pydantic import Field, ValidationError
 
@@ -27,6 +23,7 @@ from csflow.ablation.tradeoff import ENDED, Entry, Row, Summary, summarise
 from csflow.config import LineConfig, Section
 from csflow.errors import CsflowError, DataError, NotRegisteredError, RegistryError
 from csflow.files import exclusive, sha256_json, write_atomic, write_json
+from csflow.processes import raised_on_sigterm
 from csflow.progress import say
 from csflow.steps.context import step
 from csflow.steps.measure import Bench
@@ -322,7 +319,7 @@ def _marked(folder: Path, key: str, workspace: Workspace) -> Iterator[None]:
     write_json(file, _broken(read_plan(folder).variant(key), key, ENDED).model_dump(mode="json"))
     write_tables(folder, workspace)
     try:
-        with _raised_on_sigterm():
+        with raised_on_sigterm():
             yield
     except BaseException:
         if before is None:
@@ -331,23 +328,6 @@ def _marked(folder: Path, key: str, workspace: Workspace) -> Iterator[None]:
             write_json(file, before.model_dump(mode="json"))
         write_tables(folder, workspace)
         raise
-
-
-@contextmanager
-def _raised_on_sigterm() -> Iterator[None]:
-    """Turn SIGTERM into an exception, as Python does with Ctrl-C by itself."""
-    if threading.current_thread() is not threading.main_thread():  # only the main thread may set handlers
-        yield
-        return
-
-    def leave(number: int, _: FrameType | None) -> NoReturn:
-        raise SystemExit(128 + number)
-
-    former = signal.signal(signal.SIGTERM, leave)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL if former is None else former)
 
 
 def _measured(workspace: Workspace, planned: Plan, key: str, bench: Bench) -> Row:

@@ -79,3 +79,17 @@ def test_peak_memory_stays_after_the_memory_is_given_back() -> None:
     before, after = (int(word) for word in shown.split())
     assert 5e6 < before < 2e8
     assert 1.9e8 < after - before < 2.5e8
+
+
+def test_sigterm_becomes_an_exception_and_only_inside() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    cleaned = False
+    with pytest.raises(SystemExit) as left, processes.raised_on_sigterm():
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(5)
+        finally:
+            cleaned = True
+    assert left.value.code == 128 + signal.SIGTERM
+    assert cleaned
+    assert signal.getsignal(signal.SIGTERM) is before
