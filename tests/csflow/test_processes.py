@@ -82,14 +82,17 @@ def test_peak_memory_stays_after_the_memory_is_given_back() -> None:
 
 
 def test_sigterm_becomes_an_exception_and_only_inside() -> None:
-    before = signal.getsignal(signal.SIGTERM)
-    cleaned = False
-    with pytest.raises(SystemExit) as left, processes.raised_on_sigterm():
+    before, cleaned = signal.getsignal(signal.SIGTERM), []
+
+    def stopped() -> None:
         try:
             os.kill(os.getpid(), signal.SIGTERM)
             time.sleep(5)
         finally:
-            cleaned = True
+            cleaned.append(True)
+
+    with processes.raised_on_sigterm(), pytest.raises(SystemExit) as left:
+        stopped()
     assert left.value.code == 128 + signal.SIGTERM
     assert cleaned
     assert signal.getsignal(signal.SIGTERM) is before
