@@ -20,7 +20,7 @@ from csflow.workspace import Workspace
 from published.log import TableRun
 from published.protocol import FOLDER, Protocol, RowSpec, load_protocol
 from published.runs import gather, measure
-from published.table import differences, markdown, row_of, show, write_result
+from published.table import differences, markdown, row_of, show, what_failed, write_result
 
 RESULTS = Path(__file__).resolve().parent.parent / "results"
 
@@ -77,18 +77,25 @@ def _run(given: argparse.Namespace) -> int:
     run = TableRun(workspace, line.line, f"table {protocol.table}")
     job = Job(protocol, line.line, line.data, given.quick, workspace, run)
     wanted = [row for row in protocol.rows if not given.method or row.method in given.method]
+    with run.open():
+        return _measure(given, job, wanted)
+
+
+def _measure(given: argparse.Namespace, job: Job, wanted: Sequence[RowSpec]) -> int:
+    """Measure row after row, writing the result file anew after each; then print, draw and log."""
+    protocol, run = job.protocol, job.run
     runs: Runs = {}
     rows: list[dict[str, Any]] = []
     for row in wanted:
         try:
             runs[row.method] = run_row(job, row, given.seeds)
             rows.append(row_of(row.method, row.paper, runs[row.method]))
-        except CsflowError as error:  # the others are worth having
-            say(f"{row.method}: {error}")
-            rows.append({"method": row.method, "paper": row.paper, "error": str(error)})
+        except Exception as error:  # the others are worth having
+            say(f"{row.method}: {what_failed(error)}")
+            rows.append({"method": row.method, "paper": row.paper, "error": what_failed(error)})
         if given.json:
             _write(given, job, rows, runs)
-    measured_on = f"{line.line}, measured here"
+    measured_on = f"{job.name}, measured here"
     if given.quick:  # not by what the note says
         measured_on += " in a quick run that says nothing about quality"
         protocol = protocol.model_copy(update={"note": ""})

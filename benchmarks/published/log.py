@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,12 @@ class TableRun:
         self.workspace = workspace
         self.experiment = tracking.ablations_of(experiment)
         self.parent = tracking.start_run(workspace, self.experiment, params={}, tags={"table": name}, name=name)
+
+    @contextmanager
+    def open(self) -> Iterator[None]:
+        """Around everything that is measured: what ends it early marks the parent run as failed or killed."""
+        with tracking.step(self.workspace, self.parent, "table"):
+            yield
 
     def add(self, method: str, line: LineConfig, measured: Mapping[str, Any]) -> None:
         """Log what one row and seed measured."""

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import mean
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple, get_args
 
 import pandas as pd
 import yaml
@@ -15,16 +15,17 @@ from pydantic import Field
 
 from csflow.cache import CacheManifest
 from csflow.config import DataConfig, LineConfig, RolesConfig, Section
-from csflow.errors import ConfigError, CsflowError, DataError
+from csflow.errors import ConfigError, DataError
 from csflow.manifest import Manifest, build_manifest
 from csflow.progress import say
 from csflow.workspace import Workspace
 from published.log import TableRun
 from published.protocol import FOLDER, Protocol, RowSpec, load_protocol
 from published.runs import Material, gather, measure
-from published.table import row_of, write_result
+from published.table import row_of, what_failed, write_result
 
 Kind = Literal["texture", "object"]
+Group = Literal["textures", "objects", "average"]
 
 
 class PaperClass(Section):
@@ -36,18 +37,50 @@ class PaperClass(Section):
     others: dict[str, float] = Field(default={})
 
 
+class PaperAverage(Section):
+    """What the paper prints as an average of classes."""
+
+    full: float
+    shots: float
+    others: dict[str, float]
+
+
 class PaperTable(Section):
     """The figures of Table 1.
 
     Attributes:
         classes: By the name of the class's folder.
-        averages: Of textures, objects and all, for ``full`` and ``shots``.
+        averages: Of textures, objects and all.
         joint: Average over the classes of one model fitted to all of them (section 4.5).
     """
 
     classes: dict[str, PaperClass]
-    averages: dict[str, dict[str, float]]
+    averages: dict[Group, PaperAverage]
     joint: float
+
+    def of(self, group: Group) -> list[str]:
+        """Names of the classes that an average is taken over."""
+        kinds = {"textures": ("texture",), "objects": ("object",), "average": ("texture", "object")}[group]
+        return [name for name, one in self.classes.items() if one.kind in kinds]
+
+
+class Average(NamedTuple):
+    """Mean image AUROC over those of the paper's classes that were measured.
+
+    Attributes:
+        value: The mean.
+        classes: How many were measured.
+        of: How many there are in the paper.
+    """
+
+    value: float
+    classes: int
+    of: int
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether it can be laid beside the paper's."""
+        return self.classes == self.of
 
 
 @dataclass(frozen=True)
@@ -70,14 +103,15 @@ def run_table_1(given: argparse.Namespace, command: str) -> int:
     run = TableRun(workspace, "mvtec", "table 1")
     study = Study(protocol, classes, given.quick, workspace, given.seeds, run)
     rows: list[dict[str, Any]] = []
-    for row in protocol.rows:
-        measured = study.joint(row) if row.joint else study.each(row)
-        for found in measured:
-            rows.append(found)
-            if given.json:
-                _write(given.json, protocol, rows, quoted, command)
-    show(rows, quoted, protocol.rows)
-    run.finish([given.json] if given.json else [], f"{len(rows)} rows")
+    with run.open():
+        for row in protocol.rows:
+            measured = study.joint(row) if row.joint else study.each(row)
+            for found in measured:
+                rows.append(found)
+                if given.json:
+                    _write(given.json, protocol, rows, quoted, command)
+        show(rows, quoted, protocol.rows)
+        run.finish([given.json] if given.json else [], f"{len(rows)} rows")
     return int(any("error" in row for row in rows))
 
 
@@ -120,19 +154,20 @@ class Study:
     seeds: Sequence[int] | None
     run: TableRun
 
-    def each(self, row: RowSpec) -> list[dict[str, Any]]:
+    def each(self, row: RowSpec) -> Iterator[dict[str, Any]]:
         """One row a class; a class that fails does not lose the others."""
-        return [self._safely(row, one) for one in self.classes]
+        return (self._safely(row, one) for one in self.classes)
 
-    def joint(self, row: RowSpec) -> list[dict[str, Any]]:
+    def joint(self, row: RowSpec) -> Iterator[dict[str, Any]]:
         """One model fitted to the good images of all classes, judged on each."""
         try:
             materials = [self._material(row, one) for one in self.classes]
-            together = _together(materials)
-        except CsflowError as error:
-            return [{"class": "all", "method": row.method, "paper": None, "error": str(error)}]
-        fitted = [Material(together, material.test, _shared(materials)) for material in materials]
-        return [self._safely(row, one, material) for one, material in zip(self.classes, fitted, strict=True)]
+            together, cached = _together(materials), _shared(materials)
+        except Exception as error:
+            yield {"class": "all", "method": row.method, "paper": None, "error": what_failed(error)}
+            return
+        for one, material in zip(self.classes, materials, strict=True):
+            yield self._safely(row, one, Material(together, material.test, cached))
 
     def _safely(self, row: RowSpec, one: Class, material: Material | None = None) -> dict[str, Any]:
         paper = None
@@ -142,9 +177,9 @@ class Study:
         try:
             given = material or self._material(row, one)
             runs = {seed: self._measured(row, one, given, seed) for seed in self._seeds(row)}
-        except CsflowError as error:
-            say(f"{one.name}: {error}")
-            return {"class": one.name, "method": row.method, "paper": paper, "error": str(error)}
+        except Exception as error:  # the others are worth having
+            say(f"{one.name}: {what_failed(error)}")
+            return {"class": one.name, "method": row.method, "paper": paper, "error": what_failed(error)}
         kind = one.paper.kind if one.paper else None
         return {"class": one.name, "kind": kind, **row_of(row.method, paper, runs)}
 
@@ -169,49 +204,60 @@ class Study:
         return self.workspace.root / "paper" / "table1"
 
 
-def averages(rows: Sequence[Mapping[str, Any]], method: str) -> dict[str, float]:
-    """Mean image AUROC of a method over textures, objects and all classes; only over those measured."""
-    measured = [row for row in rows if row["method"] == method and "error" not in row]
-    groups = {
-        "textures": [row for row in measured if row["kind"] == "texture"],
-        "objects": [row for row in measured if row["kind"] == "object"],
-        "average": measured,
+def averages(rows: Sequence[Mapping[str, Any]], method: str, quoted: PaperTable) -> dict[Group, Average]:
+    """Mean image AUROC of a method over textures, objects and all classes of the paper, as far as they were measured.
+
+    A class that is not the paper's is in none of them.
+    """
+    measured = {
+        row["class"]: row["image_auroc"]["mean"] for row in rows if row["method"] == method and "error" not in row
     }
-    return {name: mean(row["image_auroc"]["mean"] for row in group) for name, group in groups.items() if group}
+    found: dict[Group, Average] = {}
+    for group in get_args(Group):
+        names = quoted.of(group)
+        values = [measured[name] for name in names if name in measured]
+        if values:
+            found[group] = Average(mean(values), len(values), len(names))
+    return found
 
 
 def show(rows: Sequence[Mapping[str, Any]], quoted: PaperTable, methods: Sequence[RowSpec]) -> None:
     """Print one line a class, and the averages; what is only quoted stands on the right."""
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
-    others = list(next(iter(quoted.classes.values())).others)
+    others = list(quoted.averages["average"].others)
     table = Table(title="Table 1: MVTec AD, image AUROC in %; ours beside the paper's", title_justify="left")
     table.add_column("class")
     for method in methods:
-        table.add_column(f"{method.method}\nours / paper", justify="right")
+        table.add_column(f"{escape(method.method)}\nours / paper", justify="right")
     for other in others:
         table.add_column(f"{other}\nquoted", justify="right")
     for name in dict.fromkeys(row["class"] for row in rows):
         by_method = {row["method"]: row for row in rows if row["class"] == name}
         paper = quoted.classes.get(name)
-        figures = [_per_cent(paper.others[other] if paper else None) for other in others]
-        table.add_row(name, *(_cell(by_method.get(method.method)) for method in methods), *figures)
+        figures = [_per_cent(paper.others.get(other) if paper else None) for other in others]
+        cells = [_cell(by_method.get(method.method)) for method in methods]
+        table.add_row(escape(name), *map(escape, cells), *figures)
     table.add_section()
-    for group in ("textures", "objects", "average"):
-        cells = []
-        for method in methods:
-            joint = quoted.joint if group == "average" else None
-            theirs = joint if method.joint else quoted.averages[group]["shots" if _few(method) else "full"]
-            cells.append(f"{_per_cent(averages(rows, method.method).get(group))} / {_per_cent(theirs)}")
-        table.add_row(group, *cells, *(_per_cent(quoted_average(quoted, group, other)) for other in others))
+    for group in get_args(Group):
+        cells = [_average_cell(rows, method, group, quoted) for method in methods]
+        table.add_row(group, *cells, *(_per_cent(quoted.averages[group].others[other]) for other in others))
     Console(width=max(Console().width, 150)).print(table)
 
 
-def quoted_average(quoted: PaperTable, group: str, other: str) -> float:
-    """The paper's average of another method, from its figures of all classes of the group."""
-    kinds = {"textures": {"texture"}, "objects": {"object"}}.get(group, {"texture", "object"})
-    return mean(one.others[other] for one in quoted.classes.values() if one.kind in kinds)
+def _average_cell(rows: Sequence[Mapping[str, Any]], method: RowSpec, group: Group, quoted: PaperTable) -> str:
+    """Ours beside the paper's if ours is of the same classes; else of how many it is."""
+    found = averages(rows, method.method, quoted).get(group)
+    if found is None:
+        return ""
+    if not found.is_complete:
+        return f"{_per_cent(found.value)} ({found.classes} of {found.of})"
+    printed = quoted.averages[group]
+    joint = quoted.joint if group == "average" else None
+    theirs = joint if method.joint else printed.shots if _few(method) else printed.full
+    return f"{_per_cent(found.value)} / {_per_cent(theirs)}"
 
 
 def _together(materials: Sequence[Material]) -> Manifest:
@@ -236,9 +282,13 @@ def _write(file: Path, protocol: Protocol, rows: Sequence[Mapping[str, Any]], qu
         protocol,
         rows,
         command=command,
-        averages={method: averages(rows, method) for method in methods},
-        paper_averages={**quoted.averages, "joint": quoted.joint},
+        averages={method: _as_json(averages(rows, method, quoted)) for method in methods},
+        paper_averages={group: one.model_dump() for group, one in quoted.averages.items()} | {"joint": quoted.joint},
     )
+
+
+def _as_json(found: Mapping[Group, Average]) -> dict[str, dict[str, float]]:
+    return {group: {"value": round(one.value, 5), "classes": one.classes, "of": one.of} for group, one in found.items()}
 
 
 def _few(row: RowSpec) -> bool:

@@ -12,6 +12,7 @@ from statistics import mean, stdev
 from typing import Any
 
 from csflow import __version__
+from csflow.errors import CsflowError
 from csflow.files import write_json
 from csflow.metrics import IMAGE_METRICS, ImageMetric, paired_bootstrap
 from published.protocol import Protocol
@@ -101,9 +102,15 @@ def write_result(
     write_json(path, {**about, **more, "rows": list(rows), "quoted": quoted})
 
 
+def what_failed(error: Exception) -> str:
+    """The error as a row says it; csflow's own say all themselves."""
+    return str(error) if isinstance(error, CsflowError) else f"{type(error).__name__}: {error}"
+
+
 def show(protocol: Protocol, rows: Sequence[Mapping[str, Any]], *, measured_on: str) -> None:
     """Print the table."""
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     table = Table(title=f"Table {protocol.table}: {protocol.title}", title_justify="left")
@@ -113,10 +120,10 @@ def show(protocol: Protocol, rows: Sequence[Mapping[str, Any]], *, measured_on: 
     for row in protocol.quoted:
         table.add_row(row.method, "quoted", "", "", "", f"{100 * row.paper:.1f}")
     for measured in rows:
-        table.add_row(*_cells(measured))
+        table.add_row(*map(escape, _cells(measured)))
     console = Console()
     console.print(table)
-    console.print(f"Ours: {measured_on}. {protocol.note}", highlight=False)
+    console.print(f"Ours: {measured_on}. {protocol.note}", highlight=False, markup=False)
 
 
 def markdown(protocol: Protocol, rows: Sequence[Mapping[str, Any]], *, measured_on: str) -> str:
