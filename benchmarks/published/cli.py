@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from csflow.config import DataConfig, load_line
-from csflow.errors import CsflowError
+from csflow.errors import ConfigError, CsflowError
 from csflow.files import write_atomic
 from csflow.manifest import Manifest
 from csflow.progress import say
@@ -63,30 +63,44 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if given.table == 1:
             from published.mvtec import run_table_1
 
-            return run_table_1(given, repeatable(given))
-        return _run(given)
+            return run_table_1(given, _protocol(given), repeatable(given))
+        return _run(given, _protocol(given))
     except CsflowError as error:
         print(error, file=sys.stderr)
         return 1
 
 
-def _run(given: argparse.Namespace) -> int:
-    line = load_line(given.line)
+def _protocol(given: argparse.Namespace) -> Protocol:
+    """The rows that are asked for.
+
+    Raises:
+        ConfigError: If there is no such protocol, or no such row in it.
+    """
     protocol = load_protocol(Path(given.protocol) if given.protocol else FOLDER / f"table{given.table}.yaml")
+    if not given.method:
+        return protocol
+    known = [row.method for row in protocol.rows]
+    unknown = [repr(method) for method in given.method if method not in known]
+    if unknown:
+        raise ConfigError(f"Table {protocol.table} has no row {', '.join(unknown)}. It has: {', '.join(known)}.")
+    return protocol.model_copy(update={"rows": tuple(row for row in protocol.rows if row.method in given.method)})
+
+
+def _run(given: argparse.Namespace, protocol: Protocol) -> int:
+    line = load_line(given.line)
     workspace = Workspace.from_environment()
     run = TableRun(workspace, line.line, f"table {protocol.table}")
     job = Job(protocol, line.line, line.data, given.quick, workspace, run)
-    wanted = [row for row in protocol.rows if not given.method or row.method in given.method]
     with run.open():
-        return _measure(given, job, wanted)
+        return _measure(given, job)
 
 
-def _measure(given: argparse.Namespace, job: Job, wanted: Sequence[RowSpec]) -> int:
+def _measure(given: argparse.Namespace, job: Job) -> int:
     """Measure row after row, writing the result file anew after each; then print, draw and log."""
     protocol, run = job.protocol, job.run
     runs: Runs = {}
     rows: list[dict[str, Any]] = []
-    for row in wanted:
+    for row in protocol.rows:
         try:
             runs[row.method] = run_row(job, row, given.seeds)
             rows.append(row_of(row.method, row.paper, runs[row.method]))
@@ -169,6 +183,6 @@ def _parser() -> argparse.ArgumentParser:
         help="result file, written anew after every row; "
         "by default that in benchmarks/results/, if nothing is shortened or left out",
     )
-    parser.add_argument("--figure", type=Path, help="PNG of the ROC curves, one a row")
+    parser.add_argument("--figure", type=Path, help="PNG of the ROC curves, one a row (tables 2 to 4)")
     parser.add_argument("--markdown", action="store_true", help="print the table as Markdown too")
     return parser

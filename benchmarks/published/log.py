@@ -9,6 +9,7 @@ from typing import Any
 
 from csflow.adapters import tracking
 from csflow.config import LineConfig
+from csflow.processes import raised_on_sigterm
 from csflow.workspace import Workspace
 
 
@@ -29,7 +30,7 @@ class TableRun:
     @contextmanager
     def open(self) -> Iterator[None]:
         """Around everything that is measured: what ends it early marks the parent run as failed or killed."""
-        with tracking.step(self.workspace, self.parent, "table"):
+        with raised_on_sigterm(), tracking.step(self.workspace, self.parent, "table"):
             yield
 
     def add(self, method: str, line: LineConfig, measured: Mapping[str, Any]) -> None:

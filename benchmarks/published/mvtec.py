@@ -20,7 +20,7 @@ from csflow.manifest import Manifest, build_manifest
 from csflow.progress import say
 from csflow.workspace import Workspace
 from published.log import TableRun
-from published.protocol import FOLDER, Protocol, RowSpec, load_protocol
+from published.protocol import FOLDER, Protocol, RowSpec
 from published.runs import Material, gather, measure
 from published.table import row_of, what_failed, write_result
 
@@ -92,11 +92,15 @@ class Class:
     paper: PaperClass | None
 
 
-def run_table_1(given: argparse.Namespace, command: str) -> int:
-    """Measure all classes below ``--data``; 0 unless one failed."""
+def run_table_1(given: argparse.Namespace, protocol: Protocol, command: str) -> int:
+    """Measure all classes below ``--data``; 0 unless one failed.
+
+    Raises:
+        ConfigError: If ``--data`` is missing.
+        DataError: If it is no folder of classes.
+    """
     if given.data is None:
         raise ConfigError("Table 1 needs --data, a folder with a folder a class in MVTec AD layout.")
-    protocol = load_protocol(Path(given.protocol) if given.protocol else FOLDER / "table1.yaml")
     quoted = PaperTable.model_validate(yaml.safe_load((FOLDER / "table1-paper.yml").read_text()))
     classes = find_classes(given.data, quoted)
     workspace = Workspace.from_environment()
@@ -110,7 +114,9 @@ def run_table_1(given: argparse.Namespace, command: str) -> int:
                 rows.append(found)
                 if given.json:
                     _write(given.json, protocol, rows, quoted, command)
-        show(rows, quoted, protocol.rows)
+        show(rows, quoted, protocol.rows, quick=given.quick)
+        if given.markdown:
+            print(markdown(rows, quoted, protocol.rows))
         run.finish([given.json] if given.json else [], f"{len(rows)} rows")
     return int(any("error" in row for row in rows))
 
@@ -123,7 +129,9 @@ def find_classes(root: Path, quoted: PaperTable) -> list[Class]:
     """
     folders = sorted(folder.parent.parent for folder in root.glob("*/train/good"))
     if not folders:
-        raise DataError(f"{root} holds no class. Expected folders such as {root / 'bottle' / 'train' / 'good'}.")
+        raise DataError(_no_class(root))
+    missing = sorted(set(quoted.classes) - {folder.name for folder in folders})
+    say(f"{root}: {len(folders)} classes{', not ' + ', '.join(missing) if missing else ''}")
     order = {name: place for place, name in enumerate(quoted.classes)}
     folders.sort(key=lambda folder: (order.get(folder.name, len(order)), folder.name))
     everything = RolesConfig(calibrate=0.0, gate=0.0)
@@ -132,6 +140,18 @@ def find_classes(root: Path, quoted: PaperTable) -> list[Class]:
               quoted.classes.get(folder.name))
         for folder in folders
     ]  # fmt: skip
+
+
+def _no_class(root: Path) -> str:
+    """What is wrong with a folder, and which one was meant if that can be told."""
+    if not root.is_dir():
+        return f"--data {root} is not a folder."
+    if (root / "train" / "good").is_dir():
+        return f"{root} is a single class. Give the folder of all classes: --data {root.resolve().parent}"
+    deeper = next(iter(sorted(root.glob("*/*/train/good"))), None)
+    if deeper is not None:
+        return f"{root} holds no class, but {deeper.parents[2]} does. Give that: --data {deeper.parents[2]}"
+    return f"{root} holds no class. Expected folders such as {root / 'bottle' / 'train' / 'good'}."
 
 
 @dataclass(frozen=True)
@@ -173,7 +193,7 @@ class Study:
         paper = None
         if one.paper is not None and not row.joint:
             paper = one.paper.shots if _few(row) else one.paper.full
-        say(f"{one.name}: {row.method}")
+        say(f"{one.name}, {self.classes.index(one) + 1} of {len(self.classes)}: {row.method}")
         try:
             given = material or self._material(row, one)
             runs = {seed: self._measured(row, one, given, seed) for seed in self._seeds(row)}
@@ -221,30 +241,63 @@ def averages(rows: Sequence[Mapping[str, Any]], method: str, quoted: PaperTable)
     return found
 
 
-def show(rows: Sequence[Mapping[str, Any]], quoted: PaperTable, methods: Sequence[RowSpec]) -> None:
-    """Print one line a class, and the averages; what is only quoted stands on the right."""
+def show(
+    rows: Sequence[Mapping[str, Any]], quoted: PaperTable, methods: Sequence[RowSpec], *, quick: bool = False
+) -> None:
+    """Print one line a class, the averages, and what failed; what is only quoted stands on the right."""
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
 
-    others = list(quoted.averages["average"].others)
     table = Table(title="Table 1: MVTec AD, image AUROC in %; ours beside the paper's", title_justify="left")
-    table.add_column("class")
-    for method in methods:
-        table.add_column(f"{escape(method.method)}\nours / paper", justify="right")
-    for other in others:
-        table.add_column(f"{other}\nquoted", justify="right")
+    first, *others = _headings(quoted, methods)
+    table.add_column(first)
+    for heading in others:
+        table.add_column(escape(heading), justify="right")
+    for cells in _class_lines(rows, quoted, methods):
+        table.add_row(*map(escape, cells))
+    table.add_section()
+    for cells in _average_lines(rows, quoted, methods):
+        table.add_row(*map(escape, cells))
+    console = Console(width=max(Console().width, 150))
+    console.print(table)
+    for row in rows:
+        if "error" in row:
+            console.print(f"Failed: {row['class']}, {row['method']}: {row['error']}", highlight=False, markup=False)
+    if quick:
+        console.print("Ours: a quick run that says nothing about quality.", highlight=False)
+
+
+def markdown(rows: Sequence[Mapping[str, Any]], quoted: PaperTable, methods: Sequence[RowSpec]) -> str:
+    """The table for a README."""
+    head = [heading.replace("\n", ", ") for heading in _headings(quoted, methods)]
+    lines = [head, ["---", *["--:"] * (len(head) - 1)]]
+    lines += [*_class_lines(rows, quoted, methods), *_average_lines(rows, quoted, methods)]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+def _headings(quoted: PaperTable, methods: Sequence[RowSpec]) -> list[str]:
+    ours = [f"{method.method}\nours / paper" for method in methods]
+    return ["class", *ours, *(f"{other}\nquoted" for other in quoted.averages["average"].others)]
+
+
+def _class_lines(
+    rows: Sequence[Mapping[str, Any]], quoted: PaperTable, methods: Sequence[RowSpec]
+) -> Iterator[list[str]]:
     for name in dict.fromkeys(row["class"] for row in rows):
         by_method = {row["method"]: row for row in rows if row["class"] == name}
-        paper = quoted.classes.get(name)
-        figures = [_per_cent(paper.others.get(other) if paper else None) for other in others]
-        cells = [_cell(by_method.get(method.method)) for method in methods]
-        table.add_row(escape(name), *map(escape, cells), *figures)
-    table.add_section()
+        theirs = quoted.classes[name].others if name in quoted.classes else {}
+        figures = [_per_cent(theirs.get(other)) for other in quoted.averages["average"].others]
+        yield [name, *(_cell(by_method.get(method.method)) for method in methods), *figures]
+
+
+def _average_lines(
+    rows: Sequence[Mapping[str, Any]], quoted: PaperTable, methods: Sequence[RowSpec]
+) -> Iterator[list[str]]:
     for group in get_args(Group):
-        cells = [_average_cell(rows, method, group, quoted) for method in methods]
-        table.add_row(group, *cells, *(_per_cent(quoted.averages[group].others[other]) for other in others))
-    Console(width=max(Console().width, 150)).print(table)
+        theirs = quoted.averages[group].others
+        figures = [_per_cent(theirs[other]) for other in quoted.averages["average"].others]
+        yield [group.capitalize(), *(_average_cell(rows, method, group, quoted) for method in methods), *figures]
 
 
 def _average_cell(rows: Sequence[Mapping[str, Any]], method: RowSpec, group: Group, quoted: PaperTable) -> str:
@@ -254,6 +307,9 @@ def _average_cell(rows: Sequence[Mapping[str, Any]], method: RowSpec, group: Gro
         return ""
     if not found.is_complete:
         return f"{_per_cent(found.value)} ({found.classes} of {found.of})"
+    foreign = {row["class"] for row in rows if row["method"] == method.method} - set(quoted.classes)
+    if method.joint and foreign:  # its one model was fitted to them, too: another task than the paper's
+        return f"{_per_cent(found.value)} (fitted to {len(foreign)} more)"
     printed = quoted.averages[group]
     joint = quoted.joint if group == "average" else None
     theirs = joint if method.joint else printed.shots if _few(method) else printed.full

@@ -113,12 +113,13 @@ def show(protocol: Protocol, rows: Sequence[Mapping[str, Any]], *, measured_on: 
     from rich.markup import escape
     from rich.table import Table
 
-    table = Table(title=f"Table {protocol.table}: {protocol.title}", title_justify="left")
+    table = Table(title=escape(f"Table {protocol.table}: {protocol.title}"), title_justify="left")
     table.add_column("method")
-    for heading in ("image AUROC %", "each seed", "pixel AUROC %", "AUPRO %", f"paper % ({protocol.paper_data})"):
+    paper = escape(f"paper % ({protocol.paper_data})")
+    for heading in ("image AUROC %", "each seed", "pixel AUROC %", "AUPRO %", paper):
         table.add_column(heading, justify="right")
     for row in protocol.quoted:
-        table.add_row(row.method, "quoted", "", "", "", f"{100 * row.paper:.1f}")
+        table.add_row(escape(row.method), "quoted", "", "", "", f"{100 * row.paper:.1f}")
     for measured in rows:
         table.add_row(*map(escape, _cells(measured)))
     console = Console()

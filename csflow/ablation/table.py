@@ -28,9 +28,9 @@ NOTES = (
     "AUROC, synthetic: held-out good images (roles calibrate and gate, at most 256, none of them fitted) against the "
     "same images with a drawn defect pasted on. It orders detectors without looking at a real defect, and says "
     "nothing about which real ones are found.",
-    "It does not order scores and maps of one model: on Magnetic Tile Defects the maximum of the map has 88.9 and the "
-    "mean 83.5 against synthetic defects (benchmarks/results/recipe-mtd.md), but 94.9 and 96.8 on the real test images "
-    "there, and 96.5 and 98.8 in benchmarks/results/table2-mtd.json. csflow choose leaves these variants out for that.",
+    "It does not order scores and maps of one model: on Magnetic Tile Defects the maximum of the map has 89.0 and the "
+    "mean 85.6 against synthetic defects (benchmarks/results/recipe-mtd), but 94.2 and 97.0 on the real test images "
+    "there, and 98.0 and 99.0 in benchmarks/results/table2-mtd.json. csflow choose leaves these variants out for that.",
     "Held-out NLL: of those good images, nats a dimension, lower is better; compares flows on the same features only.",
     "ms: median for one decoded image through the served form (ONNX Runtime), sizing included, all cores; the fastest "
     "of three rounds.",

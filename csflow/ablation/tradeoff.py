@@ -219,7 +219,7 @@ def is_choosable(summary: Summary, by: Criterion, own: ScoringConfig) -> bool:
     """Whether the criterion can order a variant among the others.
 
     Pasted defects cannot order scores: on Magnetic Tile Defects they put the map's maximum before the mean, real
-    defects put it behind (benchmarks/results/recipe-mtd.md, table2-mtd.json).
+    defects put it behind (benchmarks/results/recipe-mtd, table2-mtd.json).
     """
     about_data = summary.variant.group in ABOUT_DATA
     return not about_data and (by == "test" or summary.variant.line.scoring == own)
