@@ -45,9 +45,9 @@ lint: setup ## Style, types
 	.venv/bin/mypy
 
 lock: setup ## Resolve the dependencies again
-	for set in dev serve; do .venv/bin/uv pip compile --quiet --universal --python-version 3.11 --extra $$set \
+	for set in dev train serve; do .venv/bin/uv pip compile --quiet --universal --python-version 3.11 --extra $$(test $$set = train && echo all || echo $$set) \
 	  --no-header --no-annotate --no-emit-index-url --no-emit-find-links --output-file requirements/$$set.txt pyproject.toml \
-	  $$(test $$set = serve && echo --constraint requirements/dev.txt); done
+	  $$(test $$set = dev || echo --constraint requirements/dev.txt); done
 
 clean: ## Remove the environment and everything csflow made
 	rm -rf .venv .csflow build *.egg-info

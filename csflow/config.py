@@ -22,6 +22,7 @@ from csflow.files import sha256_json
 Fraction = Annotated[float, Field(gt=0.0, lt=1.0)]
 Share = Annotated[float, Field(ge=0.0, lt=1.0)]
 Positive = Annotated[int, Field(ge=1)]
+Quantity = Annotated[str, Field(pattern=r"^[1-9][0-9]*(\.[0-9]+)?(m|k|M|G|T|Ki|Mi|Gi|Ti)?$")]
 
 
 class Section(BaseModel):
@@ -202,10 +203,63 @@ class GateConfig(Section):
     bootstrap: Positive = 2000
 
 
-class ServingConfig(Section):
-    """The line's local endpoint."""
+class CanaryStep(Section):
+    """A share of the requests that goes to a new detector, and for how long before the next step."""
 
-    port: Annotated[int, Field(ge=0, le=65535)] = Field(default=0, description="0: any free port.")
+    percent: Annotated[int, Field(ge=1, le=99)] = Field(description="Share of the requests, in percent.")
+    minutes: Annotated[float, Field(ge=0)] = Field(description="How long it must do well.")
+
+
+class ServingConfig(Section):
+    """The line's endpoint: a local process, or an InferenceService on a cluster."""
+
+    port: Annotated[int, Field(ge=0, le=65535)] = Field(default=0, description="Local endpoint; 0: any free port.")
+    mode: Literal["standard", "knative"] = Field(
+        default="standard", description="KServe deployment mode of the InferenceService."
+    )
+    canary: tuple[CanaryStep, ...] = Field(
+        default=(), description="Steps of a promotion on a cluster, ascending; none: all requests at once."
+    )
+    max_error_rate: Share = Field(default=0.01, description="Share of failing requests that ends a canary.")
+    replicas: Positive = Field(default=1, description="Least number of pods of the InferenceService.")
+    cpu: Quantity = Field(default="1", description="CPUs a pod of the InferenceService asks for.")
+    memory: Quantity = Field(default="2Gi", description="Memory a pod of the InferenceService asks for.")
+
+    @model_validator(mode="after")
+    def _canary_ascends(self) -> Self:
+        shares = [step.percent for step in self.canary]
+        if shares != sorted(set(shares)):
+            raise ValueError(f"serving.canary needs ascending shares, each once, got {shares}")
+        return self
+
+
+class ScheduleConfig(Section):
+    """When the line is retrained by the clock."""
+
+    cron: str = Field(description="Minute, hour, day of month, month, day of week: '30 3 * * 1-5'.")
+    timezone: str = Field(default="UTC", description="IANA zone the cron line is read in: Europe/Berlin.")
+    enabled: bool = True
+
+
+class Toleration(Section):
+    """A taint of nodes that the line's training may run on all the same."""
+
+    key: str = ""
+    operator: Literal["Exists", "Equal"] = "Exists"
+    value: str = ""
+    effect: Literal["", "NoSchedule", "PreferNoSchedule", "NoExecute"] = ""
+
+
+class ResourcesConfig(Section):
+    """What the line's steps ask a cluster for; local runs take what the machine has."""
+
+    cpu: Quantity = Field(default="2", description="CPUs of the steps that compute.")
+    memory: Quantity = Field(default="8Gi", description="Memory of the steps that compute.")
+    gpus: Annotated[int, Field(ge=0)] = Field(default=0, description="Accelerators for extraction and training.")
+    gpu_type: str = Field(default="nvidia.com/gpu", description="Resource name of the accelerators.")
+    shared_memory: Quantity = Field(default="2Gi", description="Size of /dev/shm for training.")
+    node_selector: dict[str, str] = Field(default={}, description="Labels of the nodes that may train.")
+    tolerations: tuple[Toleration, ...] = ()
 
 
 DetectorKind = Literal["csflow", "nearest-neighbour", "mahalanobis", "padim", "patchcore", "differnet"]
@@ -229,6 +283,8 @@ class LineConfig(Section):
     quality: QualityConfig = QualityConfig()
     gate: GateConfig = GateConfig()
     serving: ServingConfig = ServingConfig()
+    schedule: ScheduleConfig | None = None
+    resources: ResourcesConfig = ResourcesConfig()
 
     @model_validator(mode="after")
     def _parts_fit_together(self) -> Self:

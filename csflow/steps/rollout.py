@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from csflow.config import LineConfig
-from csflow.errors import DeployError, RegistryError
+from csflow.errors import DeployError
+from csflow.steps.publication import publish
 from csflow.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ def deploy(workspace: Workspace, line: LineConfig, version: Version, samples: Se
     """
     from csflow.adapters import deployment
 
-    directory = publish(workspace, version)
+    directory = publish(workspace, version).folder
     number, port = str(version.version), line.serving.port
     present = deployment.status(workspace, line.line)
     if present is not None and deployment.serves(present, directory.name, number, port):
@@ -51,24 +52,6 @@ def deploy(workspace: Workspace, line: LineConfig, version: Version, samples: Se
         if deployment.status(workspace, line.line) != candidate.endpoint:
             deployment.discard(workspace, candidate)
         raise
-
-
-def publish(workspace: Workspace, version: Version) -> Path:
-    """Lay a version's detector down as ``detectors/LINE/DIGEST/``, checked against the registered digest.
-
-    Raises:
-        RegistryError: If the version has no digest, or its files have another one.
-    """
-    from csflow.adapters import registry
-
-    expected = version.tags.get("detector_digest")
-    folder = registry.download_detector(workspace, version.line, version.version, workspace.detectors / version.line)
-    if folder.name != expected:
-        raise RegistryError(
-            f"Version {version.version} of line {version.line!r} is registered with the detector digest {expected!r}, "
-            f"its files have {folder.name!r}. Do not serve it; train again with --force."
-        )
-    return folder
 
 
 def sample_images(manifest: Manifest) -> list[bytes]:
