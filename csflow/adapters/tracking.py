@@ -87,7 +87,8 @@ def flat_params(line: LineConfig) -> dict[str, str]:
     >>> flat_params(LineConfig(line="tiles", data=DataConfig(path="tiles")))["features.image_size"]
     '384'
     """
-    sections = line.model_dump(mode="json", exclude={"line", "description", "detector", "serving"})
+    elsewhere = {"line", "description", "detector", "serving", "schedule", "resources"}
+    sections = line.model_dump(mode="json", exclude=elsewhere)
     if sections["calibration"] == "none":
         sections["calibration"] = dict.fromkeys(CalibrationConfig.model_fields, "none")
     flat = {f"{section}.{key}": _text(value) for section, keys in sections.items() for key, value in keys.items()}
