@@ -200,7 +200,7 @@ def test_the_comparison_is_written_beside_the_decision(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     loaded = {"1": LOAD(make_detector("tiles", seed=1)), "2": LOAD(make_detector("tiles", seed=2))}
-    monkeypatch.setattr(Detector, "load", lambda name: loaded[name])
+    monkeypatch.setattr(Detector, "load", lambda folder: loaded[folder.name])
     line.add(0.0, champion=True, decision="promoted")
     manifest = images(tmp_path / "images", defective=defective, good=12, masks=True)
     out = tmp_path / "comparison"
