@@ -3,6 +3,7 @@
 A *space* is a folder named by everything that decides the values (backbone, preprocessing). In it lies
 one file an image, named by the SHA-256 of the image file: a checksum, then the pyramid as float16.
 Entries are written under a temporary name and renamed, so several processes may fill one store at once.
+Below the folder may lie a *tier* that machines share: what is missing here is looked for there before it is computed.
 What passes on from here is a :class:`CacheManifest`: an unchanging list of entries.
 """
 
@@ -10,22 +11,22 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import torch
 
 from csflow.backbone import Backbone
 from csflow.config import FeatureConfig
-from csflow.errors import CacheError, CsflowError, DataError
+from csflow.errors import CacheError, CsflowError, DataError, StoreUnreachableError
 from csflow.extraction import Half, extract_features
 from csflow.files import sha256_json, write_atomic, write_json
 from csflow.flow import Pyramid
-from csflow.progress import track
+from csflow.progress import say, track
 
 if TYPE_CHECKING:
     from csflow.manifest import Manifest
@@ -40,6 +41,16 @@ _MAGIC = b"csflow1\n"
 _HEADER = len(_MAGIC) + hashlib.sha256().digest_size
 _OPEN_MAPS = 16384
 """Entries kept mapped at once; Linux allows a process some 65 000 maps."""
+
+
+class FeatureTier(Protocol):
+    """Entries that several machines share, as the local store lays them down."""
+
+    def fetch(self, space: str, shas: Iterable[str]) -> Iterator[tuple[str, bytes]]:
+        """Content of those entries that are there."""
+
+    def share(self, space: str, entries: Iterable[tuple[str, Path]]) -> int:
+        """Write entries from their files; how many."""
 
 
 @dataclass(frozen=True)
@@ -87,11 +98,19 @@ class _Space:
             content = path.read_bytes()
         except OSError as error:
             raise CacheError(f"Cannot read features {path}: {error.strerror or error}. {_REPAIR}") from error
-        if len(content) != self.entry_bytes:
-            found = f"{len(content)} bytes, expected {self.entry_bytes}"
-            raise CacheError(f"Features {path} are damaged: {found}. {_REPAIR}")
-        if content[:_HEADER] != _MAGIC + self._checksum(sha, content[_HEADER:]):
-            raise CacheError(f"Features {path} are damaged: wrong checksum. {_REPAIR}")
+        damage = self._damage(sha, content)
+        if damage:
+            raise CacheError(f"Features {path} are damaged: {damage}. {_REPAIR}")
+
+    def adopt(self, sha: str, content: bytes) -> bool:
+        """Write an entry that was computed elsewhere; whether it is sound."""
+        if self._damage(sha, content):
+            return False
+        try:
+            write_atomic(self.path(sha), content)
+        except CsflowError as error:
+            raise CacheError(str(error)) from error
+        return True
 
     def map(self, sha: str) -> Half:
         """Map a verified entry into memory."""
@@ -108,6 +127,13 @@ class _Space:
         except CacheError:
             return False
         return True
+
+    def _damage(self, sha: str, content: bytes) -> str:
+        """What is wrong with the content of an entry; empty if nothing."""
+        if len(content) != self.entry_bytes:
+            return f"{len(content)} bytes, expected {self.entry_bytes}"
+        sound = content[:_HEADER] == _MAGIC + self._checksum(sha, content[_HEADER:])
+        return "" if sound else "wrong checksum"
 
     def _checksum(self, sha: str, payload: bytes) -> bytes:
         """Over the entry's place too, so that a file copied to a wrong name is found out."""
@@ -172,6 +198,7 @@ class CacheManifest:
         shapes: ``(C, h, w)`` of every scale, finest first.
         entries: SHA-256 of every image, sorted.
         extracted: How many of them had to be computed just now; not saved.
+        fetched: How many were found in the shared tier just now; not saved.
     """
 
     store: Path
@@ -179,6 +206,7 @@ class CacheManifest:
     shapes: tuple[Shape, ...]
     entries: tuple[str, ...]
     extracted: int = field(default=0, compare=False)
+    fetched: int = field(default=0, compare=False)
 
     @property
     def channels(self) -> int:
@@ -261,11 +289,15 @@ class ExtractionPlan:
 
 
 class FeatureStore:
-    """A folder of feature spaces."""
+    """A folder of feature spaces.
 
-    def __init__(self, root: Path) -> None:
-        """Use the folder ``root``; nothing is created before the first extraction."""
-        self.root = root
+    Args:
+        root: The folder; nothing is created before the first extraction.
+        tier: Where machines share entries; ``None`` for nowhere.
+    """
+
+    def __init__(self, root: Path, tier: FeatureTier | None = None) -> None:
+        self.root, self.tier = root, tier
 
     def space_of(self, features: FeatureConfig, backbone: Backbone) -> str:
         """Name of the space: a digest of all that decides the values, and of nothing else."""
@@ -276,7 +308,9 @@ class FeatureStore:
     ) -> CacheManifest:
         """Make sure that the features of every image are in the store.
 
-        Only images without a sound entry are read and computed. What was computed before a failure stays.
+        Only images without a sound entry, here or in the tier, are read and computed. What was computed before a
+        failure stays. A tier that does not answer is done without, and said so; one that refuses is an error, after
+        what had to be computed is safe here.
 
         Args:
             manifest: The images, with the hash of each file.
@@ -289,14 +323,20 @@ class FeatureStore:
             DataError: If there are no images, or one is damaged or not what the manifest says.
             CacheError: If the store cannot be written.
             ModelError: If features exceed the range of half precision.
+            StorageError: If the tier refuses to be read or written.
         """
         plan = self.plan(manifest, features, backbone)
-        space, todo = _Space(self.root / self.space_of(features, backbone), plan.shapes), plan.missing
+        space = _Space(self.root / self.space_of(features, backbone), plan.shapes)
         self._describe(space.folder, features, backbone)
+        fetched = self._fetch(space, list(plan.missing))
+        todo = {sha: path for sha, path in plan.missing.items() if sha not in fetched}
         computed = extract_features(todo, features, backbone, batch_size, space.folder)
         for sha, values in track(computed, total=len(todo), label="extract features"):
             space.write(sha, values)
-        return CacheManifest(self.root, space.folder.name, plan.shapes, plan.entries, extracted=len(todo))
+        self._share(space, list(todo))
+        return CacheManifest(
+            self.root, space.folder.name, plan.shapes, plan.entries, extracted=len(todo), fetched=len(fetched)
+        )
 
     def plan(self, manifest: Manifest, features: FeatureConfig, backbone: Backbone) -> ExtractionPlan:
         """Look what the store holds and lacks of the features of every image; nothing is written.
@@ -318,6 +358,28 @@ class FeatureStore:
             raise DataError(f"The manifest of {manifest.root} has no images. Import or add some first.")
         missing = {sha: path for sha, path in files.items() if not space.intact(sha)}
         return ExtractionPlan(shapes, tuple(sorted(files)), missing, space.entry_bytes)
+
+    def _fetch(self, space: _Space, missing: Sequence[str]) -> set[str]:
+        """Take what the tier holds of the missing entries; damaged ones are computed again."""
+        found: set[str] = set()
+        if self.tier is None or not missing:
+            return found
+        try:
+            for sha, content in self.tier.fetch(space.folder.name, missing):
+                if space.adopt(sha, content):
+                    found.add(sha)
+        except StoreUnreachableError as error:
+            say(f"features: {len(missing) - len(found)} images are computed here instead of fetched. {error}")
+        return found
+
+    def _share(self, space: _Space, computed: Sequence[str]) -> None:
+        """Let other machines have what was computed."""
+        if self.tier is None or not computed:
+            return
+        try:
+            self.tier.share(space.folder.name, ((sha, space.path(sha)) for sha in computed))
+        except StoreUnreachableError as error:
+            say(f"features: {len(computed)} new entries stay on this machine, others will compute them again. {error}")
 
     def _describe(self, folder: Path, features: FeatureConfig, backbone: Backbone) -> None:
         """Say in the folder, for people, what its name stands for."""

@@ -41,3 +41,11 @@ class NotRegisteredError(RegistryError):
 
 class DeployError(CsflowError):
     """An endpoint could not be started, reached or replaced."""
+
+
+class StorageError(CsflowError):
+    """The shared store refused something, or holds something else than it should."""
+
+
+class StoreUnreachableError(StorageError):
+    """The shared store does not answer now; it may later."""

@@ -27,11 +27,11 @@ def cache_features(context_path: str | Path, manifest_path: str | Path, *, featu
         return
     with step("cache_features", context):
         from csflow.backbone import load_backbone
-        from csflow.cache import FeatureStore
+        from csflow.steps.features import feature_store
 
         manifest = load_manifest(context, Path(manifest_path))
         features = context.line.features
-        store = FeatureStore(Workspace.from_environment().features)
+        store = feature_store(Workspace.from_environment())
         backbone = load_backbone(features)
         cached = store.extract(manifest, features, backbone)
         cached.save(Path(features_out))

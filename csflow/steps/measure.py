@@ -159,9 +159,9 @@ class Bench:
         """Features of the line's images, and of those fitted along."""
         from dataclasses import replace
 
-        from csflow.cache import FeatureStore
+        from csflow.steps.features import feature_store
 
-        store = FeatureStore(self.workspace.features)
+        store = feature_store(self.workspace)
         own = store.extract(self.images(variant.line), variant.line.features, backbone)
         others = [
             store.extract(self.images(line).rows(role="fit"), variant.line.features, backbone)
