@@ -1,7 +1,8 @@
 """One object of an S3 bucket: sent in parts, checked at both ends, taken up where a transfer broke.
 
-Every object carries the SHA-256 of its content as metadata. Sending, the store compares the SHA-256 of each part with
-what arrived; fetching, the whole is compared with the metadata before it gets its name. Parts of a broken upload stay
+Every object carries the SHA-256 of its content as metadata. Sending, the store is told the SHA-256 of each part to
+compare with what arrived, and the MD5 it answers with (``ETag``) is compared here, for stores that do not look at the
+first; fetching, the whole is compared with the metadata before it gets its name. Parts of a broken upload stay
 in the bucket and are found again (a lifecycle rule that aborts incomplete uploads after some days is good practice); a
 broken download stays beside its target as ``.NAME.part``.
 """
@@ -11,7 +12,8 @@ from __future__ import annotations
 import base64
 import hashlib
 import os
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +28,7 @@ PART_BYTES = 16 * 2**20
 
 _CHUNK = 2**20
 _SHA256 = "sha256"
+_MD5 = re.compile(r"[0-9a-f]{32}")
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,23 @@ class Head:
     size: int
     sha256: str
     etag: str
+
+
+@dataclass(frozen=True)
+class _Mark:
+    """Digests of one part, as S3 writes them: SHA-256 in base64, MD5 in hexadecimal digits."""
+
+    sha256: str
+    md5: str
+
+    @classmethod
+    def of(cls, piece: bytes) -> _Mark:
+        return cls(_b64(hashlib.sha256(piece).digest()), hashlib.md5(piece, usedforsecurity=False).hexdigest())
+
+    def is_of(self, part: dict[str, Any]) -> bool:
+        """Whether a part that the store lists has this content; not every store lists SHA-256."""
+        listed = part.get("ChecksumSHA256")
+        return bool(listed == self.sha256 if listed else part["ETag"].strip('"') == self.md5)
 
 
 class Objects:
@@ -99,13 +119,14 @@ class Objects:
         """
         digest = hashlib.sha256(content)
         with explained("upload", self.uri(key)):
-            self._client.put_object(
+            answer = self._client.put_object(
                 Bucket=self._bucket,
                 Key=key,
                 Body=content,
                 ChecksumSHA256=_b64(digest.digest()),
                 Metadata={_SHA256: digest.hexdigest()},
             )
+        self._arrived(key, content, answer)
 
     def upload(self, path: Path, key: str) -> bool:
         """Send a file, unless the same content is there already; parts that a broken upload sent are used.
@@ -178,43 +199,53 @@ class Objects:
             os.fsync(file.fileno())
 
     def _in_parts(self, path: Path, key: str, digest: str) -> None:
-        upload = (
-            self._open_upload(key)
-            or self._client.create_multipart_upload(
-                Bucket=self._bucket, Key=key, ChecksumAlgorithm="SHA256", Metadata={_SHA256: digest}
-            )["UploadId"]
-        )
-        there = self._parts_there(key, upload)
+        marks = [_Mark.of(piece) for piece in _pieces(path, self._part_bytes)]
+        upload, there = self._broken_upload(key, marks) or (self._new_upload(key, digest), {})
         sent = []
-        for number, content in enumerate(_pieces(path, self._part_bytes), 1):
-            checksum = _b64(hashlib.sha256(content).digest())
-            etag = (
-                there.get((number, checksum))
-                or self._client.upload_part(
-                    Bucket=self._bucket,
-                    Key=key,
-                    UploadId=upload,
-                    PartNumber=number,
-                    Body=content,
-                    ChecksumSHA256=checksum,
-                )["ETag"]
-            )
-            sent.append({"PartNumber": number, "ETag": etag, "ChecksumSHA256": checksum})
+        for number, (piece, mark) in enumerate(zip(_pieces(path, self._part_bytes), marks, strict=True), 1):
+            etag = there.get(number) or self._send_part(key, upload, number, piece, mark.sha256)
+            sent.append({"PartNumber": number, "ETag": etag, "ChecksumSHA256": mark.sha256})
         self._client.complete_multipart_upload(
             Bucket=self._bucket, Key=key, UploadId=upload, MultipartUpload={"Parts": sent}
         )
 
-    def _open_upload(self, key: str) -> str | None:
-        """A broken upload of this key that can be gone on with."""
-        found = self._client.list_multipart_uploads(Bucket=self._bucket, Prefix=key).get("Uploads", [])
-        ids = [upload["UploadId"] for upload in found if upload["Key"] == key]
-        return str(ids[-1]) if ids else None
+    def _new_upload(self, key: str, digest: str) -> str:
+        answer = self._client.create_multipart_upload(
+            Bucket=self._bucket, Key=key, ChecksumAlgorithm="SHA256", Metadata={_SHA256: digest}
+        )
+        return str(answer["UploadId"])
 
-    def _parts_there(self, key: str, upload: str) -> dict[tuple[int, str], str]:
-        """ETags of the parts that arrived whole, by number and checksum."""
+    def _send_part(self, key: str, upload: str, number: int, content: bytes, checksum: str) -> str:
+        answer = self._client.upload_part(
+            Bucket=self._bucket, Key=key, UploadId=upload, PartNumber=number, Body=content, ChecksumSHA256=checksum
+        )
+        self._arrived(key, content, answer)
+        return str(answer["ETag"])
+
+    def _broken_upload(self, key: str, marks: Sequence[_Mark]) -> tuple[str, dict[int, str]] | None:
+        """An unfinished upload of this content, with the ETags of its parts; those of other content are given up."""
+        found = self._client.list_multipart_uploads(Bucket=self._bucket, Prefix=key).get("Uploads", [])
+        for upload in [each["UploadId"] for each in found if each["Key"] == key]:
+            parts = {part["PartNumber"]: part for part in self._parts(key, upload)}
+            expected = dict(enumerate(marks, 1))
+            if parts and all(number in expected and expected[number].is_of(part) for number, part in parts.items()):
+                return upload, {number: part["ETag"] for number, part in parts.items()}
+            self._client.abort_multipart_upload(Bucket=self._bucket, Key=key, UploadId=upload)
+        return None
+
+    def _parts(self, key: str, upload: str) -> list[dict[str, Any]]:
         pages = self._client.get_paginator("list_parts").paginate(Bucket=self._bucket, Key=key, UploadId=upload)
-        parts = [part for page in pages for part in page.get("Parts", [])]
-        return {(part["PartNumber"], part.get("ChecksumSHA256", "")): part["ETag"] for part in parts}
+        return [part for page in pages for part in page.get("Parts", [])]
+
+    def _arrived(self, key: str, content: bytes, answer: dict[str, Any]) -> None:
+        """Compare what was sent with what the store says that it got; encrypted objects have another ETag."""
+        etag = str(answer["ETag"]).strip('"')
+        readable = _MD5.fullmatch(etag) and not str(answer.get("ServerSideEncryption", "")).startswith("aws:kms")
+        if readable and etag != hashlib.md5(content, usedforsecurity=False).hexdigest():
+            raise StorageError(
+                f"{self.uri(key)} arrived damaged: the store holds other bytes than the {len(content)} that were sent. "
+                "Upload again; if it happens again, look at the network and proxies in between."
+            )
 
     def _compare(self, key: str, found: str, expected: str) -> None:
         if expected and found != expected:

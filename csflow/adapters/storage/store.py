@@ -177,7 +177,7 @@ def _client(uri: str, endpoint_url: str | None) -> Any:
         raise StorageError(f"The store {uri} needs boto3. Install csflow[train].") from error
     # Checksums are csflow's own: newer defaults of boto3 send some that other makers' stores refuse.
     config = Config(
-        retries={"mode": "standard", "max_attempts": _ATTEMPTS},
+        retries={"mode": "standard", "total_max_attempts": _ATTEMPTS},
         connect_timeout=5,
         read_timeout=60,
         max_pool_connections=THREADS,
@@ -185,7 +185,7 @@ def _client(uri: str, endpoint_url: str | None) -> Any:
         response_checksum_validation="when_required",
     )
     with explained("open", uri):
-        return boto3.client("s3", endpoint_url=endpoint_url, config=config)
+        return boto3.session.Session().client("s3", endpoint_url=endpoint_url, config=config)
 
 
 def _raise_if_kept(errors: Sequence[dict[str, str]], uri: str) -> None:
