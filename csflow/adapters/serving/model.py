@@ -12,6 +12,7 @@ from kserve import InferInput, InferOutput, InferRequest, InferResponse, Model
 from kserve.errors import InferenceError, InvalidInput
 from kserve.protocol.infer_type import to_http_parameters
 from PIL import Image
+from prometheus_client import Counter
 
 from csflow.adapters.serving import ServedDetector
 from csflow.adapters.serving.answer import DATATYPES, Answer, answer, columns
@@ -22,6 +23,9 @@ from csflow.files import sha256_tree
 from csflow.images import read_image
 
 logger = logging.getLogger("csflow.serving")
+
+REQUESTS = Counter("csflow_requests", "Requests by how they ended", ("model_name", "outcome"))
+"""``answered``, ``refused`` (the client's mistake) or ``failed`` (ours); a canary is judged by it."""
 
 
 class DetectorModel(Model):  # type: ignore[misc]
@@ -67,14 +71,24 @@ class DetectorModel(Model):  # type: ignore[misc]
         """
         work = self._infer if isinstance(payload, InferRequest) else self._predict
         try:
-            return await asyncio.get_running_loop().run_in_executor(self._executor, work, payload)
+            answered = await asyncio.get_running_loop().run_in_executor(self._executor, work, payload)
         except DataError as error:
+            self._count("refused")
             raise InvalidInput(str(error)) from error
-        except (InvalidInput, InferenceError):
+        except InvalidInput:
+            self._count("refused")
             raise
         except Exception as error:
+            self._count("failed")
+            if isinstance(error, InferenceError):
+                raise
             logger.exception("%s: scoring failed", self.name)
             raise InferenceError(f"{self.name} could not score the images. See the server's log.") from error
+        self._count("answered")
+        return answered
+
+    def _count(self, outcome: str) -> None:
+        REQUESTS.labels(self.name, outcome).inc()
 
     def _predict(self, body: object) -> dict[str, list[Answer]]:
         return {"predictions": self._score(items_of_instances(body), "instances[{}]")}

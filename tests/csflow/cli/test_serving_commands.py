@@ -10,7 +10,7 @@ import typer
 from typer.testing import CliRunner
 
 from csflow.adapters import serving
-from csflow.adapters.deployment import Endpoint
+from csflow.adapters.deployment import LocalEndpoint
 from csflow.adapters.serving import ServedDetector
 from csflow.cli.promote import promote
 from csflow.cli.reconcile import reconcile
@@ -21,7 +21,7 @@ from csflow.ports import bind
 from csflow.steps import promotion
 from csflow.steps.promotion import Promotion
 
-ENDPOINT = Endpoint("tiles", "http://127.0.0.1:4000", "127.0.0.1:4001", 1, "s", "d", "2", "log")
+ENDPOINT = LocalEndpoint("tiles", "http://127.0.0.1:4000", "127.0.0.1:4001", 1, "s", "d", "2", "log")
 DONE = Promotion("rolled_back", "because", 2, ENDPOINT)
 
 
