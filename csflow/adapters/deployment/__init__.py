@@ -9,7 +9,7 @@ shares requests between two detectors for a while, which ``csflow.steps.canary``
 ``local.py``             processes on the loopback address
 ``inference_service.py`` the InferenceService document, and which deployment mode supports what
 ``kubernetes_api.py``    requests to the API server, and what its refusals mean
-``turn.py``              one promotion of a line at a time: a locked file, or a Lease with the canary step
+``turns.py``             one promotion of a line at a time: a locked file, or a Lease with the canary step
 ``cluster.py``           a line's InferenceService and its pods: observe, apply, ready, counts, score
 ======================== ==============================================================================
 """
@@ -37,7 +37,7 @@ from csflow.adapters.deployment.local import (
     sweep,
     switch,
 )
-from csflow.adapters.deployment.turn import LocalTurn, Progress, Turn, lease
+from csflow.adapters.deployment.turns import LocalTurn, Progress, Turn, lease
 from csflow.config import LineConfig
 from csflow.errors import UsageError
 from csflow.files import exclusive

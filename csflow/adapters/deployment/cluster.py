@@ -13,6 +13,7 @@ from typing import Any
 
 from csflow.adapters.deployment.endpoint import request_bodies
 from csflow.adapters.deployment.inference_service import (
+    CONTAINER,
     MODES,
     Document,
     Observed,
@@ -25,11 +26,10 @@ from csflow.adapters.deployment.inference_service import (
     selector,
 )
 from csflow.adapters.deployment.kubernetes_api import HTTP_ROUTE, INFERENCE_SERVICE, ApiError, KubernetesApi, connect
-from csflow.adapters.deployment.turn import Turn
+from csflow.adapters.deployment.turns import Turn
 from csflow.config import LineConfig
 from csflow.errors import DeployError
 
-CONTAINER = "kserve-container"
 PORT = 8080
 LOG_LINES = 15
 COUNTER = "csflow_requests_total"

@@ -27,7 +27,7 @@ KServe's webhook. What a cluster really does is not taken from its version: a dr
 Where things are written decides what restarts. KServe copies annotations and labels of the InferenceService onto
 its pods, so a change there would restart every pod (Standard) or make a new revision (Knative). The version and
 digest of a detector therefore stand at its *predictor*, where they live as long as its pods, and the canary step
-stands at the line's Lease (:mod:`csflow.adapters.deployment.turn`). In Standard mode a detector that passed takes
+stands at the line's Lease (:mod:`csflow.adapters.deployment.turns`). In Standard mode a detector that passed takes
 over by its ``predictor.name``, without a restart; names alternate between ``a`` and ``b``, because a Service's
 name has 63 characters and a line's may have 50.
 """
@@ -51,6 +51,7 @@ MODE = "serving.kserve.io/deploymentMode"
 MODES = {"standard": "Standard", "knative": "Knative"}
 LEGACY_MODES = {"RawDeployment": "Standard", "Serverless": "Knative"}
 MODEL_FORMAT = "csflow"
+CONTAINER = "kserve-container"
 READABLE = ("s3://", "gs://", "pvc://", "https://", "hf://", "oci://")
 """Schemes KServe's storage initializer reads."""
 
@@ -200,6 +201,7 @@ def _predictor(line: LineConfig, release: Release, former: Release | None, repli
         annotations |= {FORMER_VERSION: former.version, FORMER_DIGEST: former.digest, FORMER_URI: former.uri}
     asked = {"cpu": line.serving.cpu, "memory": line.serving.memory}
     model: Document = {
+        "name": CONTAINER,  # the schema of spec.canary demands it
         "modelFormat": {"name": MODEL_FORMAT},
         "protocolVersion": "v2",
         "storageUri": release.uri,

@@ -236,8 +236,9 @@ def connect() -> KubernetesApi:
         namespace = (SERVICE_ACCOUNT / "namespace").read_text().strip()
     except (config.ConfigException, OSError):
         try:
-            config.load_kube_config(client_configuration=configuration)
-            _, context = config.list_kube_config_contexts()
+            file = os.environ.get("KUBECONFIG")  # the client itself looks at it when it is imported only
+            config.load_kube_config(config_file=file, client_configuration=configuration)
+            _, context = config.list_kube_config_contexts(config_file=file)
         except (config.ConfigException, OSError) as error:
             raise DeployError(
                 f"CSFLOW_ENDPOINTS=kubernetes, but there is no cluster to talk to ({error}). Run in a pod with a "
