@@ -306,6 +306,7 @@ def test_a_silent_holder_is_replaced_and_its_step_is_known(cluster: Cluster, mon
     left = Progress(TWO, 25, datetime.now(UTC), "gate", "it is better")
     with lease(api, "tiles") as dead:
         dead.record(left)
+        api.client.configuration.refresh_api_key_hook = None
         api.client.configuration.host = "http://127.0.0.1:9"  # from here on it is silent
         with lease(kubernetes_api.connect(), "tiles") as turn:
             assert turn.progress == left
