@@ -15,7 +15,7 @@ from csflow.steps.publication import Published, publish
 from csflow.workspace import Workspace
 
 if TYPE_CHECKING:
-    from csflow.adapters.deployment import Endpoint, Turn
+    from csflow.adapters.deployment import Document, Endpoint, Turn
     from csflow.adapters.registry import Version
     from csflow.manifest import Manifest
 
@@ -107,6 +107,21 @@ def _on_this_machine(
         if deployment.status(workspace, line.line) != candidate.endpoint:
             deployment.discard(workspace, candidate)
         raise
+
+
+def champion_document(workspace: Workspace, line: LineConfig) -> Document:
+    """The InferenceService of a line's champion, for people and for GitOps; its detector is published for it.
+
+    Raises:
+        RegistryError: If the line has no champion.
+        DeployError: If a cluster cannot read where detectors are published.
+    """
+    from csflow.adapters import deployment, registry
+
+    champion = registry.find_version(workspace, line.line)
+    published = publish(workspace, champion)
+    release = deployment.Release(str(champion.version), published.digest, published.uri)
+    return deployment.wanted_document(line, release)
 
 
 def sample_images(manifest: Manifest) -> list[bytes]:

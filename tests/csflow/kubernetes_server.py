@@ -323,6 +323,7 @@ class Handler(BaseHTTPRequestHandler):
     """HTTP around a :class:`Cluster`."""
 
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # a body after its headers would wait 40 ms for their acknowledgement
     cluster: Cluster
 
     def handle_any(self) -> None:

@@ -24,7 +24,7 @@ from typing import Any
 from csflow.adapters.deployment import cluster, local
 from csflow.adapters.deployment.cluster import ClusterEndpoint, Counts, Service
 from csflow.adapters.deployment.endpoint import Endpoint
-from csflow.adapters.deployment.inference_service import Observed, Release, Wanted, document
+from csflow.adapters.deployment.inference_service import Document, Observed, Release, Wanted, document
 from csflow.adapters.deployment.kubernetes_api import connect
 from csflow.adapters.deployment.local import (
     Candidate,
@@ -47,6 +47,7 @@ __all__ = [
     "Candidate",
     "ClusterEndpoint",
     "Counts",
+    "Document",
     "Endpoint",
     "LocalEndpoint",
     "Observed",
@@ -69,6 +70,7 @@ __all__ = [
     "sweep",
     "switch",
     "turn",
+    "wanted_document",
 ]
 
 
@@ -97,6 +99,26 @@ def turn(workspace: Workspace, line: str) -> Iterator[Turn]:
     else:
         with exclusive(workspace.endpoints / f".{line}.lock"):
             yield LocalTurn()
+
+
+def wanted_document(line: LineConfig, release: Release) -> Document:
+    """The InferenceService that serves a release of a line, as a promotion applies it when it is through.
+
+    On a cluster it keeps the names of what runs there; without one (``CSFLOW_ENDPOINTS=local``) it is that of a line
+    that nothing serves yet, in the namespace ``CSFLOW_NAMESPACE`` or else ``csflow``.
+
+    Raises:
+        DeployError: If KServe cannot read the release, or the cluster cannot be asked.
+    """
+    if not on_cluster():
+        return document(line, Wanted(release), os.environ.get("CSFLOW_NAMESPACE") or "csflow")
+    api = connect()
+    seen = Service(api, line, LocalTurn()).observe()
+    before = seen.wanted if seen else None
+    if before is None:
+        return document(line, Wanted(release), api.namespace)
+    former = before.former if before.champion == release else before.champion
+    return document(line, Wanted(release, former, name=before.name), api.namespace)
 
 
 def service(line: LineConfig, turn: Turn) -> Service:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from csflow.adapters.deployment.endpoint import request_bodies
@@ -49,6 +49,7 @@ class ClusterEndpoint:
         digest: Digest of the detector directory.
         version: Registered version.
         namespace: Where it is.
+        beside: What is tried beside it, for people: ``version 4 at 10 %``; empty for nothing.
     """
 
     line: str
@@ -56,6 +57,7 @@ class ClusterEndpoint:
     digest: str
     version: str
     namespace: str
+    beside: str = field(default="", compare=False)
 
     @property
     def log(self) -> str:
@@ -279,8 +281,9 @@ def status(line: str) -> ClusterEndpoint | None:
     seen = observed(found) if found else None
     if seen is None or seen.wanted is None or not seen.url:
         return None
-    champion = seen.wanted.champion
-    return ClusterEndpoint(line, seen.url, champion.digest, champion.version, api.namespace)
+    champion, challenger = seen.wanted.champion, seen.wanted.challenger
+    beside = f"version {challenger.version} at {seen.wanted.percent} %" if challenger else ""
+    return ClusterEndpoint(line, seen.url, champion.digest, champion.version, api.namespace, beside)
 
 
 def delete(line: str) -> bool:

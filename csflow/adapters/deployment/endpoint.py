@@ -31,6 +31,10 @@ class Endpoint(Protocol):
         """Registered version it serves."""
 
     @property
+    def beside(self) -> str:
+        """What else gets some of the requests, for people: ``version 4 at 10 %``; empty for nothing."""
+
+    @property
     def log(self) -> str:
         """Where its words can be read: a file, or the command that shows them."""
 

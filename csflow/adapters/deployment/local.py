@@ -61,6 +61,11 @@ class LocalEndpoint:
     log: str
 
     @property
+    def beside(self) -> str:
+        """Nothing is tried beside a local endpoint: a candidate serves nobody."""
+        return ""
+
+    @property
     def port(self) -> int:
         """Port of the REST server."""
         return int(self.url.rpartition(":")[2])

@@ -259,6 +259,7 @@ from pathlib import Path
 from csflow.adapters import deployment
 from csflow.adapters.deployment import Release, turns
 from csflow.config import parse_line_json
+from csflow.steps import canary
 from csflow.steps.canary import Decision, Rollout
 from csflow.workspace import Workspace
 
