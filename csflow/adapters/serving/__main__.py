@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import logging
-import os
 import socket
 import sys
 from collections.abc import Sequence
@@ -21,10 +20,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s")
     try:
         versions = dict(_named(text) for text in options.version)
-        # On a cluster the version comes with the detector, not with the arguments of the serving runtime.
-        given = os.environ.get("CSFLOW_VERSION", "")
         models = {
-            name: ServedDetector(Path(directory), versions.get(name, given))
+            name: ServedDetector(Path(directory), versions.get(name, ""))
             for name, directory in (_named(text) for text in options.model)
         }
         serve(models, _listeners(options), grpc_port=options.grpc_port or None)
@@ -37,9 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m csflow.adapters.serving", description=__doc__)
     parser.add_argument("--model", action="append", required=True, metavar="LINE=DIRECTORY", help="May be repeated.")
-    parser.add_argument(
-        "--version", action="append", default=[], metavar="LINE=VERSION", help="Shown in answers; else CSFLOW_VERSION."
-    )
+    parser.add_argument("--version", action="append", default=[], metavar="LINE=VERSION", help="Shown in answers.")
     parser.add_argument("--host", default=LOOPBACK, help="Address to bind (default %(default)s).")
     parser.add_argument("--port", type=int, default=8080, help="REST port (default %(default)s); 0 takes a free one.")
     parser.add_argument("--grpc-port", type=int, default=0, help="gRPC port; 0 (default) for no gRPC.")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import uuid
 from collections.abc import Sequence
 from concurrent.futures import Executor
@@ -43,7 +44,8 @@ class DetectorModel(Model):  # type: ignore[misc]
     def __init__(self, name: str, served: ServedDetector, executor: Executor) -> None:
         super().__init__(name)
         self._engine = Engine.load(served.directory)
-        self._version = served.version or sha256_tree(served.directory)[:12]
+        # On a cluster the version comes with the detector, in the InferenceService, not as an argument of the runtime.
+        self._version = served.version or os.environ.get("CSFLOW_VERSION") or sha256_tree(served.directory)[:12]
         self._executor = executor
         # The first batch is slow (memory, kernels) and shows whether the detector works at all.
         self._engine.predict([Image.new("RGB", (64, 64))])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -9,12 +10,14 @@ import pytest
 import yaml
 
 from csflow.adapters import deployment, registry
-from csflow.adapters.deployment import Progress, Release
+from csflow.adapters.deployment import Progress, Release, local
 from csflow.adapters.registry import Version
 from csflow.config import CanaryStep, DataConfig, LineConfig, ServingConfig
 from csflow.errors import DeployError
+from csflow.files import sha256_tree
 from csflow.gate import GateDecision
 from csflow.steps import promotion, rollout
+from csflow.steps.canary import Decision, Rollout
 from csflow.steps.publication import Published
 from csflow.workspace import Workspace
 from tests.csflow.kubernetes_server import Cluster
@@ -187,3 +190,48 @@ def test_the_champions_document_is_what_runs(world: World, workspace: Workspace,
     printed = rollout.champion_document(workspace, LINE)
     assert printed["spec"] == live["spec"]
     assert yaml.safe_load(yaml.safe_dump(printed)) == printed
+
+
+@pytest.mark.slow
+def test_real_servers_behind_the_pods(
+    world: World,
+    workspace: Workspace,
+    cluster: Cluster,
+    make_detector: Callable[..., Path],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    """The pods are csflow's own model servers: the smoke test and the counters are real."""
+    monkeypatch.undo()  # the smoke test and the publishing of this module's other tests
+    monkeypatch.setenv("KUBECONFIG", str(tmp_path / "kubeconfig"))
+    monkeypatch.setenv("CSFLOW_ENDPOINTS", "kubernetes")
+    folders = {number: make_detector("tiles", seed=number) for number in (1, 2)}
+    digests = {number: sha256_tree(folder) for number, folder in folders.items()}
+    releases = {n: Release(str(n), digests[n], f"s3://store/detectors/tiles/{digests[n]}/") for n in folders}
+    places = [Workspace(tmp_path / str(number)) for number in folders]
+    try:
+        for place, (number, folder) in zip(places, folders.items(), strict=True):
+            # Version 2 claims to be 3 at first: the smoke test has to notice.
+            said = "3" if number == 2 else "1"
+            cluster.servers[digests[number][:16]] = local.ensure(place, "tiles", folder, said).url
+
+        def deploy(number: int) -> str:
+            def trial(endpoint: deployment.Endpoint) -> None:
+                rollout.smoke_test(endpoint, folders[number], ())
+
+            with deployment.turn(workspace, "tiles") as turn:
+                service = deployment.service(LINE, turn)
+                decision = Decision("gate", "better")
+                return Rollout(service, turn, LINE, releases[number], trial, decision).run()
+
+        deploy(1)
+        with pytest.raises(DeployError, match=r"(?s)Smoke test of .* failed.*version 3.*Version 1 goes on"):
+            deploy(2)
+        assert served(workspace) == "1"
+        cluster.servers[digests[2][:16]] = local.ensure(places[1], "tiles", folders[2], "2").url
+        note = deploy(2)
+        assert note.startswith("10 % for 0.002 min: 0 of 1 requests failed, too few to judge")
+        assert served(workspace) == "2"
+    finally:
+        for place in places:
+            local.stop(place, "tiles")
