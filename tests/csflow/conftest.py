@@ -1,12 +1,16 @@
-"""A real detector that takes a second to make: real features, one narrow block, no training."""
+"""A real detector that takes a second to make (real features, one narrow block, no training), and a cluster."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import pytest
+
+from tests.csflow.kubernetes_server import Cluster, kubeconfig
+from tests.csflow.kubernetes_server import serve as serve_cluster
 
 MakeDetector = Callable[..., Path]
 
@@ -44,3 +48,18 @@ def make_detector(tmp_path_factory: pytest.TempPathFactory) -> MakeDetector:
         return directory
 
     return make
+
+
+@pytest.fixture
+def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
+    """A cluster over HTTP with KServe on it, which csflow's environment points to; promotions are quick there."""
+    from csflow.steps import canary
+
+    made = Cluster()
+    for name in ("KUBERNETES_SERVICE_HOST", "CSFLOW_NAMESPACE", "CSFLOW_SERVE_IMAGE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(canary, "PACE", canary.Pace(ready=1.0, again=0.5, poll=0.05))
+    with contextmanager(serve_cluster)(made) as address:
+        monkeypatch.setenv("KUBECONFIG", str(kubeconfig(tmp_path / "kubeconfig", address)))
+        monkeypatch.setenv("CSFLOW_ENDPOINTS", "kubernetes")
+        yield made
