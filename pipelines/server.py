@@ -341,7 +341,12 @@ class Server:
 
     def _call(self, service: str, call: str, *args: Any, **rest: Any) -> Any:
         with self._translated():
-            return getattr(self._api[service], call)(*args, _request_timeout=_TIMEOUT, **rest)
+            answer = getattr(self._api[service], f"{call}_with_http_info")(*args, _request_timeout=_TIMEOUT, **rest)
+            value, _, headers = answer
+            # The client makes an object of Nones from whatever is no JSON, and then a sign-in looks like an empty list.
+            if "json" not in headers.get("content-type", ""):
+                raise ValueError(f"content of type {headers.get('content-type')}")
+            return value
 
     @contextmanager
     def _translated(self) -> Iterator[None]:
@@ -357,7 +362,7 @@ class Server:
             raise NoServerError(
                 f"No Kubeflow Pipelines server answers at {self.url}: {error}. Start it, or correct {URL}."
             ) from error
-        except (ValueError, AttributeError, TypeError) as error:
+        except ValueError as error:
             raise ServerError(
                 f"{self.url} answered with something that is not of Kubeflow Pipelines: {error}. If it is the page "
                 f"of a sign-in, name a file with a token in {TOKEN_FILE}; else correct {URL}."
