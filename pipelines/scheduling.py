@@ -29,12 +29,13 @@ def wanted_of(
     names = [line.line for line in lines]
     if double := sorted({name for name in names if names.count(name) > 1}):
         raise ConfigError(f"Several YAML files describe the same line: {', '.join(double)}. Keep one of each.")
-    wanted, packages = [], {}
+    wanted, packages, compiled = list[Wanted](), dict[str, Package](), dict[str, Package]()
     for line in lines:
         if line.schedule is None:
             continue
-        clock, package = clock_of(line.schedule, now), package_of(line)
-        packages[package.version] = package
+        clock, resources = clock_of(line.schedule, now), line.resources.model_dump_json()
+        package = compiled.get(resources) or package_of(line)
+        compiled[resources] = packages[package.version] = package
         enabled, parameters = line.schedule.enabled, parameters_of(line)
         wanted.append(Wanted(line.line, clock, package.version, parameters, enabled, account))
     return wanted, packages
@@ -56,32 +57,32 @@ def apply(
 
 
 def _apply(server: Server, change: Change, packages: Mapping[str, Package]) -> None:
-    made, disabled, in_force = "", list[str](), False
-    try:
-        for step in change.steps:
-            target = step.target or made
-            if step.verb == "create":
-                assert change.wanted is not None
-                version = server.version_of(packages[change.wanted.version])
-                made = server.create_recurring(change.wanted, version, enabled=step.enabled)
-            elif step.verb == "disable":
-                with suppress(MissingError):  # what is gone starts no runs
-                    server.disable(target)
-                    disabled.append(target)
-            elif step.verb == "enable":
+    made, disabled = "", list[str]()
+    for step in change.steps:
+        target = step.target or made
+        if step.verb == "create":
+            assert change.wanted is not None
+            version = server.version_of(packages[change.wanted.version])
+            made = server.create_recurring(change.wanted, version, enabled=step.enabled)
+        elif step.verb == "delete":
+            server.delete(target)
+        elif step.verb == "disable":
+            with suppress(MissingError):  # what is gone starts no runs
+                server.disable(target)
+                disabled.append(target)
+        else:
+            try:
                 server.enable(target)
-                in_force = True
-            else:
-                server.delete(target)
-    except CsflowError:
-        if change.kind == "replace" and not in_force:
-            _restore(server, disabled)
-        raise
+            except CsflowError:
+                _restore(server, target, disabled)
+                raise
 
 
-def _restore(server: Server, disabled: Sequence[str]) -> None:
-    for each in disabled:
-        with suppress(CsflowError):  # the error that led here says more
+def _restore(server: Server, failed: str, disabled: Sequence[str]) -> None:
+    """Enable the former recurring runs again, once it is certain that the new one is not: its answer may be lost."""
+    with suppress(CsflowError):  # the error that led here says more
+        server.disable(failed)
+        for each in disabled:
             server.enable(each)
 
 

@@ -340,7 +340,7 @@ def running(**knobs: Any) -> Iterator[KfpServer]:
             self.end_headers()
             self.wfile.write(content)
 
-        do_GET = do_POST = do_DELETE = do_PATCH = _serve  # noqa: N815
+        do_GET = do_POST = do_DELETE = do_PATCH = _serve
 
         def log_message(self, format: str, *args: Any) -> None:
             pass

@@ -44,7 +44,7 @@ def test_a_package_is_uploaded_once_and_found_by_its_content(kfp: KfpServer) -> 
     assert len({first, *others}) == 5
     assert server.version_of(PACKAGE) == first, "it is on the last page"
     assert len(kfp.pipelines) == 1
-    assert [each["name"] for each in kfp.versions.values()][0] == PACKAGE.version
+    assert next(each["name"] for each in kfp.versions.values()) == PACKAGE.version
     assert kfp.packages[first.version] == [{"pipelineInfo": {"name": "csflow-retrain"}}, {"platforms": {}}]
     assert kfp.requests.count("POST /apis/v2beta1/pipelines/upload_version") == 5
 
