@@ -118,19 +118,24 @@ def schedule(
     if not names:
         raise ConfigError(f"No YAML files in {lines_folder()}. Run from the project's folder or set CSFLOW_LINES.")
     from pipelines import scheduling
+    from pipelines.api import NoServerError
     from pipelines.schedules import plan
-    from pipelines.server import URL, Server
+    from pipelines.server import Server
 
     now = datetime.now(UTC)
     configs = [load_line(name) for name in names]
     wanted, packages = scheduling.wanted_of(configs, now, account)
     lines = frozenset(config.line for config in configs)
-    if dry_run and not os.environ.get(URL):
-        typer.echo(f"{URL} is not set: this is what is wanted, compared with nothing.")
+    try:
+        server = Server.from_environment()
+        found = server.recurring_runs()
+    except NoServerError as error:
+        if not dry_run:
+            raise
+        typer.echo(f"{error}\nThis is what is wanted, compared with nothing:")
         _show(plan(wanted, [], lines=lines, everything=False), now)
         return
-    server = Server.from_environment()
-    changes = plan(wanted, server.recurring_runs(), lines=lines, everything=everything)
+    changes = plan(wanted, found, lines=lines, everything=everything)
     _show(changes, now)
     todo = [change for change in changes if change.steps]
     if not todo:

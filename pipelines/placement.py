@@ -2,7 +2,8 @@
 
 Every step gets the store volume, the addresses (config map ``csflow``) and the credentials (secrets) as environment.
 Steps that compute ask for the line's CPUs and memory; those that train also for its accelerators, its nodes and a
-``/dev/shm`` of memory. Extraction runs in ONNX Runtime on the CPU and needs none of these.
+``/dev/shm`` of memory. Extraction runs in ONNX Runtime on the CPU and needs none of these. These are requests, no
+limits: a step may take what its node has left.
 
 KFP's own cache is off everywhere: steps find their earlier results by content, and a cached step would log nothing.
 

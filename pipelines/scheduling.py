@@ -8,11 +8,12 @@ from datetime import datetime
 
 from csflow.config import LineConfig
 from csflow.errors import ConfigError, CsflowError
+from pipelines.api import MissingError
 from pipelines.cron import clock_of
 from pipelines.package import Package
 from pipelines.schedules import Change, Wanted
-from pipelines.server import MissingError, Server
-from pipelines.submission import package_of, parameters_of
+from pipelines.server import Server
+from pipelines.submission import package_of, parameters_of, require_reachable
 
 _SIGNS = {"create": "+", "replace": "~", "enable": "+", "disable": "-", "delete": "-", "keep": " "}
 
@@ -24,7 +25,7 @@ def wanted_of(
 
     Raises:
         ConfigError: If two files describe one line, or a schedule cannot be had.
-        UsageError: If pods cannot reach a line's data.
+        UsageError: If pods cannot reach the data of a line that is to run.
     """
     names = [line.line for line in lines]
     if double := sorted({name for name in names if names.count(name) > 1}):
@@ -33,6 +34,8 @@ def wanted_of(
     for line in lines:
         if line.schedule is None:
             continue
+        if line.schedule.enabled:
+            require_reachable(line)
         clock, resources = clock_of(line.schedule, now), line.resources.model_dump_json()
         package = compiled.get(resources) or package_of(line)
         compiled[resources] = packages[package.version] = package

@@ -10,9 +10,10 @@ from typing import Any
 
 from csflow.config import LineConfig
 from csflow.errors import UsageError
+from pipelines.api import NoServerError
 from pipelines.package import Package, compiled
 from pipelines.placement import STORE, placement_of
-from pipelines.server import FINISHED, NoServerError, Server, ServerRun
+from pipelines.server import FINISHED, Server, ServerRun
 
 _LONGEST_SILENCE = 600.0
 
@@ -26,11 +27,7 @@ def parameters_of(line: LineConfig, *, force: bool = False, shards: int | None =
     """What the pipeline is given.
 
     The schedule is left out: when a line runs does not change what it does.
-
-    Raises:
-        UsageError: If pods cannot reach the line's data or weights.
     """
-    require_reachable(line)
     plain = line.model_copy(update={"schedule": None})
     return {"line": plain.model_dump_json(), "force": force, "shards": shards or line.resources.shards}
 
@@ -71,6 +68,7 @@ def submit(
         UsageError: If pods cannot reach the line's data.
         ServerError: If the server does not answer or refuses.
     """
+    require_reachable(line)
     parameters = parameters_of(line, force=force, shards=shards)
     version = server.version_of(package_of(line))
     name = f"csflow-{line.line}-{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}-{secrets.token_hex(3)}"

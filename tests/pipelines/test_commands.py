@@ -10,8 +10,9 @@ import yaml
 from typer.testing import CliRunner, Result
 
 from csflow.errors import ConfigError, CsflowError, UsageError
+from csflow.ports import free_port
 from pipelines.__main__ import app
-from pipelines.server import NoServerError
+from pipelines.api import NoServerError
 from tests.pipelines.kfp_server import KfpServer
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -108,6 +109,10 @@ def test_dry_run_without_server_shows_what_is_wanted(lines: Path, monkeypatch: p
     assert "+ tiles: create 0 3 * * * Europe/Berlin" in result.output
     assert "daylight saving changes on" in result.output
     assert "bolts" not in result.output
+    monkeypatch.setenv("CSFLOW_KFP_URL", f"http://127.0.0.1:{free_port('127.0.0.1')}")
+    assert "No Kubeflow Pipelines server answers" in typed("schedule", "tiles", "--dry-run").output
+    with pytest.raises(NoServerError):
+        typed("schedule", "tiles", "--yes")
 
 
 def test_schedule_shows_the_difference_asks_and_acts(lines: Path, kfp: KfpServer) -> None:

@@ -11,8 +11,9 @@ import pytest
 from csflow.config import LineConfig, load_line
 from csflow.errors import ConfigError, UsageError
 from pipelines import scheduling
+from pipelines.api import ServerError
 from pipelines.schedules import Change, plan
-from pipelines.server import Server, ServerError
+from pipelines.server import Server
 from tests.pipelines.kfp_server import Fault, KfpServer
 
 pytestmark = pytest.mark.filterwarnings("ignore")

@@ -10,18 +10,11 @@ import pytest
 from csflow.config import ScheduleConfig
 from csflow.errors import UsageError
 from csflow.ports import free_port
+from pipelines.api import ConflictError, DeniedError, MissingError, NoServerError, ServerError
 from pipelines.cron import clock_of
 from pipelines.package import Package
 from pipelines.schedules import Wanted
-from pipelines.server import (
-    ConflictError,
-    DeniedError,
-    MissingError,
-    NoServerError,
-    PipelineVersion,
-    Server,
-    ServerError,
-)
+from pipelines.server import PipelineVersion, Server
 from tests.pipelines.kfp_server import Contract, Fault, KfpServer, description, running
 
 NOW = datetime(2026, 6, 1, tzinfo=UTC)

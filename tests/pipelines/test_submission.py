@@ -9,7 +9,8 @@ import pytest
 
 from csflow.config import DataConfig, FeatureConfig, LineConfig, ResourcesConfig, ScheduleConfig
 from csflow.errors import UsageError
-from pipelines.server import NoServerError, Server
+from pipelines.api import NoServerError
+from pipelines.server import Server
 from pipelines.submission import parameters_of, require_reachable, submit, wait
 from tests.pipelines.kfp_server import Fault, KfpServer
 
