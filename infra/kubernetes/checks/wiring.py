@@ -18,9 +18,6 @@ MADE_BY_PEOPLE = frozenset({
 })  # fmt: skip
 """Made with kubectl, because they hold what never belongs into a repository: docs/cluster.md says how."""
 
-EXTERNAL_ACCOUNTS = frozenset({("kubeflow", "pipeline-runner")})
-"""Service accounts of Kubeflow Pipelines."""
-
 KNATIVE_PORTS = frozenset({8012, 8013, 8022})
 GRPC_PORT = 8081
 """Ports of predictors that are open though no container says so: the container listens, or Knative's proxy does."""
@@ -75,8 +72,8 @@ def accounts_find_what_they_name(manifests: Manifests) -> Iterator[str]:
             yield f"{where(binding)}: {role['kind']} {role['name']} exists nowhere"
         for subject in binding["subjects"]:
             place = subject.get("namespace", ""), subject["name"]
-            if place not in EXTERNAL_ACCOUNTS and not manifests.has("ServiceAccount", *place):
-                yield f"{where(binding)}: ServiceAccount {'/'.join(place)} exists nowhere"
+            if subject["kind"] != "ServiceAccount" or not manifests.has("ServiceAccount", *place):
+                yield f"{where(binding)}: {subject['kind']} {'/'.join(place)} exists nowhere"
 
 
 def selectors_match_pods(manifests: Manifests) -> Iterator[str]:
