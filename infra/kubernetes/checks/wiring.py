@@ -183,7 +183,7 @@ WIRING: tuple[Callable[[Manifests], Iterator[str]], ...] = (
 def _selector(document: Document) -> Document:
     spec = document["spec"]
     if document["kind"] == "Service":
-        return {"matchLabels": spec.get("selector", {})}
+        return {"matchLabels": spec["selector"]} if spec.get("selector") else {}
     selector: Document = spec["podSelector" if document["kind"] == "NetworkPolicy" else "selector"]
     return selector
 
