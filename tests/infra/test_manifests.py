@@ -139,17 +139,35 @@ def test_documents_of_an_overlay_fit_together(overlays: dict[str, str], line: st
     assert problems(load(f"{overlays[name]}\n---\n{line}"), VERSION) == []
 
 
+def site(folder: Path, *parts: str) -> Path:
+    """An overlay of a site's own, beside the project."""
+    kubernetes = os.path.relpath(KUBERNETES, folder)  # kustomize takes no absolute paths
+    components = [f"{kubernetes}/components/{part}" for part in parts]
+    (folder / "kustomization.yaml").write_text(
+        yaml.safe_dump({"resources": [f"{kubernetes}/base"], "components": components})
+    )
+    return folder
+
+
 def test_all_parts_together_fit_too(render: Callable[[Path], str], tmp_path: Path) -> None:
-    kubernetes = os.path.relpath(KUBERNETES, tmp_path)  # kustomize takes no absolute paths
-    parts = [f"{kubernetes}/components/{part}" for part in ("standard", "gpu", "monitoring", "air-gapped")]
-    site = {"resources": [f"{kubernetes}/base"], "components": parts}
-    (tmp_path / "kustomization.yaml").write_text(yaml.safe_dump(site))
-    text = render(tmp_path)
+    text = render(site(tmp_path, "standard", "gpu", "monitoring", "air-gapped"))
     assert problems(load(text), VERSION) == []
     images = {line.split()[-1] for line in text.splitlines() if line.strip().startswith(("image:", "- image:"))}
     assert images == {f"registry.example.internal/csflow/{name}:{VERSION}" for name in ("csflow-serve", "csflow-train")}
     accounts = [each for each in documents(text) if each["kind"] == "ServiceAccount"]
     assert all(each["imagePullSecrets"] == [{"name": "csflow-registry"}] for each in accounts)
+
+
+def test_in_a_kubeflow_profile_everything_lies_in_one_namespace(render: Callable[[Path], str], tmp_path: Path) -> None:
+    text = render(site(tmp_path, "standard", "profile"))
+    assert problems(load(text), VERSION) == []
+    assert "namespace: kubeflow" not in text
+    assert "kubernetes.io/metadata.name: kubeflow" not in text
+    assert {each["metadata"]["namespace"] for each in documents(text)} == {"csflow"}
+    (binding,) = [each for each in documents(text) if each["kind"] == "RoleBinding"]
+    assert binding["subjects"] == [{"kind": "ServiceAccount", "name": "default-editor", "namespace": "csflow"}]
+    (deny,) = [each for each in documents(text) if each["metadata"]["name"] == "default-deny"]
+    assert deny["spec"]["podSelector"] == {"matchLabels": {"app.kubernetes.io/part-of": "csflow"}}
 
 
 def test_knative_gets_one_port_by_a_name_it_knows_and_nothing_it_refuses(render: Callable[[Path], str]) -> None:

@@ -9,8 +9,11 @@ from typing import Any
 
 from checks.documents import CLUSTER_WIDE, Document, Manifests, Pod, matches, namespace_of, where
 
-EXTERNAL_NAMESPACES = frozenset({"kubeflow"})
-"""Made by others, before csflow is installed."""
+EXTERNAL_NAMESPACES = frozenset({"kubeflow", "csflow"})
+"""Made by others before csflow is installed; csflow's own only where it is the namespace of a Kubeflow profile."""
+
+EXTERNAL_ACCOUNTS = frozenset({("csflow", "default-editor")})
+"""Service accounts that Kubeflow makes in a profile."""
 
 MADE_BY_PEOPLE = frozenset({
     ("Secret", "csflow-storage"), ("Secret", "csflow-mlflow-database"), ("Secret", "csflow-registry"),
@@ -72,7 +75,8 @@ def accounts_find_what_they_name(manifests: Manifests) -> Iterator[str]:
             yield f"{where(binding)}: {role['kind']} {role['name']} exists nowhere"
         for subject in binding["subjects"]:
             place = subject.get("namespace", ""), subject["name"]
-            if subject["kind"] != "ServiceAccount" or not manifests.has("ServiceAccount", *place):
+            known = place in EXTERNAL_ACCOUNTS or manifests.has("ServiceAccount", *place)
+            if subject["kind"] != "ServiceAccount" or not known:
                 yield f"{where(binding)}: {subject['kind']} {'/'.join(place)} exists nowhere"
 
 
