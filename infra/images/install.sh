@@ -5,7 +5,7 @@ set -eu
 [ -z "${INDEX_URL:-}" ] || export PIP_INDEX_URL="$INDEX_URL" UV_DEFAULT_INDEX="$INDEX_URL"
 [ -z "${CA_BUNDLE:-}" ] || export PIP_CERT="/ca/$CA_BUNDLE" SSL_CERT_FILE="/ca/$CA_BUNDLE"
 # Bytecode is made here: on a read-only root every start would compile all its imports again.
-export UV_NO_CACHE=1 UV_LINK_MODE=copy UV_COMPILE_BYTECODE=1 UV_HTTP_TIMEOUT=300 UV_PYTHON_DOWNLOADS=never UV_NO_PROGRESS=1
+export UV_NO_CACHE=1 UV_LINK_MODE=copy UV_COMPILE_BYTECODE=1 UV_HTTP_TIMEOUT=300 UV_PYTHON_DOWNLOADS=never UV_NO_PROGRESS=1 NO_COLOR=1
 
 if [ ! -x /tools/bin/uv ]; then
   python3 -m venv /tools
@@ -15,6 +15,8 @@ case $1 in
   requirements)
     /tools/bin/uv venv --quiet --python "$(command -v python3)" /opt/csflow
     /tools/bin/uv pip sync --python /opt/csflow/bin/python "$2"
+    # Static libraries are of use to a linker only.
+    find /opt/csflow -name '*.a' -delete
     # The code lies in a folder of its own, so that a change of it leaves this big layer alone.
     site=$(/opt/csflow/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
     echo /app/site >"$site/csflow.pth" ;;
