@@ -80,15 +80,17 @@ def runner(line: LineConfig, workspace: Workspace, root: Path) -> DockerRunner:
         environment=environment,
         labels={LABEL: str(root)},
         device_requests=accelerators(engine),
-        **confinement(),
+        **confinement(engine),
     )
 
 
-def confinement() -> dict[str, Any]:
+def confinement(engine: dict[str, Any]) -> dict[str, Any]:
     """Who a step is and what it may do: the calling user, on the host's network, writing to mounts and /tmp only."""
+    # To an engine that itself runs as the calling user, that user is number 0.
+    rootless = any("rootless" in option for option in engine.get("SecurityOptions") or ())
     return {
-        "user": f"{os.getuid()}:{os.getgid()}",
-        "group_add": [str(group) for group in os.getgroups()],
+        "user": "0:0" if rootless else f"{os.getuid()}:{os.getgid()}",
+        "group_add": [] if rootless else [str(group) for group in os.getgroups()],
         "network_mode": "host",
         "read_only": True,
         "tmpfs": {"/tmp": ""},

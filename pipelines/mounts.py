@@ -77,17 +77,20 @@ def _endpoints(line: LineConfig, workspace: Workspace, root: Path, environment: 
     """A folder of endpoints of the run's own, unless they are a cluster's.
 
     Process numbers mean nothing across the border of a container: seen from inside, the line's endpoint would look
-    dead and be forgotten. The lock is shared all the same, so that nobody else promotes the line meanwhile.
+    dead and be forgotten. The lock is shared all the same, so that nobody else promotes the line meanwhile, and the
+    log, which error messages name.
     """
     if environment.get("CSFLOW_ENDPOINTS", "local") != "local":
         return
-    own, lock = root / "endpoints", workspace.endpoints / f".{line.line}.lock"
+    own = root / "endpoints"
     own.mkdir(exist_ok=True)
-    lock.parent.mkdir(parents=True, exist_ok=True)
-    lock.touch()
-    (own / lock.name).touch()
+    workspace.endpoints.mkdir(parents=True, exist_ok=True)
     yield Place(own, workspace.endpoints, writable=True)
-    yield Place(lock, lock, writable=True)
+    for name in (f".{line.line}.lock", f"{line.line}.log"):
+        shared = workspace.endpoints / name
+        for file in (shared, own / name):  # the second is what the first is mounted over
+            file.touch()
+        yield Place(shared, shared, writable=True)
 
 
 def _database(environment: Mapping[str, str], workspace: Workspace) -> Iterator[Path]:

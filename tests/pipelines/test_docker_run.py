@@ -70,7 +70,7 @@ def test_a_worktree_brings_the_history_it_refers_to(workspace: Workspace, reposi
     assert not mounted(line_of(tree), workspace)[repository / ".git"].writable
 
 
-def test_the_engine_sees_endpoints_of_its_own_and_the_common_lock(workspace: Workspace, repository: Path) -> None:
+def test_a_step_sees_endpoints_of_its_own_and_the_common_lock(workspace: Workspace, repository: Path) -> None:
     found = mounted(line_of(repository), workspace)
     assert found[workspace.endpoints].source == workspace.runs / "now" / "endpoints"
     lock = workspace.endpoints / ".plates.lock"
@@ -98,6 +98,7 @@ def test_a_remote_data_repository_needs_no_mount(workspace: Workspace) -> None:
         workspace.root,
         workspace.endpoints,
         workspace.endpoints / ".plates.lock",
+        workspace.endpoints / "plates.log",
     ]
 
 
@@ -113,10 +114,11 @@ def test_a_step_gets_what_configures_it_and_no_more() -> None:
 
 
 def test_a_step_has_no_rights_it_does_not_need() -> None:
-    given = containers.confinement()
+    given = containers.confinement({"SecurityOptions": ["name=seccomp,profile=default"]})
     assert given["user"] == f"{os.getuid()}:{os.getgid()}"
     assert given["read_only"] is True
     assert "no-new-privileges" in given["security_opt"]
+    assert containers.confinement({"SecurityOptions": ["name=rootless"]})["user"] == "0:0", "which is the caller there"
 
 
 def test_accelerators_are_asked_for_where_the_engine_has_them() -> None:
@@ -293,7 +295,7 @@ def test_the_exit_status_of_a_container_is_never_lost(
     with closing(docker.from_env()) as client:
         for _ in range(5):  # kfp's own way of asking is a race
             command = ["sh", "-c", f"printf 'größe\\n%s' end; exit {status}"]
-            assert containers.run_step(client, image, command, {}, **containers.confinement()) == status
+            assert containers.run_step(client, image, command, {}, **containers.confinement({})) == status
             assert capsys.readouterr().out == "größe\nend\n"
 
 
