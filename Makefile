@@ -13,7 +13,7 @@ ifneq ($(wildcard ../shared/data),)
 export CSFLOW_TEST_DATA ?= $(abspath ../shared/data)
 endif
 
-.PHONY: help setup demo serve test test-all lint lock manifests clean
+.PHONY: help setup demo serve images test test-all lint lock manifests clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -32,6 +32,9 @@ demo: setup ## Train, register, promote and serve the demo line (FORCE=1: again,
 
 serve: setup ## Serve the demo line's champion on http://127.0.0.1:8080 (LINE=name for another)
 	.venv/bin/csflow serve $(or $(LINE),demo-texture) --port $(or $(PORT),8080)
+
+images: ## Build csflow-train and csflow-serve (BASE_IMAGE=, INDEX_URL=, CA_BUNDLE= for an air-gapped factory)
+	BASE_IMAGE="$(BASE_IMAGE)" INDEX_URL="$(INDEX_URL)" CA_BUNDLE="$(CA_BUNDLE)" $(PYTHON) infra/images/build.py
 
 test: setup ## The fast suite
 	$(PY) -m pytest -m "not slow and not real and not docker and not postgres and not browser and not gpu" -n 2

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -31,6 +31,10 @@ app = typer.Typer(
 def run(
     line: Annotated[str, typer.Argument(help="Name of a line, or the path of its YAML file.")],
     force: Annotated[bool, typer.Option(help="Train again from another seed even if nothing changed.")] = False,
+    runner: Annotated[
+        Literal["subprocess", "docker"],
+        typer.Option(help="Steps run in this environment, or each in a container of the image csflow-train."),
+    ] = "subprocess",
 ) -> None:
     """Run the whole pipeline on this machine and print what came out."""
     from csflow.steps.summary import render, summarise, write_summary
@@ -38,7 +42,7 @@ def run(
 
     config = load_line(line)
     workspace = Workspace.from_environment()
-    finished = run_locally(config, force=force, workspace=workspace)
+    finished = run_locally(config, force=force, workspace=workspace, runner=runner)
     summary = summarise(finished.context, finished.outcome, workspace)
     write_summary(summary, workspace)
     render(summary, workspace)
