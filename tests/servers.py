@@ -58,6 +58,10 @@ class ObjectStore:
         """Content of an object."""
         return self._client().get_object(Bucket=self.bucket, Key=key)["Body"].read()  # type: ignore[no-any-return]
 
+    def write(self, key: str, content: bytes) -> None:
+        """Make or replace an object."""
+        self._client().put_object(Bucket=self.bucket, Key=key, Body=content)
+
     def create_bucket(self) -> None:
         """Make the bucket."""
         self._client().create_bucket(Bucket=self.bucket)
@@ -150,9 +154,11 @@ def mlflow_server(database: str, store: ObjectStore, folder: Path, *, prefix: st
     }
     words = [word for pair in options.items() for word in pair]
     command = [sys.executable, "-m", "mlflow", "server", "--serve-artifacts", *words]
-    environment = store.environment | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
+    settings = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
     ready = f"{address}/health"
-    with _process(command, folder / "mlflow.log", lambda: _answers(ready), environment=environment, cwd=folder):
+    with _process(
+        command, folder / "mlflow.log", lambda: _answers(ready), environment=store.environment | settings, cwd=folder
+    ):
         yield address
 
 
