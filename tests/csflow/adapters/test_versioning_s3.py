@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -177,7 +178,8 @@ def test_import_and_data_add_work_against_the_bucket(store: ObjectStore, tmp_pat
     def draw(folder: Path, names: range) -> Path:
         folder.mkdir()
         for number in names:
-            Image.new("L", (64, 64), 40 + number).save(folder / f"{number}.png")
+            noise = np.random.default_rng(number).integers(40, 200, (64, 64), dtype=np.uint8)
+            Image.fromarray(noise).save(folder / f"{number}.png")
         return folder
 
     runner, repository = CliRunner(), tmp_path / "plant"
