@@ -102,7 +102,7 @@ def typed_errors(
     """Decorate a function that asks MLflow: what that refuses becomes :func:`refused`."""
 
     @functools.wraps(function)
-    def asking(workspace: Workspace, *args: P.args, **kwargs: P.kwargs) -> Result:
+    def asking(workspace: Workspace, /, *args: P.args, **kwargs: P.kwargs) -> Result:
         try:
             return function(workspace, *args, **kwargs)
         except Exception as error:
