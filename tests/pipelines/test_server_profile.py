@@ -6,6 +6,7 @@ Nothing but environment variables tells the two profiles apart.
 from __future__ import annotations
 
 import importlib.util
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -155,7 +156,10 @@ def test_commands_read_from_the_server(site: Site, tmp_path: Path) -> None:
 
 
 def test_nothing_changed_means_unchanged_here_and_on_a_fresh_machine(site: Site, tmp_path: Path) -> None:
-    again = site.profile.pipeline()
+    done = site.profile.run("pipelines", "run", str(site.factory.yaml))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f"{site.tracking_uri} " in done.stdout, "where to see the runs"
+    again = json.loads((site.profile.home / "summary.json").read_text())
     assert (again["outcome"], again["model_version"]) == ("unchanged", 1)
     assert again["endpoint"] == site.first["endpoint"]
 
