@@ -247,6 +247,21 @@ def test_mlflow_answers_at_the_address_the_steps_are_given(overlays: dict[str, s
     assert any(fnmatch.fnmatch(f"{host}:{port}", pattern) for pattern in allowed.partition("=")[2].split(","))
 
 
+def test_what_compiled_pipelines_name_is_there(overlays: dict[str, str]) -> None:
+    """Config map with its keys, secret, claim and account, in the namespace of the steps."""
+    placement = pytest.importorskip("pipelines.placement")
+    from checks.wiring import MADE_BY_PEOPLE
+
+    manifests = load(overlays["cpu"])
+    (settings,) = [each["data"] for each in manifests.of_kind("ConfigMap")
+                   if each["metadata"] == {"labels": each["metadata"]["labels"], "name": placement.CONFIG_MAP,
+                                           "namespace": "kubeflow"}]  # fmt: skip
+    # The runtime says which image serves; a promotion need not.
+    assert {*placement.REQUIRED_SETTINGS, *placement.OPTIONAL_SETTINGS} - settings.keys() == {"CSFLOW_SERVE_IMAGE"}
+    assert ("Secret", placement.STORAGE_SECRET) in MADE_BY_PEOPLE
+    assert manifests.has("PersistentVolumeClaim", "kubeflow", placement.Placement().claim)
+
+
 def test_the_line_is_what_a_promotion_applies(line: str) -> None:
     """The documented InferenceService and the code that makes it do not drift apart."""
     deployment = pytest.importorskip("csflow.adapters.deployment.inference_service")
