@@ -253,9 +253,8 @@ def test_what_compiled_pipelines_name_is_there(overlays: dict[str, str]) -> None
     from checks.wiring import MADE_BY_PEOPLE
 
     manifests = load(overlays["cpu"])
-    (settings,) = [each["data"] for each in manifests.of_kind("ConfigMap")
-                   if each["metadata"] == {"labels": each["metadata"]["labels"], "name": placement.CONFIG_MAP,
-                                           "namespace": "kubeflow"}]  # fmt: skip
+    maps = {(each["metadata"]["namespace"], each["metadata"]["name"]): each for each in manifests.of_kind("ConfigMap")}
+    settings = maps["kubeflow", placement.CONFIG_MAP]["data"]
     # The runtime says which image serves; a promotion need not.
     assert {*placement.REQUIRED_SETTINGS, *placement.OPTIONAL_SETTINGS} - settings.keys() == {"CSFLOW_SERVE_IMAGE"}
     assert ("Secret", placement.STORAGE_SECRET) in MADE_BY_PEOPLE
