@@ -55,7 +55,7 @@ lock: setup ## Resolve the dependencies again
 OVERLAYS := $(notdir $(wildcard infra/kubernetes/overlays/*))
 
 manifests: setup ## Render every overlay of infra/kubernetes into build/manifests/ and check that it fits together
-	@command -v kubectl >/dev/null || { echo "kubectl is missing: it renders the manifests (kubectl kustomize; no cluster is needed). Install 1.27 or later: https://kubernetes.io/docs/tasks/tools/" >&2; exit 1; }
+	@command -v kubectl >/dev/null || { echo "kubectl is missing: it renders the manifests (kubectl kustomize; no cluster is needed). Install 1.29 or later: https://kubernetes.io/docs/tasks/tools/" >&2; exit 1; }
 	@mkdir -p build/manifests
 	@set -e; for overlay in $(OVERLAYS); do \
 	  kubectl kustomize infra/kubernetes/overlays/$$overlay > build/manifests/$$overlay.yaml.part; \

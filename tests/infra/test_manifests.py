@@ -21,7 +21,7 @@ from checks import load, problems
 ROOT = Path(__file__).resolve().parents[2]
 KUBERNETES = ROOT / "infra" / "kubernetes"
 VERSION = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
-SCHEMA_VERSION = "1.32"
+OLDEST = "1.29"  # of docs/cluster.md
 OTHERS_KINDS = ("InferenceService", "ServingRuntime", "ServiceMonitor")
 
 Document = dict[str, Any]
@@ -59,11 +59,12 @@ def kserve_kinds(schemas: Path) -> dict[str, Any]:
     return found
 
 
-def test_every_overlay_follows_the_schemas_of_kubernetes(overlays: dict[str, str]) -> None:
+@pytest.mark.parametrize("version", [OLDEST, kubernetes_validate.latest_version()])
+def test_every_overlay_follows_the_schemas_of_kubernetes(overlays: dict[str, str], version: str) -> None:
     found = {json.dumps(each) for text in overlays.values() for each in documents(text)}
     ours = [document for each in found if (document := json.loads(each))["kind"] not in OTHERS_KINDS]
     for document in ours:
-        kubernetes_validate.validate(document, SCHEMA_VERSION, strict=True)
+        kubernetes_validate.validate(document, version, strict=True)
     assert {"Deployment", "DaemonSet", "NetworkPolicy", "Role"} <= {document["kind"] for document in ours}
 
 
@@ -71,7 +72,7 @@ def test_a_field_kubernetes_does_not_know_is_refused(overlays: dict[str, str]) -
     deployment = next(each for each in documents(overlays["cpu"]) if each["kind"] == "Deployment")
     deployment["spec"]["template"]["spec"]["containers"][0]["readynessProbe"] = {}
     with pytest.raises(kubernetes_validate.ValidationError, match="readynessProbe"):
-        kubernetes_validate.validate(deployment, SCHEMA_VERSION, strict=True)
+        kubernetes_validate.validate(deployment, OLDEST, strict=True)
 
 
 def test_kserve_kinds_follow_their_own_schemas(
@@ -245,6 +246,20 @@ def test_mlflow_answers_at_the_address_the_steps_are_given(overlays: dict[str, s
     (container,) = found["Deployment", "mlflow"]["spec"]["template"]["spec"]["containers"]
     allowed = next(each for each in container["args"] if each.startswith("--allowed-hosts="))
     assert any(fnmatch.fnmatch(f"{host}:{port}", pattern) for pattern in allowed.partition("=")[2].split(","))
+
+
+def test_what_compiled_pipelines_name_is_there(overlays: dict[str, str]) -> None:
+    """Config map with its keys, secret, claim and account, in the namespace of the steps."""
+    placement = pytest.importorskip("pipelines.placement")
+    from checks.wiring import MADE_BY_PEOPLE
+
+    manifests = load(overlays["cpu"])
+    maps = {(each["metadata"]["namespace"], each["metadata"]["name"]): each for each in manifests.of_kind("ConfigMap")}
+    settings = maps["kubeflow", placement.CONFIG_MAP]["data"]
+    # The runtime says which image serves; a promotion need not.
+    assert {*placement.REQUIRED_SETTINGS, *placement.OPTIONAL_SETTINGS} - settings.keys() == {"CSFLOW_SERVE_IMAGE"}
+    assert ("Secret", placement.STORAGE_SECRET) in MADE_BY_PEOPLE
+    assert manifests.has("PersistentVolumeClaim", "kubeflow", placement.Placement().claim)
 
 
 def test_the_line_is_what_a_promotion_applies(line: str) -> None:
