@@ -106,7 +106,8 @@ class Rollout:
         if _same(before.champion, self.release):
             self._settle(before)
             return ""
-        steps = self.line.serving.canary if self.decision else ()
+        # Beside a champion that answers nobody there is nothing to be careful about.
+        steps = self.line.serving.canary if self.decision and self.service.answers(before.champion) else ()
         if steps:
             self.service.require_split()
         return self._gradually(before, steps) if self.service.splits() else self._at_once(before)
@@ -171,13 +172,11 @@ class Rollout:
 
     def _take_all(self, before: Wanted) -> None:
         """All requests; in Standard mode with all pods first, because the former ones go at the next word."""
-        from csflow.adapters.deployment.inference_service import other_name
-
         if self.line.serving.mode == "knative":
             self._reach(_wanted(self.release, before.champion))
             return
         self._reach(_tried(before, self.release, 100))
-        self._reach(_wanted(self.release, before.champion, name=other_name(before.name)))
+        self._reach(_wanted(self.release, before.champion, name=_other_name(before)))
 
     def _left_off(self, before: Wanted) -> tuple[int, datetime]:
         """The step a killed promotion of the same release was at; 0 for none."""
@@ -250,6 +249,13 @@ class Rollout:
             # failed, until the champion's new revision is ready. The pods must not change when the pin goes.
             self._reach(_wanted(champion, challenger=champion))
             self._reach(_wanted(champion, champion))
+            return
+        seen = self.service.observe()
+        now = seen.wanted if seen else None
+        if now is not None and not _same(now.champion, champion) and self.service.splits():
+            # The release has taken over and the champion's pods are gone: they come back beside it first.
+            self._reach(_tried(now, champion, 100))
+            self._reach(_wanted(champion, now.champion, name=_other_name(now)))
         else:
             self._reach(_wanted(champion, before.former, name=before.name))
 
@@ -283,6 +289,12 @@ def _wanted(
     from csflow.adapters.deployment import Wanted
 
     return Wanted(champion, former, challenger, 0, name)
+
+
+def _other_name(before: Wanted) -> str:
+    from csflow.adapters.deployment import other_name
+
+    return other_name(before.name)
 
 
 def _tried(before: Wanted, release: Release, percent: int) -> Wanted:

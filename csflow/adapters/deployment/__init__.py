@@ -24,7 +24,14 @@ from typing import Any
 from csflow.adapters.deployment import cluster, local
 from csflow.adapters.deployment.cluster import ClusterEndpoint, Counts, Service
 from csflow.adapters.deployment.endpoint import Endpoint
-from csflow.adapters.deployment.inference_service import Document, Observed, Release, Wanted, document
+from csflow.adapters.deployment.inference_service import (
+    Document,
+    Observed,
+    Release,
+    Wanted,
+    document,
+    other_name,
+)
 from csflow.adapters.deployment.kubernetes_api import connect
 from csflow.adapters.deployment.local import (
     Candidate,
@@ -61,6 +68,7 @@ __all__ = [
     "ensure",
     "healthy",
     "on_cluster",
+    "other_name",
     "score",
     "serves",
     "service",

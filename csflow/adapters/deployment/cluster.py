@@ -152,6 +152,10 @@ class Service:
                 "inferenceservice-config, or serving.mode: knative, or remove serving.canary."
             )
 
+    def answers(self, release: Release) -> bool:
+        """Whether at least one pod of a release is ready."""
+        return any(_is_ready(pod) for pod in self._pods(release))
+
     def unready(self, wanted: Wanted, release: Release) -> str:
         """Why a release of what is wanted does not answer as wanted yet; empty when it does."""
         percent = wanted.percent if release == wanted.challenger else 100
@@ -186,8 +190,8 @@ class Service:
         Raises:
             DeployError: If a pod's metrics cannot be read.
         """
-        texts = [self._through(pod, "metrics") for pod in self._pods(release) if _is_ready(pod)]
-        per_pod = [_counted(str(text), self._line.line) for text in texts]
+        texts = [self._metrics(pod) for pod in self._pods(release) if _is_ready(pod)]
+        per_pod = [_counted(text, self._line.line) for text in texts if text]
         return Counts(sum(each.requests for each in per_pod), sum(each.failures for each in per_pod))
 
     def endpoint(self, release: Release, url: str = "") -> ClusterEndpoint:
@@ -254,8 +258,15 @@ class Service:
         pods = self._api.pods(selector(self._line.line, release))
         return [pod for pod in pods if not pod["metadata"].get("deletionTimestamp")]
 
-    def _through(self, pod: Document, path: str) -> Any:
-        return self._api.through_pod(pod["metadata"]["name"], _port(pod), path)
+    def _metrics(self, pod: Document) -> str:
+        """A pod's counters; empty if it went away since it was listed, as when its node is drained."""
+        name = pod["metadata"]["name"]
+        try:
+            return str(self._api.through_pod(name, _port(pod), "metrics"))
+        except ApiError as error:
+            if error.status == 404 and error.body.get("details", {}).get("name") == name:
+                return ""
+            raise
 
     def _last_words(self, pod: Document) -> list[str]:
         name, status = pod["metadata"]["name"], pod.get("status", {})

@@ -16,7 +16,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Protocol
@@ -157,13 +157,11 @@ class _LeaseTurn:
     def keep(self, stop: threading.Event) -> None:
         """Renew until told to stop; runs in a thread of its own."""
         while not stop.wait(LEASE_SECONDS / 3):
-            with self.lock:
-                try:
-                    self._renew()
-                except ApiError as error:
-                    if error.status in (404, 409):
-                        self.lost = error.said or str(error)
-                        return
+            # After an error the next attempt may succeed; `check` knows how long it has been.
+            with self.lock, suppress(ApiError):
+                self._renew()
+            if self.lost:
+                return
 
     def give_back(self) -> None:
         """Free the Lease; a failure is harmless, because it runs out by itself."""
@@ -202,11 +200,21 @@ class _LeaseTurn:
 
     def _renew(self, annotations: dict[str, str] | None = None) -> None:
         asked = time.monotonic()
-        self.held["spec"]["renewTime"] = _micro_time()
-        if annotations is not None:
-            self.held["metadata"]["annotations"] = annotations
-        self.held = self.api.replace(LEASE, self.held)
+        try:
+            self.held = self.api.replace(LEASE, self._renewed(self.held, annotations))
+        except ApiError as error:
+            # The write may have arrived although its answer did not: the version held is then not the latest.
+            found = self.api.get(LEASE, self.name)
+            if found is None or found["spec"].get("holderIdentity") != self.holder:
+                self.lost = error.said or str(error)
+                raise
+            asked = time.monotonic()
+            self.held = self.api.replace(LEASE, self._renewed(found, annotations))
         self.renewed = asked
+
+    def _renewed(self, lease: Document, annotations: dict[str, str] | None) -> Document:
+        metadata = lease["metadata"] | ({} if annotations is None else {"annotations": annotations})
+        return lease | {"metadata": metadata, "spec": lease["spec"] | {"renewTime": _micro_time()}}
 
 
 def _annotations(progress: Progress | None) -> dict[str, str]:

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from csflow.adapters import deployment
-from csflow.adapters.deployment import Counts, Endpoint, Release, turns
+from csflow.adapters.deployment import Counts, Endpoint, Release, Wanted, turns
 from csflow.config import CanaryStep, DataConfig, LineConfig, ServingConfig
 from csflow.errors import DeployError
 from csflow.steps.canary import Decision, Rollout, judge
@@ -209,6 +209,35 @@ def test_a_restart_during_a_step_ends_it(cluster: Cluster) -> None:
         with pytest.raises(DeployError, match="its pods restarted 1 times"):
             roll_out(line(), TWO)
     assert served() == ("1", "")
+
+
+def test_the_champion_comes_back_beside_what_took_over_already(cluster: Cluster) -> None:
+    roll_out(line(), ONE)
+    calls: list[Wanted] = []
+    real = deployment.Service.unready
+
+    def unready(self: deployment.Service, wanted: Wanted, release: Release) -> str:
+        calls.append(wanted)
+        failing = wanted.challenger is None and wanted.champion == TWO
+        return "its route is gone" if failing else real(self, wanted, release)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(deployment.Service, "unready", unready)
+        with pytest.raises(DeployError, match=r"its route is gone(?s:.*)Version 1 goes on"):
+            roll_out(line(), TWO)
+    assert served() == ("1", "")
+    after = [wanted for wanted in calls if wanted.champion == TWO and wanted.challenger == ONE]
+    assert [wanted.percent for wanted in after][-1:] == [100]  # first beside it, then instead of it
+
+
+def test_a_champion_that_answers_nobody_is_replaced_without_steps(cluster: Cluster) -> None:
+    roll_out(line(), ONE)
+    cluster.broken[ONE.digest[:16]] = "its node is gone"
+    cluster._reconcile("tiles")
+    cluster.history.clear()
+    assert roll_out(line(), TWO) == ""
+    assert served() == ("2", "")
+    assert {"1": 90, "2": 10} not in shares(cluster)
 
 
 def test_a_rolling_update_that_fails_is_turned_back(cluster: Cluster) -> None:

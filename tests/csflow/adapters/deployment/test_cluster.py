@@ -326,11 +326,22 @@ def test_a_holder_that_renews_is_not_replaced(cluster: Cluster, monkeypatch: pyt
 def test_a_lost_lease_stops_the_next_change(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(turns, "LEASE_SECONDS", 0.3)
     with lease(kubernetes_api.connect(), "tiles") as turn:
-        cluster.objects["leases", "csflow-tiles"]["metadata"]["resourceVersion"] = "stolen"
+        taken = cluster.objects["leases", "csflow-tiles"]
+        taken["metadata"]["resourceVersion"], taken["spec"]["holderIdentity"] = "stolen", "somebody"
         time.sleep(0.5)
         with pytest.raises(DeployError, match="was lost"):
             deployment.service(line(), turn).apply(Wanted(ONE))
     assert ("inferenceservices", "tiles") not in cluster.objects
+
+
+def test_a_write_whose_answer_was_lost_is_no_loss(cluster: Cluster) -> None:
+    left = Progress(TWO, 25, datetime.now(UTC), "gate", "it is better")
+    with lease(kubernetes_api.connect(), "tiles") as turn:
+        cluster.objects["leases", "csflow-tiles"]["metadata"]["resourceVersion"] = "a later one"
+        turn.record(left)
+        turn.check()
+    with lease(kubernetes_api.connect(), "tiles") as turn:
+        assert turn.progress == left
 
 
 def test_selector_fits_a_label() -> None:

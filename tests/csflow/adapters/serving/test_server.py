@@ -440,6 +440,7 @@ def test_requests_are_counted_by_how_they_end(connection: http.client.HTTPConnec
     assert {name: after[name] - before[name] for name in after} == {"answered": 2.0, "refused": 1.0}
 
 
+@pytest.mark.slow
 def test_a_request_that_fails_is_counted_as_such(make_detector: Callable[..., Path]) -> None:
     code = """if True:
         import asyncio, sys
