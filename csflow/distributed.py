@@ -6,8 +6,8 @@ Every process computes its share of a batch and all gradients are summed before 
           \mathcal{L}_r = \frac{1}{B_r} \sum_{b \in r} \ell_b
 
 with ``B`` the images of the batch and ``B_r`` those of process ``r``, which may be none. That is the gradient of one
-process, but for the order of a sum in floating point. Weights and moments stay equal in all processes because they start
-equal and every process is given the same bits of every sum.
+process, but for the order of a sum in floating point. Weights and moments stay equal in all processes because they
+start equal and every process is given the same bits of every sum.
 
 Reference:
     Goyal et al., "Accurate, Large Minibatch SGD: Training ImageNet in 1 Hour", 2017, section 3 (normalise by the total
@@ -65,7 +65,7 @@ class Group:
         # One message: many small ones would each wait for the slowest process.
         message = torch.cat([*(gradient.flatten() for gradient in gradients), loss.reshape(1).to(gradients[0].dtype)])
         distributed.all_reduce(message)
-        *summed, total = message.split([*(gradient.numel() for gradient in gradients), 1])
+        *summed, total = torch.split(message, [*(gradient.numel() for gradient in gradients), 1])
         for gradient, values in zip(gradients, summed, strict=True):
             gradient.copy_(values.view(gradient.shape))
         return total[0]
