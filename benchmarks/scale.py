@@ -104,9 +104,9 @@ class Inputs:
 def _counted(profile: Profile) -> tuple[int, int]:
     """Parameters, and training arithmetic of an image; nothing is allocated."""
     import torch
+    from sidebyside.plain import training_flops
 
     from csflow.flow import CrossScaleFlow
-    from sidebyside.plain import training_flops
 
     with torch.device("meta"):
         flow = CrossScaleFlow(profile.flow, channels=profile.shapes[0][0], scales=len(profile.shapes))
