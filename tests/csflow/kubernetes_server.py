@@ -52,6 +52,7 @@ class Cluster:
         webhook: What an admission webhook says against InferenceServices; empty to let them pass.
         broken: Digests (as in labels) whose pods never get ready, with the reason.
         counts: Requests answered and failed, by digest.
+        starting: Revisions of Knative that become ready when somebody looks for the first time.
         servers: Real servers, by digest.
         history: ``storageUri`` and shares after each change of an InferenceService.
         log: Every request: method and path.
@@ -69,6 +70,7 @@ class Cluster:
     servers: dict[str, str] = field(default_factory=dict)
     objects: dict[tuple[str, str], Document] = field(default_factory=dict)
     owners: dict[tuple[str, str], dict[str, str]] = field(default_factory=dict)
+    starting: set[str] = field(default_factory=set)
     revisions: dict[str, list[Document]] = field(default_factory=dict)
     history: list[dict[str, int]] = field(default_factory=list)
     log: list[str] = field(default_factory=list)
@@ -106,11 +108,18 @@ class Cluster:
         if rest == "log":
             return f"log of {name}: the model is broken"
         if method == "GET" and name is None:
+            self._start()
             return {"items": [pod for pod in self.pods().values() if _matches(pod, query.get("labelSelector", ""))]}
         if method == "PATCH":
             assert body is not None
             return self._apply(plural, name, query, body)
         return self._plain(method, plural, name, body)
+
+    def _start(self) -> None:
+        lines = {revision.partition("-predictor-")[0] for revision in self.starting}
+        self.starting.clear()
+        for line in lines:
+            self._reconcile(line)
 
     def _allow(self, verb: str, resource: str) -> None:
         if (verb, resource) in self.denied:
@@ -255,6 +264,7 @@ class Cluster:
         if not revisions or revisions[-1]["template"] != template:
             number = f"{name}-predictor-{len(revisions) + 1:05d}"
             revisions.append({"name": number, "template": template, "predictor": predictor})
+            self.starting.add(number)
         component = service["status"].setdefault("components", {}).setdefault("predictor", {})
         component["latestCreatedRevision"] = revisions[-1]["name"]
         ready = self._pods_of(name, revisions[-1]["name"], service, predictor)
@@ -287,7 +297,7 @@ class Cluster:
         """The pods of one Deployment or revision; whether they are ready."""
         mark = hashlib.sha256(json.dumps(_template(service, predictor), sort_keys=True).encode()).hexdigest()[:8]
         labels = predictor["labels"] | {"serving.kserve.io/inferenceservice": line}
-        trouble = self.broken.get(labels["csflow/digest"])
+        trouble = self.broken.get(labels["csflow/digest"]) or ("starting" if owner in self.starting else "")
         for number in range(predictor["minReplicas"]):
             name = f"{owner}-{mark}-{number}"
             state: Document = {"running": {}}
