@@ -8,7 +8,6 @@ from datetime import datetime
 
 from csflow.config import LineConfig
 from csflow.errors import ConfigError, CsflowError
-from pipelines.api import MissingError
 from pipelines.cron import clock_of
 from pipelines.package import Package
 from pipelines.schedules import Change, Wanted
@@ -61,31 +60,33 @@ def apply(
 
 def _apply(server: Server, change: Change, packages: Mapping[str, Package]) -> None:
     made, disabled = "", list[str]()
-    for step in change.steps:
-        target = step.target or made
-        if step.verb == "create":
-            assert change.wanted is not None
-            version = server.version_of(packages[change.wanted.version])
-            made = server.create_recurring(change.wanted, version, enabled=step.enabled)
-        elif step.verb == "delete":
-            server.delete(target)
-        elif step.verb == "disable":
-            with suppress(MissingError):  # what is gone starts no runs
-                server.disable(target)
+    try:
+        for step in change.steps:
+            target = step.target or made
+            if step.verb == "create":
+                assert change.wanted is not None
+                version = server.version_of(packages[change.wanted.version])
+                made = server.create_recurring(change.wanted, version, enabled=step.enabled)
+            elif step.verb == "disable":
                 disabled.append(target)
-        else:
-            try:
+                server.disable(target)
+            elif step.verb == "enable":
                 server.enable(target)
-            except CsflowError:
-                _restore(server, target, disabled)
-                raise
+                disabled.clear()
+            else:
+                server.delete(target)
+    except CsflowError:
+        new = next((step.target or made for step in change.steps if step.verb == "enable"), "")
+        if new and disabled:
+            _restore(server, new, disabled)
+        raise
 
 
-def _restore(server: Server, failed: str, disabled: Sequence[str]) -> None:
+def _restore(server: Server, new: str, former: Sequence[str]) -> None:
     """Enable the former recurring runs again, once it is certain that the new one is not: its answer may be lost."""
     with suppress(CsflowError):  # the error that led here says more
-        server.disable(failed)
-        for each in disabled:
+        server.disable(new)
+        for each in former:
             server.enable(each)
 
 

@@ -11,6 +11,7 @@ import json
 import os
 import tempfile
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
@@ -193,15 +194,14 @@ class Server:
         self._api.ask("RecurringRun", "recurring_run_service_enable_recurring_run", recurring_run)
 
     def disable(self, recurring_run: str) -> None:
-        """Let a recurring run start no more runs; those that run go on."""
-        self._api.ask("RecurringRun", "recurring_run_service_disable_recurring_run", recurring_run)
+        """Let a recurring run start no more runs, if it is still there; those that run go on."""
+        with suppress(MissingError):
+            self._api.ask("RecurringRun", "recurring_run_service_disable_recurring_run", recurring_run)
 
     def delete(self, recurring_run: str) -> None:
         """Delete a recurring run, if it is still there; its runs stay."""
-        try:
+        with suppress(MissingError):
             self._api.ask("RecurringRun", "recurring_run_service_delete_recurring_run", recurring_run)
-        except MissingError:
-            return
 
     def _pipeline(self, name: str) -> str | None:
         # Optional parameters that are None would be sent as such.
