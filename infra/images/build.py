@@ -26,7 +26,7 @@ ROOT = Path(__file__).resolve().parents[2]
 IMAGES = ("csflow-train", "csflow-serve")
 OWN_BASE, PUBLIC_BASE = "csflow-base:bookworm", "python:3.11-slim-bookworm"
 CONTEXT = ("csflow", "components", "pipelines", "requirements", "infra/images", "pyproject.toml", "README.md")
-BUNDLE = ROOT / "infra" / "images" / "ca" / "bundle.crt"
+BUNDLE = "infra/images/ca/bundle.crt"
 PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "no_proxy")
 LOCKED_DOWN = ("--rm", "--read-only", "--tmpfs=/tmp", "--cap-drop=ALL", "--security-opt=no-new-privileges")
 READY_SECONDS = 180.0
@@ -45,9 +45,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         index = index_url(options.index_url)
         print(f"base image {base}, index {shown(index)}, CA bundle {options.ca_bundle or 'none'}", flush=True)
         names = options.only or IMAGES
-        with ca_bundle(options.ca_bundle) as bundle:
+        bundle = Path(BUNDLE).name if options.ca_bundle else ""
+        with build_context(options.ca_bundle) as context:
             for name in names:
-                build(name, build_arguments(base, index, bundle), options.network)
+                build(name, context, build_arguments(base, index, bundle), options.network)
         report(names)
     except BuildError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -112,18 +113,21 @@ def shown(url: str) -> str:
 
 
 @contextmanager
-def ca_bundle(path: str) -> Iterator[str]:
-    """Put the certificates where the build stages find them, for as long as the build takes; their name there."""
-    if not path:
-        yield ""
-        return
-    if not Path(path).is_file():
-        raise BuildError(f"The CA bundle {path} is no file. Correct CA_BUNDLE, PIP_CERT or SSL_CERT_FILE.")
-    shutil.copyfile(path, BUNDLE)
-    try:
-        yield BUNDLE.name
-    finally:
-        BUNDLE.unlink(missing_ok=True)
+def build_context(certificates: str) -> Iterator[Path]:
+    """A folder with what goes into the images, and the certificates that the build stages check downloads by."""
+    if certificates and not Path(certificates).is_file():
+        raise BuildError(f"The CA bundle {certificates} is no file. Correct CA_BUNDLE, PIP_CERT or SSL_CERT_FILE.")
+    with tempfile.TemporaryDirectory() as folder:
+        context = Path(folder)
+        for name in CONTEXT:
+            origin = ROOT / name
+            if origin.is_dir():
+                shutil.copytree(origin, context / name, ignore=shutil.ignore_patterns("__pycache__", "*.pyc", "*.crt"))
+            else:
+                shutil.copy2(origin, context / name)
+        if certificates:
+            shutil.copyfile(certificates, context / BUNDLE)
+        yield context
 
 
 def build_arguments(base: str, index: str, bundle: str) -> list[str]:
@@ -153,6 +157,12 @@ def revision() -> str:
     return f"{commit}-dirty" if commit and _git("status", "--porcelain", "--", *CONTEXT) else commit
 
 
+def built_from(image: str) -> str:
+    """The commit that an image's label names; empty if the engine has no such image."""
+    label = '--format={{index .Config.Labels "org.opencontainers.image.revision"}}'
+    return _docker("image", "inspect", label, image).stdout.strip()
+
+
 def source() -> str:
     """Address of the repository that was cloned, without credentials; empty if it is none."""
     url = _git("remote", "get-url", "origin")
@@ -166,7 +176,7 @@ def _git(*arguments: str) -> str:
     return ""
 
 
-def build(name: str, arguments: list[str], network: str) -> None:
+def build(name: str, context: Path, arguments: list[str], network: str) -> None:
     """Build one image; all that the engine prints goes to a file, of which a failure shows the end."""
     log = ROOT / "build" / "images" / f"{name}.log"
     log.parent.mkdir(parents=True, exist_ok=True)
@@ -174,7 +184,7 @@ def build(name: str, arguments: list[str], network: str) -> None:
     print(f"building {tag} (log: {log.relative_to(ROOT)}) ...", flush=True)
     command = ["docker", "build", f"--network={network}", f"--file=infra/images/{name}.Dockerfile", f"--tag={tag}"]
     with log.open("w") as output:
-        done = subprocess.run([*command, *arguments, "."], cwd=ROOT, stdout=output, stderr=output, check=False)
+        done = subprocess.run([*command, *arguments, "."], cwd=context, stdout=output, stderr=output, check=False)
     if done.returncode != 0:
         tail = "\n".join(log.read_text(errors="replace").splitlines()[-25:])
         raise BuildError(f"{tag} was not built. The end of {log}:\n{tail}")

@@ -76,13 +76,20 @@ def test_an_index_that_no_build_can_reach_is_refused(monkeypatch: pytest.MonkeyP
     assert build.index_url("https://index.example/simple") == "https://index.example/simple"
 
 
-def test_certificates_are_in_the_context_for_the_build_only(tmp_path: Path) -> None:
+def test_the_context_holds_what_is_needed_and_certificates_never_lie_in_the_project(tmp_path: Path) -> None:
     bundle = tmp_path / "factory.pem"
     bundle.write_text("certificates")
-    with build.ca_bundle(str(bundle)) as name:
-        assert (FOLDER / "ca" / name).read_text() == "certificates"
-    assert not (FOLDER / "ca" / name).exists()
-    with pytest.raises(build.BuildError, match="missing.pem"), build.ca_bundle(str(tmp_path / "missing.pem")):
+    with build.build_context(str(bundle)) as context:
+        assert (context / build.BUNDLE).read_text() == "certificates"
+        names = {path.relative_to(context).parts[0] for path in context.rglob("*") if path.is_file()}
+        for name in NAMES:
+            copied = re.findall(r"^COPY (?!--from)(\S+) ", (FOLDER / f"{name}.Dockerfile").read_text(), re.MULTILINE)
+            assert all((context / source).exists() for source in copied)
+        assert names <= {source.split("/")[0] for source in build.CONTEXT}
+        allowed = (ROOT / ".dockerignore").read_text()
+        assert all(f"!{name.rstrip('/')}" in allowed for name in names), "`docker build .` sees the same"
+    assert not (ROOT / build.BUNDLE).exists()
+    with pytest.raises(build.BuildError, match=r"missing\.pem"), build.build_context(str(tmp_path / "missing.pem")):
         pass
 
 
@@ -130,15 +137,15 @@ def docker(*words: str) -> str:
 
 @pytest.fixture(scope="module")
 def images() -> dict[str, str]:
-    """Both images; skipped where there is no engine or they were not built."""
+    """Both images; skipped where there is no engine, or they were not built from this commit."""
     try:
         build.check_engine()
     except build.BuildError as error:
         pytest.skip(f"needs a Docker engine: {error}")
     tags = {name: f"{name}:{build.project_version()}" for name in NAMES}
     for tag in tags.values():
-        if subprocess.run(["docker", "image", "inspect", tag], capture_output=True, check=False).returncode != 0:
-            pytest.skip(f"needs the image {tag}: make images")
+        if build.built_from(tag) != (build.revision() or "unknown"):
+            pytest.skip(f"needs the image {tag} of this commit: make images")
     return tags
 
 
@@ -150,6 +157,11 @@ def inspect(image: str) -> dict[str, Any]:
 def inside(image: str, *command: str) -> str:
     """What a command prints in a container as a cluster starts it: no rights, nothing to write to but /tmp."""
     return docker("run", *build.LOCKED_DOWN, f"--entrypoint={command[0]}", image, *command[1:])
+
+
+def inside_as_root(image: str, *command: str) -> str:
+    """The same, where a user without rights would not see every folder."""
+    return docker("run", *build.LOCKED_DOWN, "--user=0", f"--entrypoint={command[0]}", image, *command[1:])
 
 
 @pytest.mark.docker
@@ -183,7 +195,7 @@ print(found)
 @pytest.mark.docker
 @pytest.mark.parametrize("name", NAMES)
 def test_no_compiler_installer_or_cache_is_left(images: dict[str, str], name: str) -> None:
-    assert inside(images[name], "python", "-c", LEFTOVERS).strip() == "[]"
+    assert inside_as_root(images[name], "python", "-c", LEFTOVERS).strip() == "[]"
     told = docker("history", "--no-trunc", "--format={{.CreatedBy}}", images[name])
     assert "INDEX_URL=" not in told
     assert "CA_BUNDLE=" not in told

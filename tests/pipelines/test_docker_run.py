@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import runpy
 import signal
 import subprocess
 import sys
@@ -163,11 +164,15 @@ quality: {min_train: 60}
 
 @pytest.fixture(scope="module")
 def image() -> str:
-    """The image of the steps; skipped where there is no engine or it was not built."""
+    """The image of the steps; skipped where there is no engine, or it was not built from this commit."""
     try:
-        return containers.check_engine()
+        found = containers.check_engine()
     except UsageError as error:
         pytest.skip(str(error))
+    build = runpy.run_path(str(ROOT / "infra" / "images" / "build.py"))
+    if build["built_from"](found) != (build["revision"]() or "unknown"):
+        pytest.skip(f"needs the image {found} of this commit: make images")
+    return found
 
 
 def run(home: Path, yaml: Path, *words: str) -> subprocess.CompletedProcess[str]:
