@@ -177,7 +177,7 @@ def fleet(inputs: Inputs) -> list[list[str]]:
     def nodes(lines: int) -> str:
         return f"{math.ceil(lines / max(1, min(held, scored))):,}"
 
-    detector = found["serving"]["detector_bytes"]
+    detector, alone = found["serving"]["detector_bytes"], found["serving"]["bytes_of_one_line_and_server"]
     training = inputs.retrains * core_hours(inputs)
     return [
         ["", *(f"{lines:,} lines" for lines in counts)],
@@ -208,8 +208,7 @@ def fleet(inputs: Inputs) -> list[list[str]]:
         row(
             "serving memory, many lines in one server",
             lambda n: _size(
-                math.ceil(n / held) * found["serving"]["bytes_of_one_line_and_server"]
-                + (n - math.ceil(n / held)) * found["serving"]["bytes_a_further_line"]
+                math.ceil(n / held) * alone + (n - math.ceil(n / held)) * found["serving"]["bytes_a_further_line"]
             ),
         ),
     ]
