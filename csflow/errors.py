@@ -41,3 +41,15 @@ class NotRegisteredError(RegistryError):
 
 class DeployError(CsflowError):
     """An endpoint could not be started, reached or replaced."""
+
+
+class StorageError(CsflowError):
+    """The object store refuses, lacks something, or holds other content than expected."""
+
+
+class StoreUnreachableError(StorageError):
+    """The object store does not answer, or only for a while: the same call may succeed later."""
+
+
+class DamagedObjectError(StorageError):
+    """An object, or a copy of it, is not what was stored."""
