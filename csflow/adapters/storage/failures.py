@@ -25,18 +25,18 @@ def code_of(error: Exception) -> str:
 
 
 def is_missing(error: Exception) -> bool:
-    """Whether an object is not there. (Without a body, a missing bucket looks the same.)"""
+    """Whether an object is not there; in an answer without a body a missing bucket looks the same."""
     return code_of(error) in _MISSING
 
 
 def passes_by_itself(error: Exception) -> bool:
     """Whether a transfer that broke off with this error may be taken up again at once."""
-    from botocore.exceptions import EndpointConnectionError, HTTPClientError, IncompleteReadError
+    from botocore.exceptions import HTTPClientError, IncompleteReadError
 
     if code_of(error):
         return code_of(error) in _BUSY
-    # botocore has tried again by itself when it could not connect at all.
-    return isinstance(error, HTTPClientError | IncompleteReadError) and not isinstance(error, EndpointConnectionError)
+    # Not a ConnectionError: botocore has tried again by itself where it could not connect at all.
+    return isinstance(error, HTTPClientError | IncompleteReadError)
 
 
 @contextmanager
@@ -87,6 +87,7 @@ def _refused(error: Exception, place: str, address: str) -> StorageError:
 
 def _not_done(error: Exception, place: str, address: str) -> StorageError:
     from botocore.exceptions import (
+        ConnectionError,
         HTTPClientError,
         IncompleteReadError,
         NoCredentialsError,
@@ -98,7 +99,7 @@ def _not_done(error: Exception, place: str, address: str) -> StorageError:
         return StorageError(f"There are no credentials for {address} ({error}). Set {_CREDENTIALS}.")
     if isinstance(error, SSLError):
         return StorageError(f"The certificate of {address} is not trusted: {error}. Set AWS_CA_BUNDLE.")
-    if isinstance(error, HTTPClientError | IncompleteReadError):
+    if isinstance(error, HTTPClientError | ConnectionError | IncompleteReadError):
         return StoreUnreachableError(
             f"{address} does not answer, or broke off, after several attempts at {place}: {error}. "
             f"Check {_ADDRESS}, then run the same again: what was transferred whole is not transferred twice."

@@ -336,7 +336,7 @@ class TestRefusals:
                 if self.command != "HEAD":
                     self.wfile.write(body)
 
-            do_GET = do_PUT = do_HEAD = do_POST = answer  # noqa: N815
+            do_GET = do_PUT = do_HEAD = do_POST = answer
 
             def log_message(self, *_: object) -> None:
                 pass
