@@ -11,6 +11,8 @@ as its artifact. What is known about it are its tags:
 ``pixel_auroc``
 ``threshold, alpha``                 what its decisions promise
 ``backbone, seed``                   how it was trained
+``features_space, features_digest``  which features it was made from; the list is an artifact of its run
+``model_key``                        the fitted model in the workspace
 ``decision, decision_reason``        of the gate; absent before it
 ==================================== ==============================================================
 

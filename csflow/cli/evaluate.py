@@ -20,12 +20,12 @@ def evaluate(
     out: Annotated[Path, typer.Option(help="Folder for report.html, report.json and pictures.")] = Path("evaluation"),
 ) -> None:
     """Score a line's test images with a detector and write the report."""
-    from csflow.cache import FeatureStore
     from csflow.config import load_line
     from csflow.detector import Detector
     from csflow.reporting.report import write_report
     from csflow.steps.checkout import materialise
     from csflow.steps.evaluate import judge
+    from csflow.steps.features import feature_store
     from csflow.steps.locate import locate_detector
 
     config, workspace = load_line(line), Workspace.from_environment()
@@ -34,7 +34,7 @@ def evaluate(
     test = manifest.rows(role="test")
     if len(test) == 0:
         raise ModelError(f"Line {config.line} has no test images. Add some: csflow data add {config.line} FOLDER")
-    cached = FeatureStore(workspace.features).extract(test, detector.line.features, detector.backbone)
+    cached = feature_store(workspace).extract(test, detector.line.features, detector.backbone)
     evaluation = judge(detector, manifest, cached)
     page = write_report(out, evaluation)
     if evaluation.image_auroc is not None and evaluation.interval is not None:

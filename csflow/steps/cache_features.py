@@ -20,6 +20,7 @@ def cache_features(context_path: str | Path, manifest_path: str | Path, *, featu
     Raises:
         ModelError: If the backbone's weights do not load completely.
         CacheError: If the store cannot be written.
+        StorageError: If the shared tier refuses to be read.
         DataError: If an image changed since ``ingest`` hashed it.
     """
     context = RunContext.load(Path(context_path))
@@ -27,12 +28,14 @@ def cache_features(context_path: str | Path, manifest_path: str | Path, *, featu
         return
     with step("cache_features", context):
         from csflow.backbone import load_backbone
-        from csflow.cache import FeatureStore
+        from csflow.steps.features import feature_store, record_features
 
         manifest = load_manifest(context, Path(manifest_path))
         features = context.line.features
-        store = FeatureStore(Workspace.from_environment().features)
+        workspace = Workspace.from_environment()
+        store = feature_store(workspace)
         backbone = load_backbone(features)
         cached = store.extract(manifest, features, backbone)
         cached.save(Path(features_out))
+        record_features(workspace, context.run_id, cached)
         say(f"cache_features: {len(manifest)} images x {features.scales} scales in the store")

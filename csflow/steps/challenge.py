@@ -259,9 +259,9 @@ def _good_only(detector: Detector, good: Manifest, defective: list[Image.Image],
 
 def _stored_scorer(workspace: Workspace) -> Scorer:
     """Score through the feature store: versions on the same backbone share every feature."""
-    from csflow.cache import FeatureStore
+    from csflow.steps.features import feature_store
 
-    store = FeatureStore(workspace.features)
+    store = feature_store(workspace)
 
     def score(detector: Detector, images: Manifest) -> tuple[Scores, npt.NDArray[np.floating]]:
         cached = store.extract(images, detector.line.features, detector.backbone)

@@ -12,6 +12,9 @@ from csflow.workspace import Workspace
 if TYPE_CHECKING:
     from csflow.adapters.registry import Version
 
+DETECTORS = "detectors"
+"""Folder of published detectors in a store: ``detectors/LINE/DIGEST/``."""
+
 
 @dataclass(frozen=True)
 class Published:
@@ -34,11 +37,18 @@ class Published:
 def publish(workspace: Workspace, version: Version) -> Published:
     """Lay a version's detector down as ``detectors/LINE/DIGEST/``, checked against the registered digest.
 
+    With ``CSFLOW_STORE`` it is uploaded there too, file by file checked, and that is its ``uri``. Published again,
+    nothing is sent; other content under that digest is never replaced.
+
     Raises:
         RegistryError: If the version has no digest, or its files have another one.
+        StorageError: If the store refuses, does not answer, or holds other content there.
+        ConfigError: If ``CSFLOW_STORE`` names no store.
     """
     from csflow.adapters import registry
+    from csflow.adapters.storage import Store
 
+    store = Store.from_environment()
     expected = version.tags.get("detector_digest")
     folder = registry.download_detector(workspace, version.line, version.version, workspace.detectors / version.line)
     if folder.name != expected:
@@ -46,4 +56,8 @@ def publish(workspace: Workspace, version: Version) -> Published:
             f"Version {version.version} of line {version.line!r} is registered with the detector digest {expected!r}, "
             f"its files have {folder.name!r}. Do not serve it; train again with --force."
         )
-    return Published(folder, f"{folder.absolute().as_uri()}/")
+    if store is None:
+        return Published(folder, f"{folder.absolute().as_uri()}/")
+    key = f"{DETECTORS}/{version.line}/{folder.name}"
+    store.upload_directory(folder, key)
+    return Published(folder, f"{store.uri(key)}/")
