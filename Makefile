@@ -13,7 +13,7 @@ ifneq ($(wildcard ../shared/data),)
 export CSFLOW_TEST_DATA ?= $(abspath ../shared/data)
 endif
 
-.PHONY: help setup demo serve test test-all lint lock clean
+.PHONY: help setup demo serve images test test-all lint lock manifests clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -33,6 +33,9 @@ demo: setup ## Train, register, promote and serve the demo line (FORCE=1: again,
 serve: setup ## Serve the demo line's champion on http://127.0.0.1:8080 (LINE=name for another)
 	.venv/bin/csflow serve $(or $(LINE),demo-texture) --port $(or $(PORT),8080)
 
+images: ## Build csflow-train and csflow-serve (BASE_IMAGE=, INDEX_URL=, CA_BUNDLE= for an air-gapped factory)
+	BASE_IMAGE="$(BASE_IMAGE)" INDEX_URL="$(INDEX_URL)" CA_BUNDLE="$(CA_BUNDLE)" $(PYTHON) infra/images/build.py
+
 test: setup ## The fast suite
 	$(PY) -m pytest -m "not slow and not real and not docker and not postgres and not browser and not gpu" -n 2
 
@@ -48,6 +51,16 @@ lock: setup ## Resolve the dependencies again
 	for set in dev train serve; do .venv/bin/uv pip compile --quiet --universal --python-version 3.11 --extra $$(test $$set = train && echo all || echo $$set) \
 	  --no-header --no-annotate --no-emit-index-url --no-emit-find-links --output-file requirements/$$set.txt pyproject.toml \
 	  $$(test $$set = dev || echo --constraint requirements/dev.txt); done
+
+OVERLAYS := $(notdir $(wildcard infra/kubernetes/overlays/*))
+
+manifests: setup ## Render every overlay of infra/kubernetes into build/manifests/ and check that it fits together
+	@command -v kubectl >/dev/null || { echo "kubectl is missing: it renders the manifests (kubectl kustomize; no cluster is needed). Install 1.29 or later: https://kubernetes.io/docs/tasks/tools/" >&2; exit 1; }
+	@mkdir -p build/manifests
+	@set -e; for overlay in $(OVERLAYS); do \
+	  kubectl kustomize infra/kubernetes/overlays/$$overlay > build/manifests/$$overlay.yaml.part; \
+	  mv build/manifests/$$overlay.yaml.part build/manifests/$$overlay.yaml; echo "build/manifests/$$overlay.yaml"; done
+	@PYTHONPATH=infra/kubernetes $(PY) -m checks $(OVERLAYS:%=build/manifests/%.yaml)
 
 clean: ## Remove the environment and everything csflow made
 	rm -rf .venv .csflow build *.egg-info

@@ -1,4 +1,4 @@
-"""Extract the features that the store does not hold yet."""
+"""Write down which features of the store belong to the line's images."""
 
 from kfp import dsl
 
@@ -7,9 +7,12 @@ from components.image import BASE_IMAGE
 
 @dsl.component(base_image=BASE_IMAGE, install_kfp_package=False)
 def cache_features(
-    context: dsl.Input[dsl.Artifact], manifest: dsl.Input[dsl.Dataset], features: dsl.Output[dsl.Dataset]
+    context: dsl.Input[dsl.Artifact],
+    manifest: dsl.Input[dsl.Dataset],
+    features: dsl.Output[dsl.Dataset],
+    shards: list,  # type: ignore[type-arg]
 ) -> None:
     """See csflow.steps.cache_features."""
     from csflow.steps import cache_features
 
-    cache_features.cache_features(context.path, manifest.path, features_out=features.path)
+    cache_features.cache_features(context.path, manifest.path, features_out=features.path, shards=shards)

@@ -1,5 +1,7 @@
-"""The one image every component runs in; local runs ignore it."""
+"""The one image every component runs in; local runs without a Docker engine ignore it."""
 
 import os
+from importlib.metadata import version
 
-BASE_IMAGE = os.environ.get("CSFLOW_IMAGE", "csflow-train:0.1.0")
+# Built by `make images`, tagged with the version of the project.
+BASE_IMAGE = os.environ.get("CSFLOW_IMAGE") or f"csflow-train:{version('csflow')}"

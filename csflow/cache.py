@@ -197,6 +197,7 @@ class CacheManifest:
         shapes: ``(C, h, w)`` of every scale, finest first.
         entries: SHA-256 of every image, sorted.
         extracted: How many of them had to be computed just now; not saved.
+        fetched: How many came from the shared tier just now; not saved.
     """
 
     store: Path
@@ -204,6 +205,7 @@ class CacheManifest:
     shapes: tuple[Shape, ...]
     entries: tuple[str, ...]
     extracted: int = field(default=0, compare=False)
+    fetched: int = field(default=0, compare=False)
 
     @property
     def channels(self) -> int:
@@ -332,7 +334,10 @@ class FeatureStore:
             for sha, values in track(computed, total=len(todo), label="extract features"):
                 space.write(sha, values)
                 share(sha)
-        return CacheManifest(self.root, space.folder.name, plan.shapes, plan.entries, extracted=len(todo))
+        fetched = len(plan.missing) + len(plan.shared) - len(todo)
+        return CacheManifest(
+            self.root, space.folder.name, plan.shapes, plan.entries, extracted=len(todo), fetched=fetched
+        )
 
     def plan(self, manifest: Manifest, features: FeatureConfig, backbone: Backbone) -> ExtractionPlan:
         """Look what the store and its shared tier hold and lack of the features of every image; nothing is written.

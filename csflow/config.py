@@ -255,8 +255,9 @@ class ResourcesConfig(Section):
 
     cpu: Quantity = Field(default="2", description="CPUs of the steps that compute.")
     memory: Quantity = Field(default="8Gi", description="Memory of the steps that compute.")
-    gpus: Annotated[int, Field(ge=0)] = Field(default=0, description="Accelerators for extraction and training.")
+    gpus: Annotated[int, Field(ge=0)] = Field(default=0, description="Accelerators for training.")
     gpu_type: str = Field(default="nvidia.com/gpu", description="Resource name of the accelerators.")
+    shards: Positive = Field(default=1, description="Pods that extract features at once.")
     shared_memory: Quantity = Field(default="2Gi", description="Size of /dev/shm for training.")
     node_selector: dict[str, str] = Field(default={}, description="Labels of the nodes that may train.")
     tolerations: tuple[Toleration, ...] = ()

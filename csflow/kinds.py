@@ -16,6 +16,7 @@ from csflow.cache import Shape
 from csflow.config import FlowConfig, LineConfig
 from csflow.device import Features
 from csflow.directory import not_a_detector
+from csflow.distributed import ALONE, Group
 from csflow.errors import DataError, ModelError
 from csflow.flow import CrossScaleFlow
 from csflow.model import FlowModel, Model, PooledFeatures, PooledFlowModel
@@ -44,6 +45,7 @@ def fit_model(
     *,
     directory: Path,
     on_epoch: Callable[[EpochResult], None] = lambda result: None,
+    group: Group = ALONE,
 ) -> Model:
     """Fit the kind of detector a line names to good images.
 
@@ -52,6 +54,7 @@ def fit_model(
         features: Of the good images to fit.
         directory: Holds the checkpoint of kinds that take epochs.
         on_epoch: Called after each of their epochs.
+        group: The processes that train together; kinds without epochs are fitted by each of them.
 
     Raises:
         DataError: If there are too few images.
@@ -73,7 +76,14 @@ def fit_model(
             shape, channels = _pooled_flow(line, features.shapes)
             vectors = PooledFeatures(features, line.features.rotations)
             flow = fit(
-                vectors, shape, line.training, channels=channels, scales=1, directory=directory, on_epoch=on_epoch
+                vectors,
+                shape,
+                line.training,
+                channels=channels,
+                scales=1,
+                directory=directory,
+                on_epoch=on_epoch,
+                group=group,
             )
             return PooledFlowModel(flow, line.features.rotations).eval()
         case "csflow":
@@ -86,6 +96,7 @@ def fit_model(
                 scales=scales,
                 directory=directory,
                 on_epoch=on_epoch,
+                group=group,
             )
             return FlowModel(flow, line.scoring).eval()
 

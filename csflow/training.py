@@ -15,7 +15,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import FrameType
-from typing import NoReturn
 
 import numpy as np
 import torch
@@ -25,6 +24,7 @@ from torch.optim import Adam
 from csflow.checkpoint import FILE, Json, Progress, load_checkpoint, save_checkpoint
 from csflow.config import FlowConfig, TrainingConfig
 from csflow.device import Features, Feed, Precision, choose_device, choose_precision, feed_device
+from csflow.distributed import ALONE, Group
 from csflow.errors import DataError, ModelError
 from csflow.flow import CrossScaleFlow, Pyramid
 
@@ -64,6 +64,7 @@ def fit(
     scales: int,
     directory: Path,
     on_epoch: Callable[[EpochResult], None] = lambda result: None,
+    group: Group = ALONE,
 ) -> CrossScaleFlow:
     r"""Train a flow for a fixed number of epochs; the last one is the result.
 
@@ -77,6 +78,10 @@ def fit(
     exactly the result of an uninterrupted run; an epoch that ended after the last checkpoint is then reported again.
     The last checkpoint stays, for the caller to delete once the flow is in safety.
 
+    With a ``group`` of several processes every one of them calls this with the same arguments and gets the same flow:
+    that of one process at the same batch size, up to rounding (:mod:`csflow.distributed`). The first one writes the
+    checkpoint, all read it, and any number of processes may resume it; a signal to one of them ends all.
+
     Args:
         features: Of the good images to fit.
         flow: Shape of the flow.
@@ -84,7 +89,8 @@ def fit(
         channels: Channels of every level.
         scales: Number of levels.
         directory: Holds the checkpoint; created if needed.
-        on_epoch: Called after every epoch.
+        on_epoch: Called after every epoch, in the first process.
+        group: The processes that train together.
 
     Returns:
         The trained flow on the CPU, in evaluation mode.
@@ -103,14 +109,15 @@ def fit(
         raise DataError("There are no images to train on. Add good images, or hold out fewer (roles).")
     device = choose_device(training)
     run = _start(features, flow, training, channels=channels, scales=scales, directory=directory, device=device)
+    run.group = group
     feed = feed_device(features, device)
     cudnn = torch.backends.cudnn.flags(enabled=True, benchmark=True, allow_tf32=run.precision != "float32")
     with _signals() as received, cudnn:
         while run.progress.epoch <= training.epochs:
             _train_epoch(run, feed, training, received)
-            on_epoch(_result(run, training))
-            if received:  # before moving on, so that the resumed run reports this epoch again
-                _save_and_leave(run, received)
+            if group.first:
+                on_epoch(_result(run, training))
+            _leave_if_asked(run, received)  # before moving on, so that the resumed run reports this epoch again
             run.progress = Progress(epoch=run.progress.epoch + 1, first_nll=run.progress.first_nll)
             if run.progress.epoch > training.epochs:
                 _save(run)
@@ -170,7 +177,7 @@ def learning_rate_at(done: int, steps: int, training: TrainingConfig) -> float:
 
 @dataclass(frozen=True)
 class _Step:
-    """What a step measured, still on the device."""
+    """What a step of all processes measured, still on the device."""
 
     nll: Tensor
     grad_norm: Tensor
@@ -194,6 +201,7 @@ class _Run:
     checkpoint: Path
     identity: dict[str, Json]
     saved_at: float
+    group: Group = ALONE
     average: dict[str, Tensor] = field(default_factory=dict)
     unread: list[_Step] = field(default_factory=list)
 
@@ -264,14 +272,13 @@ def _train_epoch(run: _Run, feed: Feed, training: TrainingConfig, received: Sequ
     for start in range(run.progress.step * size, len(order), size):
         began = time.monotonic()
         _set_learning_rate(run, training, start // size)
-        run.unread.append(_train_step(run, feed(order[start : start + size]), training))
+        run.unread.append(_train_step(run, feed, order[start : start + size], training))
         _average_weights(run, training, start // size)
         last = start + size >= len(order)
         if last or _reads_every_step(run.device) or len(run.unread) >= UNREAD_STEPS:
             _read_steps(run)
         run.progress.seconds += time.monotonic() - began
-        if received:
-            _save_and_leave(run, received)
+        _leave_if_asked(run, received)
         if time.monotonic() - run.saved_at >= training.checkpoint_seconds:
             _save(run)
 
@@ -314,26 +321,45 @@ def _read_steps(run: _Run) -> None:
 
 def _save(run: _Run) -> None:
     _read_steps(run)
-    save_checkpoint(run.checkpoint, run.flow, run.optimizer, run.progress, run.identity, run.average)
+    if run.group.first:
+        save_checkpoint(run.checkpoint, run.flow, run.optimizer, run.progress, run.identity, run.average)
     run.saved_at = time.monotonic()
 
 
-def _save_and_leave(run: _Run, received: Sequence[int]) -> NoReturn:
-    _save(run)
-    raise SystemExit(128 + received[0])
+def _leave_if_asked(run: _Run, received: Sequence[int]) -> None:
+    """End with a checkpoint if any process was sent a signal: all of them after the same step.
+
+    Raises:
+        SystemExit: With 128 + signal.
+    """
+    number = run.group.agree(received[0] if received else 0)
+    if number:
+        _save(run)
+        raise SystemExit(128 + number)
 
 
-def _train_step(run: _Run, pyramid: Pyramid, training: TrainingConfig) -> _Step:
-    """One optimiser step, without waiting for the device."""
+def _train_step(run: _Run, feed: Feed, batch: Sequence[int], training: TrainingConfig) -> _Step:
+    """One optimiser step on images given by position, without waiting for the device."""
     run.optimizer.zero_grad()
+    loss = run.group.sum_gradients(run.flow.parameters(), _backward(run, feed, batch))
+    norm = torch.nn.utils.clip_grad_norm_(run.flow.parameters(), training.max_grad_norm)
+    run.optimizer.step()
+    return _Step(loss, norm, images=len(batch))
+
+
+def _backward(run: _Run, feed: Feed, batch: Sequence[int]) -> Tensor:
+    """Gradients of this process's part of a batch's loss, and this part."""
+    share = run.group.share(batch)
+    if not share:
+        return torch.zeros((), device=run.device)
+    pyramid = feed(share)
     with torch.autocast(run.device.type, dtype=torch.bfloat16, enabled=run.precision == "bfloat16"):
         latents, log_det = run.flow(pyramid)
     nll = run.flow.negative_log_likelihood(latents, log_det)
-    loss = run.flow.per_dimension(nll, latents).mean()
+    # In one process the factor is 1.0, which leaves every bit as it is.
+    loss = len(share) / len(batch) * run.flow.per_dimension(nll, latents).mean()
     loss.backward()  # type: ignore[no-untyped-call]
-    norm = torch.nn.utils.clip_grad_norm_(run.flow.parameters(), training.max_grad_norm)
-    run.optimizer.step()
-    return _Step(loss.detach(), norm, images=len(pyramid[0]))
+    return loss.detach()
 
 
 def _advance(progress: Progress, *, nll: float, grad_norm: float, images: int) -> Progress:

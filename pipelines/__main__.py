@@ -1,10 +1,8 @@
-"""``python -m pipelines``: compile the graphs, run them here."""
+"""``python -m pipelines``: run the graphs here, or on a cluster by hand and by the clock."""
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 import typer
 
@@ -21,12 +19,10 @@ from csflow.cli.ablate import (
 )
 from csflow.config import load_line
 from csflow.workspace import Workspace
-
-if TYPE_CHECKING:
-    from kfp.dsl.base_component import BaseComponent
+from pipelines.commands import register
 
 app = typer.Typer(
-    help="The pipelines of a product line, retraining and ablation: compile them or run them here.",
+    help="The pipelines of a product line, retraining and ablation: run them here or on a cluster.",
     no_args_is_help=True,
 )
 
@@ -35,6 +31,10 @@ app = typer.Typer(
 def run(
     line: Annotated[str, typer.Argument(help="Name of a line, or the path of its YAML file.")],
     force: Annotated[bool, typer.Option(help="Train again from another seed even if nothing changed.")] = False,
+    runner: Annotated[
+        Literal["subprocess", "docker"],
+        typer.Option(help="Steps run in this environment, or each in a container of the image csflow-train."),
+    ] = "subprocess",
 ) -> None:
     """Run the whole pipeline on this machine and print what came out."""
     from csflow.steps.summary import render, summarise, write_summary
@@ -42,7 +42,7 @@ def run(
 
     config = load_line(line)
     workspace = Workspace.from_environment()
-    finished = run_locally(config, force=force, workspace=workspace)
+    finished = run_locally(config, force=force, workspace=workspace, runner=runner)
     summary = summarise(finished.context, finished.outcome, workspace)
     write_summary(summary, workspace)
     render(summary, workspace)
@@ -81,33 +81,7 @@ def ablate(
         show(folder, workspace)
 
 
-@app.command("compile")
-def compile_pipeline(
-    graph: Annotated[Literal["retrain", "ablate"], typer.Argument(help="Which pipeline.")] = "retrain",
-    output: Annotated[Path | None, typer.Option(help="Where to write the IR YAML.  [default: GRAPH.yaml]")] = None,
-    image: Annotated[str | None, typer.Option(help="Image that every step runs in.")] = None,
-) -> None:
-    """Write a pipeline as IR YAML for a Kubeflow Pipelines server."""
-    if image is not None:
-        # Components read their image when they are defined, which is at import.
-        os.environ["CSFLOW_IMAGE"] = image
-    from kfp import compiler
-
-    target = output or Path(f"{graph}.yaml")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    compiler.Compiler().compile(_graph(graph), package_path=str(target))
-    typer.echo(f"Wrote {target}")
-
-
-def _graph(name: str) -> BaseComponent:
-    if name == "ablate":
-        from pipelines.ablate import ablate
-
-        return ablate
-    from pipelines.retrain import retrain
-
-    return retrain
-
+register(app)
 
 if __name__ == "__main__":
     run_app(app)

@@ -1,4 +1,4 @@
-"""Run a pipeline on this machine with kfp's local runner: one subprocess a step, one log file a run.
+"""Run a pipeline on this machine with kfp's local runner: one subprocess or one container a step, one log file a run.
 
 The runner's own output is a wall of log. It goes to a file; what the steps say to people (lines marked
 through ``CSFLOW_MARK``) is shown as it comes, and a failing step's own message comes last.
@@ -13,18 +13,26 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Literal
 
-from csflow.config import LineConfig
+from csflow.config import LineConfig, parse_line_json
 from csflow.errors import CsflowError
 from csflow.processes import raised_on_sigterm
 from csflow.progress import MARK
 from csflow.steps.context import ERROR_FILE, RunContext
 from csflow.workspace import Workspace
 
+if TYPE_CHECKING:
+    from kfp.local import DockerRunner, SubprocessRunner
+
 _MARK_VALUE = "»» "
+
+Runner = Literal["subprocess", "docker"]
+"""How the steps run: in this environment, or each in a container of the image csflow-train."""
 
 
 class StepError(CsflowError):
@@ -44,19 +52,65 @@ class LocalRun:
     log: Path
 
 
-def run_locally(line: LineConfig, *, force: bool, workspace: Workspace) -> LocalRun:
+def run_locally(line: LineConfig, *, force: bool, workspace: Workspace, runner: Runner = "subprocess") -> LocalRun:
     """Run the retraining pipeline of one line and wait for it.
 
     Raises:
+        UsageError: If the steps shall run in containers and there is no Docker engine, or no image for them.
         StepError: With the failed step's own message.
+        DeployError: If the champion cannot be served on this machine after a run in containers.
     """
+    if runner == "docker":
+        from pipelines.containers import check_engine
+
+        check_engine()
     root = new_folder(workspace, line.line)
-    log = run_child(["pipelines.local", line.model_dump_json(), json.dumps(force), str(root)], root, workspace)
+    with _nothing_left(root, runner):
+        log = run_child(
+            ["pipelines.local", _configuration(line, runner), json.dumps(force), str(root), runner], root, workspace
+        )
     result = json.loads((root / "result.json").read_text())
     (context,) = root.glob("kfp/*/ingest/context")
     run = LocalRun(RunContext.load(context), result["outcome"], log)
+    if runner == "docker" and endpoints_are_local():
+        _serve_here(line, run.context, context.with_name("manifest"), workspace)
     shutil.rmtree(root / "kfp")
     return run
+
+
+def endpoints_are_local() -> bool:
+    """Whether endpoints are processes of this machine and not of a cluster."""
+    return os.environ.get("CSFLOW_ENDPOINTS", "local") == "local"
+
+
+def _configuration(line: LineConfig, runner: Runner) -> str:
+    """The line as the graph gets it. In a container it is tried on any free port: its own may be in use outside."""
+    if runner == "docker" and endpoints_are_local():
+        line = line.model_copy(update={"serving": line.serving.model_copy(update={"port": 0})})
+    return line.model_dump_json()
+
+
+def _serve_here(line: LineConfig, context: RunContext, manifest: Path, workspace: Workspace) -> None:
+    """Serve the champion on this machine: the endpoint it was tried on ended with the container of its step."""
+    from csflow.steps import promotion
+    from csflow.steps.context import load_manifest
+    from csflow.steps.rollout import sample_images
+
+    done = promotion.reconcile(workspace, line, sample_images(load_manifest(context, manifest)))
+    print(f"  serve: {done.reason}{f', at {done.endpoint.url}' if done.endpoint else ''}", flush=True)
+
+
+@contextmanager
+def _nothing_left(root: Path, runner: Runner) -> Iterator[None]:
+    """Remove what only the run in containers needs, and whatever containers it left behind."""
+    try:
+        yield
+    finally:
+        if runner == "docker":
+            from pipelines.containers import remove_all
+
+            remove_all(root)
+            shutil.rmtree(root / "endpoints", ignore_errors=True)
 
 
 def new_folder(workspace: Workspace, name: str) -> Path:
@@ -132,16 +186,40 @@ def _step_error(error_file: Path, log: Path) -> StepError:
     return StepError(f"Step {failure['step']} failed. Log: {log}\n{failure['message']}", failure["exit_code"])
 
 
-def _main(line: str, force: str, root: str) -> None:
+def _main(line: str, force: str, root: str, runner: Runner) -> None:
     """Child process: run the graph through kfp."""
+    if runner == "docker":
+        from pipelines.containers import followed
+
+        with followed(Path(root)):
+            _run_graph(line, force, Path(root), runner)
+    else:
+        _run_graph(line, force, Path(root), runner)
+
+
+def _run_graph(line: str, force: str, root: Path, runner: Runner) -> None:
     from kfp import local
 
     from pipelines.retrain import retrain
 
-    local.init(local.SubprocessRunner(use_venv=False), pipeline_root=str(Path(root) / "kfp"))
+    # kfp offers its steps a folder of its own; ours do not use it.
+    (root / "kfp" / "workspace").mkdir(parents=True)
+    local.init(
+        _kfp_runner(line, root, runner), pipeline_root=str(root / "kfp"), workspace_root=str(root / "kfp" / "workspace")
+    )
     task = retrain(line=line, force=json.loads(force))
-    (Path(root) / "result.json").write_text(json.dumps({"outcome": task.output}))
+    (root / "result.json").write_text(json.dumps({"outcome": task.output}))
+
+
+def _kfp_runner(line: str, root: Path, runner: Runner) -> DockerRunner | SubprocessRunner:
+    if runner == "docker":
+        from pipelines import containers
+
+        return containers.runner(parse_line_json(line), Workspace.from_environment(), root)
+    from kfp import local
+
+    return local.SubprocessRunner(use_venv=False)
 
 
 if __name__ == "__main__":
-    _main(*sys.argv[1:])
+    _main(sys.argv[1], sys.argv[2], sys.argv[3], "docker" if sys.argv[4] == "docker" else "subprocess")

@@ -3,12 +3,28 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Generator
 from pathlib import Path
 
 import pytest
 
 os.environ["DVC_NO_ANALYTICS"] = "1"
 os.environ["GIT_CONFIG_NOSYSTEM"] = "1"
+
+
+REQUIRED = "CSFLOW_REQUIRE"
+"""Markers, parted by commas, whose tests must not be skipped: what a machine is said to have, it has to have."""
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Turn the skip of a test that the machine must be able to run into a failure."""
+    report = yield
+    required = {marker for marker in os.environ.get(REQUIRED, "").split(",") if item.get_closest_marker(marker)}
+    if report.skipped and required:
+        report.outcome = "failed"
+        report.longrepr = f"{REQUIRED} names {', '.join(sorted(required))}, but the test was skipped: {report.longrepr}"
+    return report
 
 
 @pytest.fixture

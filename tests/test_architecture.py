@@ -63,7 +63,7 @@ def test_adapters_do_not_know_each_other() -> None:
         assert offenders([file], tuple(f"csflow.adapters.{name}" for name in others)) == []
 
 
-@pytest.mark.parametrize("system", ["mlflow", "kserve", "dvc", "great_expectations"])
+@pytest.mark.parametrize("system", ["mlflow", "kserve", "dvc", "great_expectations", "kubernetes"])
 def test_an_outside_system_is_known_to_adapters_alone(system: str) -> None:
     others = [file for file in PACKAGE if file not in ADAPTERS]
     assert offenders(others, (system,)) == []
@@ -95,6 +95,7 @@ def test_the_rule_checker_sees_a_broken_rule(tmp_path: Path) -> None:
         ("csflow.detector", ("mlflow", "kfp", "kserve", "dvc", "great_expectations", "matplotlib")),
         ("csflow.engine", ("torch", "timm", "onnx", "onnxruntime", "safetensors", "scipy", "pandas")),
         ("csflow.images", ("torch",)),
+        ("csflow.adapters.deployment", ("torch", "mlflow", "kserve", "kubernetes", "prometheus_client")),
         ("csflow.adapters.serving.answer", ("torch", "timm", "onnx", "safetensors")),
         ("csflow.cli.app", ("torch", "mlflow", "kfp", "kserve", "dvc", "great_expectations", "matplotlib", "pandas")),
     ],

@@ -13,11 +13,11 @@ import shutil
 import sqlite3
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Concatenate, ParamSpec, TypeVar
 
 from csflow.errors import CsflowError, NotRegisteredError, RegistryError
 from csflow.files import exclusive
@@ -26,7 +26,17 @@ from csflow.workspace import Workspace
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
+P = ParamSpec("P")
+Result = TypeVar("Result")
 _SQLITE = "sqlite:///"
+_REMEDIES = {
+    "Invalid Host header": "Start the server with --allowed-hosts naming the host that it is called by.",
+    "error code 401": "Set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN.",
+    "error code 403": "Ask the server's administrator for the right to write experiments and registered models.",
+    "error code 404": "Is it an MLflow server? Correct MLFLOW_TRACKING_URI.",
+    "Max retries exceeded": "Check that the server runs and what its log says; then run the same command again.",
+}
+"""What to do, by the first sign found in MLflow's words."""
 
 
 def initialise(workspace: Workspace) -> None:
@@ -84,6 +94,33 @@ def client_of(workspace: Workspace) -> MlflowClient:
         RegistryError: If a server is named that does not answer.
     """
     return _client_at(workspace.tracking_uri)
+
+
+def typed_errors(
+    function: Callable[Concatenate[Workspace, P], Result],
+) -> Callable[Concatenate[Workspace, P], Result]:
+    """Decorate a function that asks MLflow: what that refuses becomes :func:`refused`."""
+
+    @functools.wraps(function)
+    def asking(workspace: Workspace, /, *args: P.args, **kwargs: P.kwargs) -> Result:
+        try:
+            return function(workspace, *args, **kwargs)
+        except Exception as error:
+            # Only who got as far as asking has imported mlflow: errors from before need not wait for that.
+            if not type(error).__module__.startswith("mlflow."):
+                raise
+            raise refused(workspace, error) from error
+
+    return asking
+
+
+def refused(workspace: Workspace, error: Exception) -> RegistryError:
+    """MLflow's refusal with its own words and, where it is known, the remedy."""
+    said = str(getattr(error, "message", error)).strip()
+    remedy = next((remedy for sign, remedy in _REMEDIES.items() if sign in said), "")
+    return RegistryError(
+        f"MLflow at {workspace.tracking_uri} refused: {said}{'' if said.endswith('.') else '.'}{remedy}"
+    )
 
 
 @contextmanager

@@ -33,7 +33,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from csflow.adapters.mlflow_model import write_model
-from csflow.adapters.mlflow_store import client_of, quiet, require_database
+from csflow.adapters.mlflow_store import client_of, quiet, refused, require_database, typed_errors
 from csflow.errors import ConfigError, NotRegisteredError, RegistryError
 from csflow.files import exclusive, new_directory, sha256_tree
 from csflow.retry import database_is_locked, retried
@@ -43,7 +43,6 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import LoggedModel
     from mlflow.entities.model_registry import ModelVersion, RegisteredModel
-    from mlflow.exceptions import MlflowException
 
 CHAMPION = "champion"
 LONGEST_TAG = 5000
@@ -104,6 +103,7 @@ def model_name(line: str) -> str:
     return f"csflow-{line}"
 
 
+@typed_errors
 @retried(database_is_locked)
 def register(
     workspace: Workspace, detector: Path, *, line: str, run_id: str, tags: Mapping[str, object], example: bytes
@@ -144,7 +144,7 @@ def register(
             link = json.dumps([{"name": name, "version": made.version}])
             client.set_logged_model_tags(stored.model_id, {"mlflow.modelVersions": link})
         except MlflowException as error:
-            raise _refused(workspace, error) from error
+            raise refused(workspace, error) from error
     return int(made.version)
 
 
@@ -162,7 +162,7 @@ def versions(workspace: Workspace, line: str) -> list[Version]:
     try:
         found = client_of(workspace).search_model_versions(f"name = '{name}'")
     except MlflowException as error:
-        raise _refused(workspace, error) from error
+        raise refused(workspace, error) from error
     return sorted((_version(line, made, model.aliases) for made in found), key=lambda v: v.version, reverse=True)
 
 
@@ -198,6 +198,7 @@ def find_champion(workspace: Workspace, line: str) -> Version | None:
         return None
 
 
+@typed_errors
 @retried(database_is_locked)
 def set_alias(workspace: Workspace, line: str, version: int, alias: str = CHAMPION) -> None:
     """Let ``alias`` name this version instead of the one it named before.
@@ -209,6 +210,7 @@ def set_alias(workspace: Workspace, line: str, version: int, alias: str = CHAMPI
     client_of(workspace).set_registered_model_alias(model_name(line), alias, str(version))
 
 
+@typed_errors
 @retried(database_is_locked)
 def set_version_tags(workspace: Workspace, line: str, version: int, tags: Mapping[str, object]) -> None:
     """Add or change tags of a version; those that are ``None`` are left alone."""
@@ -226,6 +228,7 @@ def get_hold(workspace: Workspace, line: str) -> dict[str, str] | None:
     return json.loads(text) if text else None
 
 
+@typed_errors
 @retried(database_is_locked)
 def set_hold(workspace: Workspace, line: str, hold: Mapping[str, str] | None) -> None:
     """Hold the champion against retrains, or with ``None`` let go.
@@ -309,7 +312,7 @@ def _registered_model(workspace: Workspace, line: str) -> RegisteredModel:
         return client.get_registered_model(name)
     except MlflowException as error:
         if error.error_code != "RESOURCE_DOES_NOT_EXIST":
-            raise _refused(workspace, error) from error
+            raise refused(workspace, error) from error
         raise NotRegisteredError(
             f"Line {line!r} has no registered model yet: there is no {name} at {workspace.tracking_uri}. "
             f"Run its pipeline first: python -m pipelines run lines/{line}.yaml"
@@ -324,7 +327,11 @@ def _ensure_model(client: MlflowClient, name: str) -> None:
     except MlflowException as error:
         if error.error_code != "RESOURCE_DOES_NOT_EXIST":
             raise
-        client.create_registered_model(name)
+        try:
+            client.create_registered_model(name)
+        except MlflowException as other:
+            if other.error_code != "RESOURCE_ALREADY_EXISTS":  # by a run of the line on another machine
+                raise
 
 
 def _version(line: str, made: ModelVersion, aliases: Mapping[str, str | int]) -> Version:
@@ -337,10 +344,6 @@ def _version(line: str, made: ModelVersion, aliases: Mapping[str, str | int]) ->
         aliases=tuple(sorted(alias for alias, of in aliases.items() if int(of) == number)),
         tags=dict(made.tags),
     )
-
-
-def _refused(workspace: Workspace, error: MlflowException) -> RegistryError:
-    return RegistryError(f"The registry at {workspace.tracking_uri} refused: {error.message}")
 
 
 def _texts(tags: Mapping[str, object]) -> dict[str, str]:

@@ -32,7 +32,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from csflow.adapters.mlflow_store import client_of, initialise, is_server, require_database
+from csflow.adapters.mlflow_store import client_of, initialise, is_server, require_database, typed_errors
 from csflow.config import CalibrationConfig, LineConfig
 from csflow.errors import NotRegisteredError, RegistryError
 from csflow.processes import peak_memory
@@ -95,6 +95,7 @@ def flat_params(line: LineConfig) -> dict[str, str]:
     return {"detector": line.detector, **flat}
 
 
+@typed_errors
 def start_run(
     workspace: Workspace,
     line: str,
@@ -148,12 +149,14 @@ def step(workspace: Workspace, run_id: str, name: str) -> Iterator[None]:
     log_metrics(workspace, run_id, used)
 
 
+@typed_errors
 def fail(workspace: Workspace, run_id: str, *, step: str, message: str, status: str = "FAILED") -> None:
     """Mark the run as failed in ``step`` because of ``message``."""
     set_tags(workspace, run_id, {"failed_step": step, "error": message})
     client_of(workspace).set_terminated(run_id, status)
 
 
+@typed_errors
 @retried(database_is_locked)
 def finish(workspace: Workspace, run_id: str, outcome: str) -> None:
     """Close the run as ``FINISHED``; ``outcome`` is for instance ``promoted`` or ``unchanged``."""
@@ -206,6 +209,7 @@ def epoch_log(workspace: Workspace, run_id: str, *, every: float = 2.0) -> Itera
         flush()
 
 
+@typed_errors
 def log_artifact(workspace: Workspace, run_id: str, path: Path, *, folder: str | None = None) -> None:
     """Attach a file, or a directory under its own name; ``folder`` is where among the run's artifacts."""
     client_of(workspace).log_artifact(run_id, str(path), folder)
@@ -228,6 +232,7 @@ def fetch_artifact(workspace: Workspace, run_id: str, path: str, target: Path) -
         raise RegistryError(f"Artifact {path} of run {run_id} cannot be read from {uri}: {error}.") from error
 
 
+@typed_errors
 @retried(database_is_locked)
 def log_dataset(workspace: Workspace, run_id: str, *, name: str, digest: str, manifest: Path, source: str) -> None:
     """Record which data the run saw, and attach the manifest under ``data/``.
@@ -255,6 +260,7 @@ def log_dataset(workspace: Workspace, run_id: str, *, name: str, digest: str, ma
     log_artifact(workspace, run_id, manifest, folder="data")
 
 
+@typed_errors
 def read_run(workspace: Workspace, run_id: str) -> Run:
     """One run.
 
@@ -268,9 +274,12 @@ def read_run(workspace: Workspace, run_id: str) -> Run:
     try:
         return _run(client.get_run(run_id))
     except MlflowException as error:
+        if error.error_code not in {"RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"}:
+            raise
         raise RegistryError(f"MLflow at {workspace.tracking_uri} has no run {run_id!r}: {error.message}") from error
 
 
+@typed_errors
 def list_runs(workspace: Workspace, line: str, *, limit: int) -> list[Run]:
     """The last runs of a line, newest first.
 
@@ -291,6 +300,7 @@ def ablations_of(line: str) -> str:
     return f"{line}.ablations"
 
 
+@typed_errors
 def nested_runs(workspace: Workspace, parent: str) -> list[Run]:
     """The runs nested in a run, oldest first."""
     client = client_of(workspace)
@@ -319,6 +329,7 @@ class _Point(NamedTuple):
     epoch: int
 
 
+@typed_errors
 @retried(database_is_locked)
 def _log(
     workspace: Workspace,
@@ -340,6 +351,7 @@ def _log(
     )
 
 
+@typed_errors
 @retried(database_is_locked)
 def _reopen(workspace: Workspace, run_id: str) -> None:
     client = client_of(workspace)
@@ -356,11 +368,12 @@ def _experiment_id(workspace: Workspace, line: str) -> str:
 
     if (experiment := client.get_experiment_by_name(line)) is None:
         location = None if is_server(workspace) else (workspace.root / "mlartifacts" / line).as_uri()
-        with suppress(MlflowException):  # another process may have been first
+        try:
             return client.create_experiment(line, artifact_location=location)
-        experiment = client.get_experiment_by_name(line)
-    if experiment is None:
-        raise RegistryError(f"MLflow at {workspace.tracking_uri} neither has nor creates an experiment {line!r}.")
+        except MlflowException:
+            # Another process may have been first; if not, the server does not let us.
+            if (experiment := client.get_experiment_by_name(line)) is None:
+                raise
     if experiment.lifecycle_stage == "deleted":
         client.restore_experiment(experiment.experiment_id)
     return str(experiment.experiment_id)

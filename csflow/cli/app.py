@@ -9,6 +9,7 @@ from csflow.cli.choose import choose
 from csflow.cli.compare import compare
 from csflow.cli.data import data_app
 from csflow.cli.doctor import doctor
+from csflow.cli.endpoint import endpoint
 from csflow.cli.estimate import estimate
 from csflow.cli.evaluate import evaluate
 from csflow.cli.export import export
@@ -26,7 +27,7 @@ app = typer.Typer(
     help="Learn what good parts look like, find the ones that are not.\n\n"
     "Bring images in (import, data, synthesize, estimate), train with `python -m pipelines run LINE`, look at the "
     "result (score, evaluate, compare, why, lines), weigh variants (ablate, choose), run it (serve, export, promote, "
-    "rollback, reconcile), ask for help (doctor).",
+    "rollback, reconcile, endpoint), ask for help (doctor).",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -50,4 +51,5 @@ app.command(rich_help_panel=_LIFE)(export)
 app.command(rich_help_panel=_LIFE)(promote)
 app.command(rich_help_panel=_LIFE)(rollback)
 app.command(rich_help_panel=_LIFE)(reconcile)
+app.command(rich_help_panel=_LIFE)(endpoint)
 app.command(rich_help_panel=_HELP)(doctor)

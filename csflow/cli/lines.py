@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from csflow.config import line_names, lines_folder, load_line
-from csflow.errors import ConfigError
+from csflow.errors import ConfigError, DeployError
 from csflow.workspace import Workspace
 
 
@@ -27,6 +27,8 @@ class Row:
     serves: str | None
     held: bool
     error: str
+    beside: str = ""
+    endpoint_error: str = ""
 
 
 def lines(as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False) -> None:
@@ -43,7 +45,7 @@ def lines(as_json: Annotated[bool, typer.Option("--json", help="Print JSON inste
 
 
 def _row(workspace: Workspace, name: str) -> Row:
-    """A broken YAML spoils its own row only."""
+    """A broken YAML spoils its own row only, a cluster that does not answer the endpoints only."""
     from csflow.adapters import deployment, registry
 
     try:
@@ -51,7 +53,11 @@ def _row(workspace: Workspace, name: str) -> Row:
     except ConfigError as error:
         return Row(name, "", None, None, None, None, None, None, False, str(error))
     champion = registry.find_champion(workspace, line.line)
-    endpoint = deployment.status(workspace, line.line)
+    endpoint, trouble = None, ""
+    try:
+        endpoint = deployment.status(workspace, line.line)
+    except DeployError as error:
+        trouble = str(error)
     return Row(
         line=line.line,
         description=line.description,
@@ -63,6 +69,8 @@ def _row(workspace: Workspace, name: str) -> Row:
         serves=endpoint.version if endpoint else None,
         held=registry.get_hold(workspace, line.line) is not None,
         error="",
+        beside=endpoint.beside if endpoint else "",
+        endpoint_error=trouble,
     )
 
 
@@ -86,13 +94,13 @@ def _print(rows: list[Row]) -> None:
         )
     console = Console()
     console.print(table)
-    for row in rows:
-        if row.error:
-            console.print(row.error, markup=False, style="red")
+    for trouble in dict.fromkeys(text for row in rows for text in (row.error, row.endpoint_error) if text):
+        console.print(trouble, markup=False, style="red")
 
 
 def _endpoint(row: Row) -> str:
     if row.endpoint is None:
-        return "not running"
-    stale = row.serves != str(row.champion)
-    return f"{row.endpoint} (version {row.serves}: csflow reconcile {row.line})" if stale else row.endpoint
+        return "unknown" if row.endpoint_error else "not running"
+    if row.serves != str(row.champion):
+        return f"{row.endpoint} (version {row.serves}: csflow reconcile {row.line})"
+    return f"{row.endpoint} (beside it {row.beside})" if row.beside else row.endpoint

@@ -2,40 +2,133 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from csflow.errors import CacheError, UsageError
 from csflow.progress import say
 from csflow.steps.context import RunContext, load_manifest, step
+from csflow.steps.features import feature_store, record_features
 from csflow.workspace import Workspace
 
+if TYPE_CHECKING:
+    from csflow.cache import CacheManifest
+    from csflow.config import LineConfig
+    from csflow.manifest import Manifest
 
-def cache_features(context_path: str | Path, manifest_path: str | Path, *, features_out: str | Path) -> None:
-    """Bring the store up to date and write the immutable cache manifest of this line's images.
+MOST_SHARDS = 1000
+
+
+def cache_features(
+    context_path: str | Path,
+    manifest_path: str | Path,
+    *,
+    features_out: str | Path,
+    shards: Sequence[str] = (),
+) -> None:
+    """Write the immutable cache manifest of this line's images, which the store holds by then.
 
     Args:
         context_path: What ``ingest`` wrote.
         manifest_path: The line's manifest.
         features_out: Where to write the cache manifest.
+        shards: What :func:`extract_shard` returned for each shard; without any, the features are extracted here.
 
     Raises:
         ModelError: If the backbone's weights do not load completely.
-        CacheError: If the store cannot be written.
-        StorageError: If the shared tier refuses to be read.
+        CacheError: If the store cannot be written, or the shards do not fit together.
         DataError: If an image changed since ``ingest`` hashed it.
     """
     context = RunContext.load(Path(context_path))
     if context.unchanged:
         return
     with step("cache_features", context):
-        from csflow.backbone import load_backbone
-        from csflow.steps.features import feature_store, record_features
-
         manifest = load_manifest(context, Path(manifest_path))
-        features = context.line.features
-        workspace = Workspace.from_environment()
-        store = feature_store(workspace)
-        backbone = load_backbone(features)
-        cached = store.extract(manifest, features, backbone)
+        cached = _joined(manifest, shards) if shards else _extract(context.line, manifest)
         cached.save(Path(features_out))
-        record_features(workspace, context.run_id, cached)
-        say(f"cache_features: {len(manifest)} images x {features.scales} scales in the store")
+        record_features(Workspace.from_environment(), context.run_id, cached)
+        came = f"{cached.extracted} computed" + (f", {cached.fetched} fetched" if cached.fetched else "")
+        say(f"cache_features: {len(manifest)} images x {context.line.features.scales} scales in the store, {came}")
+
+
+def plan_shards(shards: int) -> list[int]:
+    """Numbers of the shards.
+
+    Raises:
+        UsageError: If it is not between 1 and :data:`MOST_SHARDS`.
+    """
+    if not 1 <= shards <= MOST_SHARDS:
+        raise UsageError(f"shards is {shards}, expected a number between 1 and {MOST_SHARDS}.")
+    return list(range(shards))
+
+
+def extract_shard(context_path: str | Path, manifest_path: str | Path, *, shard: int, shards: int) -> str:
+    """Extract the features of one shard; several may run at once, on one store.
+
+    Args:
+        context_path: What ``ingest`` wrote.
+        manifest_path: The line's manifest.
+        shard: Which one, from 0.
+        shards: How many there are.
+
+    Returns:
+        What :func:`cache_features` must know of it, as JSON: space, shapes and how many images were computed; empty
+        if nothing was to be done.
+
+    Raises:
+        ModelError: If the backbone's weights do not load completely.
+        CacheError: If the store cannot be written.
+        DataError: If an image changed since ``ingest`` hashed it.
+    """
+    context = RunContext.load(Path(context_path))
+    if context.unchanged:
+        return ""
+    with step("extract" if shards == 1 else f"extract_{shard}", context):
+        part = shard_of(load_manifest(context, Path(manifest_path)), shard, shards)
+        if not len(part):
+            return ""
+        cached = _extract(context.line, part)
+        counts = {"extracted": cached.extracted, "fetched": cached.fetched}
+        return json.dumps({"space": cached.space, "shapes": cached.shapes, **counts})
+
+
+def shard_of(manifest: Manifest, shard: int, shards: int) -> Manifest:
+    """The images of one shard, by their content: the same image is in the same shard on every machine.
+
+    Args:
+        manifest: All images.
+        shard: Which one, from 0.
+        shards: How many there are.
+    """
+    from csflow.manifest import Manifest
+
+    chosen = [int(sha[:8], 16) % shards == shard for sha in manifest.frame["sha256"]]
+    return Manifest(manifest.frame[chosen].reset_index(drop=True), manifest.root)
+
+
+def _extract(line: LineConfig, manifest: Manifest) -> CacheManifest:
+    from csflow.backbone import load_backbone
+
+    store = feature_store(Workspace.from_environment())
+    return store.extract(manifest, line.features, load_backbone(line.features))
+
+
+def _joined(manifest: Manifest, shards: Sequence[str]) -> CacheManifest:
+    """The cache manifest of all shards together; whoever opens it compares every checksum."""
+    from csflow.cache import CacheManifest
+
+    parts = [json.loads(shard) for shard in shards if shard]
+    found = {part["space"] for part in parts}
+    if len(found) != 1:
+        spaces = ", ".join(sorted(found)) or "none"
+        raise CacheError(
+            f"The {len(shards)} shards wrote to these feature spaces: {spaces}; expected the same one. "
+            "They ran with other code or other weights. Give all steps one image and run again."
+        )
+    shapes = tuple((int(c), int(h), int(w)) for c, h, w in parts[0]["shapes"])
+    entries = tuple(sorted(set(manifest.frame["sha256"])))
+    extracted, fetched = (sum(part[count] for part in parts) for count in ("extracted", "fetched"))
+    root = Workspace.from_environment().features
+    return CacheManifest(root, found.pop(), shapes, entries, extracted=extracted, fetched=fetched)

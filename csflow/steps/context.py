@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 ERROR_FILE = "CSFLOW_ERROR_FILE"
 
-FLOW_CODE = ("convolution", "device", "flow", "training")
+FLOW_CODE = ("convolution", "device", "distributed", "flow", "training")
 """Modules that decide what a flow becomes, given features and configuration."""
 
 FITTING_CODE = ("baselines", "kinds", "model")

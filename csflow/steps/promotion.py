@@ -11,27 +11,30 @@ kept_…        the gate kept the champion: worse, or not enough evidence
 held          a person rolled back; retrains may not replace the champion until the hold is gone
 unchanged     nothing new to decide, the champion stands
 ============  ==================================================================================
+
+On a cluster a promotion goes in canary steps and may be killed between two of them. :func:`reconcile` then goes
+on with it while its challenger is still wanted, and otherwise ends it; see there.
 """
 
 from __future__ import annotations
 
 import getpass
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from csflow.config import LineConfig
 from csflow.errors import RegistryError, UsageError
-from csflow.files import exclusive
 from csflow.progress import say
+from csflow.steps.canary import Decision
 from csflow.steps.rollout import deploy
 from csflow.workspace import Workspace
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
-    from csflow.adapters.deployment import Endpoint
+    from csflow.adapters.deployment import Endpoint, Turn
     from csflow.adapters.registry import Version
     from csflow.gate import GateDecision
 
@@ -78,14 +81,14 @@ def promote(
     """
     from csflow.adapters import registry
 
-    with _one_at_a_time(workspace, line.line):
+    with _one_at_a_time(workspace, line.line) as turn:
         challenger = registry.find_version(workspace, line.line, version)
         outcome, reason = _decided_before(challenger) or _decided(workspace, line.line, decide)
         if outcome == "promoted":
-            return _take_over(workspace, line, challenger, reason, samples)
+            return _take_over(workspace, line, challenger, Decision("gate", reason), samples, turn)
         if outcome != "unchanged":
             _note(workspace, challenger, outcome, reason)
-        return _follow_champion(workspace, line, outcome, reason, samples)
+        return _follow_champion(workspace, line, outcome, reason, samples, turn)
 
 
 def promote_by_hand(workspace: Workspace, line: LineConfig, version: int) -> Promotion:
@@ -97,11 +100,10 @@ def promote_by_hand(workspace: Workspace, line: LineConfig, version: int) -> Pro
     """
     from csflow.adapters import registry
 
-    with _one_at_a_time(workspace, line.line):
+    with _one_at_a_time(workspace, line.line) as turn:
         chosen = registry.find_version(workspace, line.line, version)
-        promotion = _take_over(workspace, line, chosen, f"promoted by hand ({_user()}, {_now()})", ())
-        registry.set_hold(workspace, line.line, None)
-        return promotion
+        decision = Decision("hand", f"promoted by hand ({_user()}, {_now()})")
+        return _take_over(workspace, line, chosen, decision, (), turn)
 
 
 def rollback(workspace: Workspace, line: LineConfig, to: int | None = None, *, reason: str = "") -> Promotion:
@@ -119,10 +121,10 @@ def rollback(workspace: Workspace, line: LineConfig, to: int | None = None, *, r
     """
     from csflow.adapters import registry
 
-    with _one_at_a_time(workspace, line.line):
+    with _one_at_a_time(workspace, line.line) as turn:
         champion = registry.find_version(workspace, line.line)
         former = _former_champion(workspace, champion, to)
-        endpoint = deploy(workspace, line, former, ())
+        endpoint = deploy(workspace, line, former, (), turn).endpoint
         why = f"rolled back from version {champion.version} ({_user()}, {_now()})" + (f": {reason}" if reason else "")
         hold = {"reason": reason, "time": _now(), "user": _user(), "rolled_back": str(champion.version)}
         registry.set_hold(workspace, line.line, hold)
@@ -154,12 +156,22 @@ def release_hold(workspace: Workspace, line: str) -> dict[str, str]:
 def reconcile(workspace: Workspace, line: LineConfig, samples: Sequence[bytes] = ()) -> Promotion:
     """Make the endpoint serve the champion, whatever happened before; the alias is right.
 
+    One thing comes before that: a promotion that was killed on a cluster and whose challenger is still wanted is
+    brought to its end, with what is left of its canary step. It is wanted if the registry still has the version with
+    that digest, and either a person asked for it, or the gate passed it, nobody holds the champion since, and
+    nothing was decided about it otherwise. If it is not wanted, all requests go back to the champion.
+
     Raises:
         RegistryError: If the champion's files are not those registered.
-        DeployError: If its endpoint does not start.
+        DeployError: If its endpoint does not start, or a promotion that went on fails.
     """
-    with _one_at_a_time(workspace, line.line):
-        return _follow_champion(workspace, line, "reconciled", "", samples)
+    with _one_at_a_time(workspace, line.line) as turn:
+        unfinished = _still_wanted(workspace, line.line, turn)
+        if unfinished is None:
+            return _follow_champion(workspace, line, "reconciled", "", samples, turn)
+        version, decision = unfinished
+        done = _take_over(workspace, line, version, decision, samples, turn)
+        return replace(done, outcome="reconciled", reason=f"its promotion was interrupted and went on: {done.reason}")
 
 
 def _decided_before(challenger: Version) -> tuple[str, str] | None:
@@ -185,43 +197,69 @@ def _decided(workspace: Workspace, line: str, decide: Callable[[], GateDecision]
     return "held", f"held by {by}{because}; the gate alone would have said {decision.outcome}: {decision.reason}"
 
 
+def _still_wanted(workspace: Workspace, line: str, turn: Turn) -> tuple[Version, Decision] | None:
+    """The challenger of a promotion that was killed, and why it was to be champion; ``None`` if it is not any more."""
+    from csflow.adapters import registry
+
+    progress = turn.progress
+    if progress is None:
+        return None
+    try:
+        version = registry.find_version(workspace, line, int(progress.release.version))
+    except RegistryError:
+        return None
+    undecided = version.decision == "" and registry.get_hold(workspace, line) is None
+    same = version.tags.get("detector_digest") == progress.release.digest
+    wanted = same and (progress.by == "hand" or undecided)
+    return (version, Decision(progress.by, progress.reason)) if wanted else None
+
+
 def _take_over(
-    workspace: Workspace, line: LineConfig, version: Version, reason: str, samples: Sequence[bytes]
+    workspace: Workspace, line: LineConfig, version: Version, decision: Decision, samples: Sequence[bytes], turn: Turn
 ) -> Promotion:
-    """Deploy, then move the alias.
+    """Deploy, then move the alias; a person's decision ends a hold.
 
     The version counts as decided only after that: if this is interrupted, the next run decides again
     instead of finding nothing to do.
     """
     from csflow.adapters import registry
 
-    endpoint = deploy(workspace, line, version, samples)
+    deployed = deploy(workspace, line, version, samples, turn, decision)
+    reason = f"{decision.reason}; canary: {deployed.note}" if deployed.note else decision.reason
     registry.set_version_tags(workspace, version.line, version.version, {"decision_reason": reason})
     registry.set_alias(workspace, line.line, version.version)
     _note(workspace, version, "promoted", reason)
-    say(f"promote: version {version.version} is champion, served at {endpoint.url}")
-    return Promotion("promoted", reason, version.version, endpoint)
+    if decision.by == "hand":
+        registry.set_hold(workspace, line.line, None)
+    turn.record(None)
+    say(f"promote: version {version.version} is champion, served at {deployed.endpoint.url}")
+    return Promotion("promoted", reason, version.version, deployed.endpoint)
 
 
 def _follow_champion(
-    workspace: Workspace, line: LineConfig, outcome: str, reason: str, samples: Sequence[bytes]
+    workspace: Workspace, line: LineConfig, outcome: str, reason: str, samples: Sequence[bytes], turn: Turn
 ) -> Promotion:
     """Serve the champion; without one nothing may be served."""
     from csflow.adapters import deployment, registry
 
     champion = registry.find_champion(workspace, line.line)
+    given_up = turn.progress
     if champion is None:
         stopped = deployment.stop(workspace, line.line)
+        turn.record(None)
         note = "no champion: the endpoint was stopped" if stopped else "no champion, nothing served"
         return Promotion(outcome, reason or note, None, None)
     before = deployment.status(workspace, line.line)
-    endpoint = deploy(workspace, line, champion, samples)
+    endpoint = deploy(workspace, line, champion, samples, turn).endpoint
+    turn.record(None)
     if before is None:
         note = f"champion version {champion.version} was not served and is now"
     elif before == endpoint:
         note = f"champion version {champion.version} was served already"
     else:
         note = f"version {before.version} was served instead of champion version {champion.version}"
+    if given_up is not None and given_up.release.version != str(champion.version):
+        note += f"; the interrupted promotion of version {given_up.release.version} was given up"
     return Promotion(outcome, reason or note, champion.version, endpoint)
 
 
@@ -250,9 +288,11 @@ def _note(workspace: Workspace, version: Version, decision: str, reason: str) ->
     registry.set_version_tags(workspace, version.line, version.version, tags)
 
 
-def _one_at_a_time(workspace: Workspace, line: str) -> AbstractContextManager[None]:
+def _one_at_a_time(workspace: Workspace, line: str) -> AbstractContextManager[Turn]:
     """A nightly retrain and a person must not switch the same line at once."""
-    return exclusive(workspace.endpoints / f".{line}.lock")
+    from csflow.adapters import deployment
+
+    return deployment.turn(workspace, line)
 
 
 def _user() -> str:

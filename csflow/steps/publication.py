@@ -35,7 +35,7 @@ class Published:
 
 
 def publish(workspace: Workspace, version: Version) -> Published:
-    """Lay a version's detector down as ``detectors/LINE/DIGEST/``, checked against the registered digest.
+    """Lay a version's detector down as :func:`lay_down` does, where every endpoint can read it.
 
     With ``CSFLOW_STORE`` it is uploaded there too, file by file checked, and that is its ``uri``. Published again,
     nothing is sent; other content under that digest is never replaced.
@@ -45,10 +45,25 @@ def publish(workspace: Workspace, version: Version) -> Published:
         StorageError: If the store refuses, does not answer, or holds other content there.
         ConfigError: If ``CSFLOW_STORE`` names no store.
     """
-    from csflow.adapters import registry
     from csflow.adapters.storage import Store
 
     store = Store.from_environment()
+    folder = lay_down(workspace, version)
+    if store is None:
+        return Published(folder, f"{folder.absolute().as_uri()}/")
+    key = f"{DETECTORS}/{version.line}/{folder.name}"
+    store.upload_directory(folder, key)
+    return Published(folder, f"{store.uri(key)}/")
+
+
+def lay_down(workspace: Workspace, version: Version) -> Path:
+    """Lay a version's detector down as ``detectors/LINE/DIGEST/`` on this machine, checked.
+
+    Raises:
+        RegistryError: If the version has no digest, or its files have another one.
+    """
+    from csflow.adapters import registry
+
     expected = version.tags.get("detector_digest")
     folder = registry.download_detector(workspace, version.line, version.version, workspace.detectors / version.line)
     if folder.name != expected:
@@ -56,8 +71,4 @@ def publish(workspace: Workspace, version: Version) -> Published:
             f"Version {version.version} of line {version.line!r} is registered with the detector digest {expected!r}, "
             f"its files have {folder.name!r}. Do not serve it; train again with --force."
         )
-    if store is None:
-        return Published(folder, f"{folder.absolute().as_uri()}/")
-    key = f"{DETECTORS}/{version.line}/{folder.name}"
-    store.upload_directory(folder, key)
-    return Published(folder, f"{store.uri(key)}/")
+    return folder

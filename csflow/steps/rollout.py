@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from csflow.config import LineConfig
 from csflow.errors import DeployError
-from csflow.steps.publication import publish
+from csflow.steps.canary import Decision, Rollout
+from csflow.steps.publication import Published, publish
 from csflow.workspace import Workspace
 
 if TYPE_CHECKING:
-    from csflow.adapters.deployment import Endpoint
+    from csflow.adapters.deployment import Document, Endpoint, Turn
     from csflow.adapters.registry import Version
     from csflow.manifest import Manifest
 
@@ -21,16 +23,39 @@ SAME_SCORE = 1e-3
 """Largest relative difference between a score over HTTP and the detector's own."""
 
 
-def deploy(workspace: Workspace, line: LineConfig, version: Version, samples: Sequence[bytes]) -> Endpoint:
+@dataclass(frozen=True)
+class Deployed:
+    """A version that serves its line.
+
+    Attributes:
+        endpoint: Where.
+        note: What its canary steps showed; empty without any.
+    """
+
+    endpoint: Endpoint
+    note: str = ""
+
+
+def deploy(
+    workspace: Workspace,
+    line: LineConfig,
+    version: Version,
+    samples: Sequence[bytes],
+    turn: Turn,
+    decision: Decision | None = None,
+) -> Deployed:
     """Publish a version, start it beside what serves, try it, and let it take over.
 
     Nothing happens if it serves already. The alias is the caller's to move, afterwards.
 
     Args:
         workspace: Where things are.
-        line: The line; names the port to serve on.
+        line: The line; says where and how it is served.
         version: What to serve.
         samples: Encoded images to try the new endpoint with; none for drawn ones.
+        turn: The right to change the line's endpoint.
+        decision: Why it becomes champion, on a cluster in the line's canary steps; ``None`` if it is so already
+            or was before: then at once.
 
     Raises:
         RegistryError: If the version's files are not those registered.
@@ -38,10 +63,40 @@ def deploy(workspace: Workspace, line: LineConfig, version: Version, samples: Se
     """
     from csflow.adapters import deployment
 
-    directory = publish(workspace, version).folder
-    number, port = str(version.version), line.serving.port
+    published = publish(workspace, version)
+    if deployment.on_cluster():
+        return _on_cluster(line, version, published, samples, turn, decision)
+    return Deployed(_on_this_machine(workspace, line, str(version.version), published.folder, samples))
+
+
+def _on_cluster(
+    line: LineConfig,
+    version: Version,
+    published: Published,
+    samples: Sequence[bytes],
+    turn: Turn,
+    decision: Decision | None,
+) -> Deployed:
+    from csflow.adapters import deployment
+
+    release = deployment.Release(str(version.version), published.digest, published.uri)
+    service = deployment.service(line, turn)
+
+    def trial(endpoint: Endpoint) -> None:
+        smoke_test(endpoint, published.folder, samples)
+
+    note = Rollout(service, turn, line, release, trial, decision).run()
+    return Deployed(service.endpoint(release), note)
+
+
+def _on_this_machine(
+    workspace: Workspace, line: LineConfig, number: str, directory: Path, samples: Sequence[bytes]
+) -> Endpoint:
+    from csflow.adapters import deployment
+
+    port = line.serving.port
     present = deployment.status(workspace, line.line)
-    if present is not None and deployment.serves(present, directory.name, number, port):
+    if isinstance(present, deployment.LocalEndpoint) and deployment.serves(present, directory.name, number, port):
         deployment.sweep(workspace, line.line)
         return present
     candidate = deployment.start_candidate(workspace, line.line, directory, number, port=port)
@@ -52,6 +107,21 @@ def deploy(workspace: Workspace, line: LineConfig, version: Version, samples: Se
         if deployment.status(workspace, line.line) != candidate.endpoint:
             deployment.discard(workspace, candidate)
         raise
+
+
+def champion_document(workspace: Workspace, line: LineConfig) -> Document:
+    """The InferenceService of a line's champion, for people and for GitOps; its detector is published for it.
+
+    Raises:
+        RegistryError: If the line has no champion.
+        DeployError: If a cluster cannot read where detectors are published.
+    """
+    from csflow.adapters import deployment, registry
+
+    champion = registry.find_version(workspace, line.line)
+    published = publish(workspace, champion)
+    release = deployment.Release(str(champion.version), published.digest, published.uri)
+    return deployment.wanted_document(line, release)
 
 
 def sample_images(manifest: Manifest) -> list[bytes]:

@@ -153,11 +153,15 @@ def _next_commands(summary: Summary, workspace: Workspace) -> list[tuple[str, st
         (f".venv/bin/csflow why {line}", "data, run, gate and decision behind the champion"),
         (f".venv/bin/csflow compare {line}", "all runs of the line side by side"),
         (f".venv/bin/csflow serve {line} --port 8080", "serve the champion, with a curl line to try"),
-        (
-            f".venv/bin/mlflow ui --backend-store-uri {_short(workspace.tracking_uri.replace('sqlite:///', ''), 'sqlite:///')}",
-            "the same runs in the browser",
-        ),
+        (_runs_page(workspace.tracking_uri), "the same runs in the browser"),
     ]
+
+
+def _runs_page(tracking_uri: str) -> str:
+    """A server has the page already; a database needs one started."""
+    if not tracking_uri.startswith("sqlite:///"):
+        return tracking_uri
+    return f".venv/bin/mlflow ui --backend-store-uri {_short(tracking_uri.removeprefix('sqlite:///'), 'sqlite:///')}"
 
 
 def _percent(value: float | None) -> str:

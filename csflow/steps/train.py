@@ -20,6 +20,7 @@ from csflow.workspace import Workspace
 if TYPE_CHECKING:
     from csflow.cache import CacheManifest
     from csflow.config import LineConfig
+    from csflow.distributed import Group
     from csflow.training import EpochResult
 
 OnEpoch: TypeAlias = "Callable[[EpochResult], None]"
@@ -29,6 +30,9 @@ def train(
     context_path: str | Path, manifest_path: str | Path, features_path: str | Path, *, model_out: str | Path
 ) -> None:
     """Train, or find the model that equal inputs made before; a killed training resumes.
+
+    With ``resources.gpus`` above 1 and as many GPUs at hand, a process on each of them trains: see
+    :mod:`csflow.steps.torchrun`.
 
     Args:
         context_path: What ``ingest`` wrote.
@@ -58,7 +62,13 @@ def train(
 
 
 def find_or_fit(
-    line: LineConfig, cached: CacheManifest, images: list[str], models: Path, publish: OnEpoch = lambda result: None
+    line: LineConfig,
+    cached: CacheManifest,
+    images: list[str],
+    models: Path,
+    publish: OnEpoch = lambda result: None,
+    *,
+    processes: int | None = None,
 ) -> Path:
     """The model that equal inputs made before, or a new one; a killed training resumes.
 
@@ -68,6 +78,8 @@ def find_or_fit(
         images: SHA-256 of the images to fit.
         models: Folder of all models, each under the digest of what it was made from.
         publish: Told every epoch, those of a model found again too.
+        processes: That train together, with the same result up to rounding; as many as :func:`processes_for` says
+            unless given.
 
     Returns:
         Folder with ``model.safetensors`` and ``training.json``.
@@ -77,14 +89,41 @@ def find_or_fit(
         ModelError: If training diverges.
         CacheError: If a stored feature is damaged.
     """
-    code = FLOW_CODE if line.detector == "csflow" else (*FLOW_CODE, *FITTING_CODE)
-    folder = models / sha256_json([cached.space, images, line.training_digest(), code_version(*code)])
+    folder = model_folder(line, cached, images, models)
     if (folder / "training.json").exists():
         say(f"train: found the model of these {len(images)} images, configuration and seed")
         _republish(folder / "training.json", publish)
+        return folder
+    count = processes_for(line) if processes is None else processes
+    if count == 1:
+        fit_here(line, cached, images, folder, publish)
     else:
-        _fit(line, cached, images, folder, publish)
+        from csflow.steps.torchrun import fit_together
+
+        fit_together(line, cached, images, folder, publish, processes=count)
     return folder
+
+
+def model_folder(line: LineConfig, cached: CacheManifest, images: list[str], models: Path) -> Path:
+    """Where a model lies: below the digest of all that decides what it becomes. On how many GPUs does not."""
+    code = FLOW_CODE if line.detector == "csflow" else (*FLOW_CODE, *FITTING_CODE)
+    return models / sha256_json([cached.space, images, line.training_digest(), code_version(*code)])
+
+
+def processes_for(line: LineConfig) -> int:
+    """How many processes train a line on this machine: one a GPU it asks for, if all of them are here."""
+    wanted = line.resources.gpus
+    if wanted < 2 or line.training.device not in ("auto", "cuda"):
+        return 1
+    import torch
+
+    from csflow.kinds import TRAINED
+
+    here = torch.cuda.device_count()
+    if line.detector not in TRAINED or here < wanted:
+        say(f"train: in one process, though resources.gpus is {wanted}: {line.detector}, {here} CUDA devices here")
+        return 1
+    return min(wanted, line.training.batch_size)
 
 
 def images_to_fit(line: LineConfig, candidates: list[str]) -> list[str]:
@@ -111,16 +150,45 @@ def _republish(history: Path, publish: OnEpoch) -> None:
         publish(EpochResult(**row))
 
 
-def _fit(line: LineConfig, cached: CacheManifest, images: list[str], folder: Path, publish: OnEpoch) -> None:
+def fit_here(
+    line: LineConfig,
+    cached: CacheManifest,
+    images: list[str],
+    folder: Path,
+    publish: OnEpoch,
+    *,
+    group: Group | None = None,
+) -> None:
+    """Fit in this process, alone or as one of a group, of which the first writes and tells.
+
+    Args:
+        line: The line's configuration.
+        cached: Features of at least the images.
+        images: SHA-256 of the images to fit.
+        folder: Becomes the folder of the model; the checkpoint lies beside it.
+        publish: Told every epoch.
+        group: The processes that train together; by default this one.
+
+    Raises:
+        ModelError: If training diverges.
+        CacheError: If a stored feature is damaged.
+        SystemExit: After a signal, with a checkpoint.
+    """
+    from csflow.distributed import ALONE
     from csflow.kinds import TRAINED, fit_model
     from csflow.model import save_model
 
+    group = group or ALONE
     work = folder.with_suffix(".work")
     history = _History(work / "history.json", publish)
     trained = line.detector in TRAINED
-    effort = f", {line.training.epochs} epochs, hidden width {line.flow.hidden}" if trained else ""
-    say(f"train: {line.detector} on {len(images)} images{effort}")
-    model = fit_model(line, cached.open(images), directory=work, on_epoch=history.add)
+    if group.first:
+        effort = f", {line.training.epochs} epochs, hidden width {line.flow.hidden}" if trained else ""
+        together = f", {group.size} processes" if group.size > 1 else ""
+        say(f"train: {line.detector} on {len(images)} images{effort}{together}")
+    model = fit_model(line, cached.open(images), directory=work, on_epoch=history.add, group=group)
+    if not group.first:
+        return
     if trained:
         history.finish(line.training.epochs)
     with new_directory(folder) as target:

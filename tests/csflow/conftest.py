@@ -1,13 +1,17 @@
-"""A real detector that takes a second to make (real features, one narrow block, no training), and an S3 store."""
+"""A detector that takes a second to make (real features, one block, no training), an S3 store, a cluster."""
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import pytest
+
+from tests.csflow.kubernetes_server import Cluster, kubeconfig
+from tests.csflow.kubernetes_server import serve as serve_cluster
 
 MakeDetector = Callable[..., Path]
 
@@ -80,3 +84,18 @@ def bucket(s3_server: str, monkeypatch: pytest.MonkeyPatch) -> str:
     name = f"plant-{next(_buckets)}"
     boto3.session.Session().client("s3").create_bucket(Bucket=name)
     return name
+
+
+@pytest.fixture
+def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
+    """A cluster over HTTP with KServe on it, which csflow's environment points to; promotions are quick there."""
+    from csflow.steps import canary
+
+    made = Cluster()
+    for name in ("KUBERNETES_SERVICE_HOST", "CSFLOW_NAMESPACE", "CSFLOW_SERVE_IMAGE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(canary, "PACE", canary.Pace(ready=1.0, again=0.5, poll=0.05))
+    with contextmanager(serve_cluster)(made) as address:
+        monkeypatch.setenv("KUBECONFIG", str(kubeconfig(tmp_path / "kubeconfig", address)))
+        monkeypatch.setenv("CSFLOW_ENDPOINTS", "kubernetes")
+        yield made

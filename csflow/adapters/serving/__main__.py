@@ -1,8 +1,14 @@
-"""``python -m csflow.adapters.serving``: serve detector directories in the foreground."""
+"""``python -m csflow.adapters.serving``: serve detector directories in the foreground.
+
+Two ways to say what: ``--model LINE=DIRECTORY``, once a line, or as a KServe ``ServingRuntime`` says it, one detector
+with ``--model-dir`` (default ``/mnt/models``, where KServe mounts it) and ``--model-name`` (default: the line that
+the directory was made for). KServe's own spellings with underscores are understood as well.
+"""
 
 from __future__ import annotations
 
 import argparse
+import json
 import logging
 import socket
 import sys
@@ -10,8 +16,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from csflow.adapters.serving import LOOPBACK, ServedDetector, serve
-from csflow.errors import CsflowError, UsageError
+from csflow.errors import CsflowError, ModelError, UsageError
 from csflow.ports import bind
+from csflow.processes import raised_on_sigterm
+
+MOUNTED = Path("/mnt/models")
+"""Where KServe puts what ``storageUri`` names."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -19,12 +29,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s")
     try:
-        versions = dict(_named(text) for text in options.version)
-        models = {
-            name: ServedDetector(Path(directory), versions.get(name, ""))
-            for name, directory in (_named(text) for text in options.model)
-        }
-        serve(models, _listeners(options), grpc_port=options.grpc_port or None)
+        models = _many(options) if options.model else _one(options)
+        # As process 1 of a container a signal without handler is ignored: one that comes while models are loaded
+        # must end the process too. The server puts its own handlers in place later.
+        with raised_on_sigterm():
+            serve(models, _listeners(options), grpc_port=options.grpc_port or None)
     except CsflowError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
@@ -32,14 +41,51 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m csflow.adapters.serving", description=__doc__)
-    parser.add_argument("--model", action="append", required=True, metavar="LINE=DIRECTORY", help="May be repeated.")
-    parser.add_argument("--version", action="append", default=[], metavar="LINE=VERSION", help="Shown in answers.")
-    parser.add_argument("--host", default=LOOPBACK, help="Address to bind (default %(default)s).")
-    parser.add_argument("--port", type=int, default=8080, help="REST port (default %(default)s); 0 takes a free one.")
-    parser.add_argument("--grpc-port", type=int, default=0, help="gRPC port; 0 (default) for no gRPC.")
-    parser.add_argument("--fd", type=int, action="append", help="Inherited bound socket, instead of host and port.")
+    parser = argparse.ArgumentParser(
+        prog="python -m csflow.adapters.serving", description="Serve detector directories until a signal."
+    )
+    add = parser.add_argument
+    add("--model", action="append", metavar="LINE=DIRECTORY", help="May be repeated.")
+    add("--version", action="append", default=[], metavar="LINE=VERSION", help="Shown in answers.")
+    add("--model-dir", "--model_dir", type=Path, metavar="DIRECTORY", help=f"The only detector (default {MOUNTED}).")
+    add("--model-name", "--model_name", metavar="NAME", help="Name of the only detector (default: its line).")
+    add("--model-version", metavar="VERSION", help="Version of the only detector (default: from its digest).")
+    add("--host", default=LOOPBACK, help="Address to bind (default %(default)s).")
+    add("--port", "--http_port", type=int, default=8080, help="REST port (default %(default)s); 0 takes a free one.")
+    add("--grpc-port", "--grpc_port", type=int, default=0, help="gRPC port; 0 (default) for no gRPC.")
+    add("--fd", type=int, action="append", help="Inherited bound socket, instead of host and port.")
     return parser
+
+
+def _many(options: argparse.Namespace) -> dict[str, ServedDetector]:
+    single = ("model_dir", "model_name", "model_version")
+    if given := [f"--{name.replace('_', '-')}" for name in single if getattr(options, name) is not None]:
+        raise UsageError(f"{', '.join(given)} and --model exclude each other: the first names the only detector.")
+    versions = dict(_named(text) for text in options.version)
+    return {
+        name: ServedDetector(Path(directory), versions.get(name, ""))
+        for name, directory in (_named(text) for text in options.model)
+    }
+
+
+def _one(options: argparse.Namespace) -> dict[str, ServedDetector]:
+    if options.version:
+        raise UsageError("--version belongs to --model LINE=DIRECTORY. Use --model-version.")
+    directory = options.model_dir or MOUNTED
+    # A name is asked of the directory even if one is given: a wrong mount is then named before anything is loaded.
+    line = _line_of(directory)
+    return {options.model_name or line: ServedDetector(directory, options.model_version or "")}
+
+
+def _line_of(directory: Path) -> str:
+    """The line a detector directory was made for."""
+    try:
+        return str(json.loads((directory / "config.json").read_text())["line"]["line"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ModelError(
+            f"{directory} is not a detector directory: its config.json names no line. Mount one there, or name it "
+            "with --model-dir."
+        ) from error
 
 
 def _listeners(options: argparse.Namespace) -> list[socket.socket]:

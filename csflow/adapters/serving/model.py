@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import uuid
 from collections.abc import Sequence
 from concurrent.futures import Executor
@@ -12,6 +13,7 @@ from kserve import InferInput, InferOutput, InferRequest, InferResponse, Model
 from kserve.errors import InferenceError, InvalidInput
 from kserve.protocol.infer_type import to_http_parameters
 from PIL import Image
+from prometheus_client import Counter
 
 from csflow.adapters.serving import ServedDetector
 from csflow.adapters.serving.answer import DATATYPES, Answer, answer, columns
@@ -22,6 +24,9 @@ from csflow.files import sha256_tree
 from csflow.images import read_image
 
 logger = logging.getLogger("csflow.serving")
+
+REQUESTS = Counter("csflow_requests", "Requests by how they ended", ("model_name", "outcome"))
+"""``answered``, ``refused`` (the client's mistake) or ``failed`` (ours); a canary is judged by it."""
 
 
 class DetectorModel(Model):  # type: ignore[misc]
@@ -39,7 +44,8 @@ class DetectorModel(Model):  # type: ignore[misc]
     def __init__(self, name: str, served: ServedDetector, executor: Executor) -> None:
         super().__init__(name)
         self._engine = Engine.load(served.directory)
-        self._version = served.version or sha256_tree(served.directory)[:12]
+        # On a cluster the version comes with the detector, in the InferenceService, not as an argument of the runtime.
+        self._version = served.version or os.environ.get("CSFLOW_VERSION") or sha256_tree(served.directory)[:12]
         self._executor = executor
         # The first batch is slow (memory, kernels) and shows whether the detector works at all.
         self._engine.predict([Image.new("RGB", (64, 64))])
@@ -67,14 +73,24 @@ class DetectorModel(Model):  # type: ignore[misc]
         """
         work = self._infer if isinstance(payload, InferRequest) else self._predict
         try:
-            return await asyncio.get_running_loop().run_in_executor(self._executor, work, payload)
+            answered = await asyncio.get_running_loop().run_in_executor(self._executor, work, payload)
         except DataError as error:
+            self._count("refused")
             raise InvalidInput(str(error)) from error
-        except (InvalidInput, InferenceError):
+        except InvalidInput:
+            self._count("refused")
             raise
         except Exception as error:
+            self._count("failed")
+            if isinstance(error, InferenceError):
+                raise
             logger.exception("%s: scoring failed", self.name)
             raise InferenceError(f"{self.name} could not score the images. See the server's log.") from error
+        self._count("answered")
+        return answered
+
+    def _count(self, outcome: str) -> None:
+        REQUESTS.labels(self.name, outcome).inc()
 
     def _predict(self, body: object) -> dict[str, list[Answer]]:
         return {"predictions": self._score(items_of_instances(body), "instances[{}]")}

@@ -172,7 +172,7 @@ def _is_intact(target: Path) -> bool:
 
 def _fetch(repository: Path, commit: str, out: TrackedFolder, inside: str, target: Path, site_cache: Path) -> None:
     """Fill ``target`` with ``images/`` and ``listing.json``."""
-    with quiet_dvc(site_cache, f"Reading {out.folder} at {commit[:12]} from {repository}"):
+    with quiet_dvc(repository, site_cache, f"Reading {out.folder} at {commit[:12]} from {repository}"):
         from dvc.api import DVCFileSystem
 
         system = DVCFileSystem(str(repository), rev=commit)

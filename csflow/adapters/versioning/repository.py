@@ -15,6 +15,7 @@ from csflow.adapters.versioning.checkout import (
     repository_path,
 )
 from csflow.adapters.versioning.git import commit, git
+from csflow.adapters.versioning.remote import refuse_secrets
 from csflow.adapters.versioning.tracked import TrackedFolder, differing_files, quiet_dvc, tracked_folder
 from csflow.config import DataConfig
 from csflow.errors import DataError
@@ -63,16 +64,17 @@ def create_data_repository(folder: Path, remote: str | None = None) -> None:
         remote: Folder, or a URL such as ``s3://bucket/prefix``.
 
     Raises:
-        DataError: If ``folder`` holds something, or git or DVC fail; a folder that was made is removed.
+        DataError: If ``folder`` holds something, ``remote`` holds credentials (it is committed), or git or DVC
+            fail; a folder that was made is removed.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise DataError(f"{folder} is not empty and no data repository. Choose another folder.")
-    folder.mkdir(parents=True, exist_ok=True)
     folder = folder.resolve()
     url = _remote_url(folder, remote)
+    folder.mkdir(parents=True, exist_ok=True)
     try:
         git("init", "--quiet", "--initial-branch=main", repository=folder)
-        with quiet_dvc(site_cache(folder), f"Making {folder} a DVC repository"):
+        with quiet_dvc(folder, site_cache(folder), f"Making {folder} a DVC repository"):
             from dvc.repo import Repo
 
             Repo.init(str(folder)).close()
@@ -91,6 +93,7 @@ def _remote_url(folder: Path, remote: str | None) -> str:
         return f'"../../{folder.name}-remote"'
     if any(character in remote for character in '"\n'):
         raise DataError(f"The remote {remote!r} holds a quote or line break. Give a folder or a URL.")
+    refuse_secrets(remote)
     return f'"{remote}"' if "://" in remote else f'"{Path(remote).absolute()}"'
 
 
@@ -121,7 +124,7 @@ def _require_committed(repository: Path, out: TrackedFolder) -> None:
     if git("status", "--porcelain", "--", out.dvc_file, repository=repository):
         raise DataError(f"{repository / out.dvc_file} has uncommitted changes. Commit or restore it first.")
     folder = repository / out.folder
-    with quiet_dvc(site_cache(repository), f"Pulling {out.folder} in {repository}"):
+    with quiet_dvc(repository, site_cache(repository), f"Pulling {out.folder} in {repository}"):
         from dvc.api import DVCFileSystem
         from dvc.repo import Repo
 
@@ -152,7 +155,7 @@ def add_and_push(repository: Path, path: str, message: str) -> Recorded:
     ours = [dvc_file, dvc_file.parent / ".gitignore"]
     before = {file: file.read_bytes() if file.exists() else None for file in ours}
     try:
-        with quiet_dvc(site_cache(repository), f"Recording {path} in {repository}"):
+        with quiet_dvc(repository, site_cache(repository), f"Recording {path} in {repository}"):
             from dvc.repo import Repo
 
             with Repo(str(repository)) as repo:

@@ -6,7 +6,6 @@ import hashlib
 import json
 import logging
 import os
-import re
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -17,6 +16,7 @@ from posixpath import normpath
 import yaml
 
 from csflow.adapters.versioning.git import git
+from csflow.adapters.versioning.remote import explain
 from csflow.errors import DataError
 
 Listing = dict[str, str]
@@ -114,8 +114,8 @@ def md5_file(path: Path) -> str:
 
 
 @contextmanager
-def quiet_dvc(site_cache: Path, doing: str) -> Iterator[None]:
-    """Call DVC without analytics or log output and with its bookkeeping in ``site_cache``.
+def quiet_dvc(repository: Path, site_cache: Path, doing: str) -> Iterator[None]:
+    """Call DVC in ``repository`` without analytics or log output, with its bookkeeping in ``site_cache``.
 
     Raises:
         DataError: For whatever goes wrong in DVC or the store behind it, with ``doing`` in front.
@@ -127,7 +127,7 @@ def quiet_dvc(site_cache: Path, doing: str) -> Iterator[None]:
         raise
     # DVC passes on the errors of every store it knows (botocore, fsspec, SSH, …): no narrower class holds them.
     except Exception as error:
-        raise DataError(f"{doing} failed: {_innermost(error)}") from error
+        raise DataError(f"{doing} failed: {explain(error, repository)}") from error
 
 
 @contextmanager
@@ -158,10 +158,3 @@ def _silent_loggers() -> Iterator[None]:
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
-
-
-def _innermost(error: BaseException) -> str:
-    """The cause that says most: DVC wraps a store's own words several times."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    return re.sub(r"\x1b\[[0-9;]*m", "", str(error)) or type(error).__name__

@@ -2,26 +2,33 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 import typer
+import yaml
 from typer.testing import CliRunner
 
-from csflow.adapters import serving
-from csflow.adapters.deployment import Endpoint
+from csflow.adapters import deployment, registry, serving
+from csflow.adapters.deployment import LocalEndpoint, Release, Wanted
+from csflow.adapters.deployment.turns import LocalTurn
 from csflow.adapters.serving import ServedDetector
+from csflow.cli.endpoint import endpoint
+from csflow.cli.lines import lines as lines_command
 from csflow.cli.promote import promote
 from csflow.cli.reconcile import reconcile
 from csflow.cli.rollback import rollback
 from csflow.cli.serve import serve
+from csflow.config import load_line
 from csflow.errors import ConfigError, CsflowError, DeployError, ModelError, UsageError
 from csflow.ports import bind
-from csflow.steps import promotion
+from csflow.steps import promotion, rollout
 from csflow.steps.promotion import Promotion
+from tests.csflow.kubernetes_server import Cluster
 
-ENDPOINT = Endpoint("tiles", "http://127.0.0.1:4000", "127.0.0.1:4001", 1, "s", "d", "2", "log")
+ENDPOINT = LocalEndpoint("tiles", "http://127.0.0.1:4000", "127.0.0.1:4001", 1, "s", "d", "2", "log")
 DONE = Promotion("rolled_back", "because", 2, ENDPOINT)
 
 
@@ -39,6 +46,36 @@ def run(command: object, *arguments: str) -> str:
 def lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, home: Path) -> None:
     (tmp_path / "tiles.yaml").write_text("line: tiles\ndata: {path: data/tiles}\n")
     monkeypatch.setenv("CSFLOW_LINES", str(tmp_path))
+
+
+def test_endpoint_shows_what_answers_and_what_is_tried_beside_it(cluster: Cluster) -> None:
+    line = load_line("tiles")
+    assert "nothing answers" in run(endpoint, "tiles")
+    service = deployment.service(line, LocalTurn())
+    one, two = (Release(str(n), f"{n}" * 64, f"s3://store/detectors/tiles/{f'{n}' * 64}/") for n in (1, 2))
+    service.apply(Wanted(one))
+    service.apply(Wanted(one, None, two, 10))
+    shown = run(endpoint, "tiles")
+    for part in ("http://tiles.example.com serves version 1", "version 2 at 10 %", "kubectl logs -n factory"):
+        assert part in shown
+
+
+def test_endpoint_prints_the_inference_service_of_the_champion(monkeypatch: pytest.MonkeyPatch) -> None:
+    document = {"kind": "InferenceService", "spec": {"predictor": {"model": {"storageUri": "s3://b/tiles/d/"}}}}
+    monkeypatch.setattr(rollout, "champion_document", lambda _, line: document | {"line": line.line})
+    assert yaml.safe_load(run(endpoint, "tiles", "--yaml")) == document | {"line": "tiles"}
+
+
+def test_lines_are_listed_although_their_cluster_does_not_answer(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(registry, "find_champion", lambda *_: None)
+    monkeypatch.setattr(registry, "get_hold", lambda *_: None)
+    cluster.denied.add(("get", "inferenceservices"))
+    (row,) = json.loads(run(lines_command, "--json"))
+    assert row["endpoint"] is None
+    assert 'verbs ["get"]' in row["endpoint_error"]
+    assert "unknown" in run(lines_command)
 
 
 @pytest.fixture

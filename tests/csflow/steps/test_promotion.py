@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from csflow.adapters import deployment, registry
-from csflow.adapters.deployment import Candidate, Endpoint
+from csflow.adapters.deployment import Candidate, LocalEndpoint
 from csflow.adapters.registry import Version
 from csflow.config import DataConfig, LineConfig
 from csflow.errors import DeployError, RegistryError, UsageError
@@ -32,7 +32,7 @@ class World:
     def __init__(self) -> None:
         self.known: dict[int, Version] = {}
         self.hold: dict[str, str] | None = None
-        self.endpoint: Endpoint | None = None
+        self.endpoint: LocalEndpoint | None = None
         self.candidates: list[Candidate] = []
         self.broken = ""
         self.calls: list[str] = []
@@ -92,19 +92,19 @@ class World:
         return parent / f"d{which}"
 
     # what promotion uses of the deployment
-    def status(self, _: Workspace, line: str) -> Endpoint | None:
+    def status(self, _: Workspace, line: str) -> LocalEndpoint | None:
         return self.endpoint
 
-    def serves(self, endpoint: Endpoint, digest: str, version: str, port: int) -> bool:
+    def serves(self, endpoint: LocalEndpoint, digest: str, version: str, port: int) -> bool:
         return (endpoint.digest, endpoint.version) == (digest, version)
 
     def start_candidate(self, _: Workspace, line: str, directory: Path, version: str, *, port: int) -> Candidate:
         self.call("start_candidate")
-        endpoint = Endpoint(line, f"http://h:{version}", "h:1", int(version), "s", directory.name, version, "log")
+        endpoint = LocalEndpoint(line, f"http://h:{version}", "h:1", int(version), "s", directory.name, version, "log")
         self.candidates.append(Candidate(endpoint, directory, port))
         return self.candidates[-1]
 
-    def switch(self, _: Workspace, candidate: Candidate) -> Endpoint:
+    def switch(self, _: Workspace, candidate: Candidate) -> LocalEndpoint:
         self.call("switch")
         self.candidates.remove(candidate)
         self.endpoint = candidate.endpoint
@@ -120,7 +120,7 @@ class World:
     def sweep(self, _: Workspace, line: str) -> None:
         pass
 
-    def smoke_test(self, endpoint: Endpoint, directory: Path, samples: object) -> None:
+    def smoke_test(self, endpoint: LocalEndpoint, directory: Path, samples: object) -> None:
         self.call("smoke_test")
 
 

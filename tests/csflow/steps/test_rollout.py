@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from csflow.adapters import deployment
-from csflow.adapters.deployment import Endpoint
+from csflow.adapters.deployment import LocalEndpoint
 from csflow.config import RolesConfig
 from csflow.detector import Detector
 from csflow.errors import DeployError
@@ -19,7 +19,7 @@ from csflow.images import read_image
 from csflow.manifest import build_manifest
 from csflow.steps.rollout import SAME_SCORE, sample_images, smoke_test
 
-ENDPOINT = Endpoint("tiles", "http://127.0.0.1:1", "127.0.0.1:2", 1, "s", "digest", "7", "the.log")
+ENDPOINT = LocalEndpoint("tiles", "http://127.0.0.1:1", "127.0.0.1:2", 1, "s", "digest", "7", "the.log")
 Answers = list[dict[str, object]]
 
 
@@ -51,7 +51,7 @@ def test_an_honest_endpoint_passes(directory: Path, monkeypatch: pytest.MonkeyPa
 def test_a_difference_fails(
     directory: Path, monkeypatch: pytest.MonkeyPatch, change: Callable[[dict[str, object]], dict[str, object]]
 ) -> None:
-    def altered(_: Endpoint, images: list[bytes]) -> Answers:
+    def altered(_: LocalEndpoint, images: list[bytes]) -> Answers:
         *others, last = honest(directory, images)
         return [*others, change(last)]
 

@@ -22,6 +22,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from prometheus_client.parser import text_string_to_metric_families
 
 from csflow.adapters.serving import without_arguments
 from csflow.adapters.serving.__main__ import main
@@ -414,6 +415,51 @@ def test_a_wrong_option_is_named(capsys: pytest.CaptureFixture[str]) -> None:
 def test_a_port_in_use_is_named(server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--port", str(server.port), "--model", f"x={tmp_path}"]) == 1
     assert f"Port {server.port} on 127.0.0.1 is in use" in capsys.readouterr().err
+
+
+def counted(connection: http.client.HTTPConnection) -> dict[str, float]:
+    """Requests of the line tiles by outcome, as Prometheus reads them."""
+    connection.request("GET", "/metrics")
+    text = connection.getresponse().read().decode()
+    samples = [sample for family in text_string_to_metric_families(text) for sample in family.samples]
+    return {
+        sample.labels["outcome"]: sample.value
+        for sample in samples
+        if sample.name == "csflow_requests_total" and sample.labels["model_name"] == "tiles"
+    }
+
+
+def test_requests_are_counted_by_how_they_end(connection: http.client.HTTPConnection) -> None:
+    right, wrong = {"instances": [b64(IMAGES[0])]}, {"instances": [b64(b"no image")]}
+    for body in (right, wrong):
+        post(connection, V1, body)
+    before = counted(connection)
+    for body in (right, right, wrong):
+        post(connection, V1, body)
+    after = counted(connection)
+    assert {name: after[name] - before[name] for name in after} == {"answered": 2.0, "refused": 1.0}
+
+
+@pytest.mark.slow
+def test_a_request_that_fails_is_counted_as_such(make_detector: Callable[..., Path]) -> None:
+    code = """if True:
+        import asyncio, sys
+        from concurrent.futures import ThreadPoolExecutor
+        from pathlib import Path
+        from csflow.adapters.serving import ServedDetector, without_arguments
+        with without_arguments():
+            from csflow.adapters.serving.model import REQUESTS, DetectorModel, InferenceError
+        model = DetectorModel("tiles", ServedDetector(Path(sys.argv[1])), ThreadPoolExecutor(1))
+        model._engine = None  # as if memory were broken
+        try:
+            asyncio.run(model.predict({"instances": [sys.argv[2]]}))
+        except InferenceError:
+            print(REQUESTS.labels("tiles", "failed")._value.get(), model._version)
+    """
+    command = [sys.executable, "-c", code, str(make_detector("tiles")), b64(IMAGES[1])]
+    environment = os.environ | {"CSFLOW_VERSION": "9"}
+    found = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert found.stdout.split() == ["1.0", "9"]
 
 
 @pytest.mark.slow

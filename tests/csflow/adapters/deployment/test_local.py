@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import sys
@@ -14,8 +15,9 @@ from pathlib import Path
 import pytest
 
 from csflow import processes
-from csflow.adapters import deployment
-from csflow.adapters.deployment import Endpoint
+from csflow.adapters.deployment import endpoint as endpoints
+from csflow.adapters.deployment import local as deployment
+from csflow.adapters.deployment.local import LocalEndpoint
 from csflow.errors import DeployError
 from csflow.files import sha256_tree
 from csflow.ports import bind, free_port
@@ -122,7 +124,7 @@ def detector(workspace: Workspace, behaviour: str = "well", name: str = "a") -> 
     return directory
 
 
-def running(endpoint: Endpoint) -> bool:
+def running(endpoint: LocalEndpoint) -> bool:
     return processes.is_running(endpoint.pid, endpoint.started)
 
 
@@ -290,10 +292,10 @@ def test_stop_ends_even_a_stubborn_server(workspace: Workspace, monkeypatch: pyt
 def test_images_are_scored_in_order_and_in_portions(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")  # must not be asked for a loopback address
     endpoint = deployment.ensure(workspace, "tiles", detector(workspace), "3")
-    images = [bytes([number]) for number in range(deployment.BATCH + 3)]
+    images = [bytes([number]) for number in range(endpoints.BATCH + 3)]
     answers = deployment.score(endpoint, images, boxes=True)
     assert [answer["sent"]["image"]["b64"] for answer in answers] == [
-        deployment.base64.b64encode(image).decode() for image in images
+        base64.b64encode(image).decode() for image in images
     ]
     assert answers[0]["sent"]["boxes"] is True
 

@@ -8,7 +8,6 @@ outlives a crash of the caller unnoticed.
 
 from __future__ import annotations
 
-import base64
 import json
 import os
 import socket
@@ -24,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from csflow import processes
+from csflow.adapters.deployment.endpoint import Endpoint, request_bodies
 from csflow.errors import DeployError
 from csflow.files import sha256_tree, write_json
 from csflow.ports import bind, free_port
@@ -34,11 +34,10 @@ SERVER = (sys.executable, "-m", "csflow.adapters.serving")
 READY_SECONDS = 180.0
 STOP_SECONDS = 35.0
 LOG_LINES = 15
-BATCH = 16
 
 
 @dataclass(frozen=True)
-class Endpoint:
+class LocalEndpoint:
     """A server process of one line.
 
     Attributes:
@@ -62,6 +61,11 @@ class Endpoint:
     log: str
 
     @property
+    def beside(self) -> str:
+        """Nothing is tried beside a local endpoint: a candidate serves nobody."""
+        return ""
+
+    @property
     def port(self) -> int:
         """Port of the REST server."""
         return int(self.url.rpartition(":")[2])
@@ -77,7 +81,7 @@ class Candidate:
         port: The port it will serve on; 0 for the one it has.
     """
 
-    endpoint: Endpoint
+    endpoint: LocalEndpoint
     directory: Path
     port: int
 
@@ -113,7 +117,7 @@ def start_candidate(
     return Candidate(endpoint, directory, port)
 
 
-def switch(workspace: Workspace, candidate: Candidate) -> Endpoint:
+def switch(workspace: Workspace, candidate: Candidate) -> LocalEndpoint:
     """Let a candidate serve its line, then stop the server it replaces.
 
     With a fixed port that the former server holds, a second server is started on the same port first: both
@@ -154,7 +158,7 @@ def ensure(
     *,
     port: int = 0,
     deadline: float = READY_SECONDS,
-) -> Endpoint:
+) -> LocalEndpoint:
     """Make this detector the one that serves; nothing happens if it does so already.
 
     Raises:
@@ -166,13 +170,13 @@ def ensure(
     return switch(workspace, start_candidate(workspace, line, directory, version, port=port, deadline=deadline))
 
 
-def serves(endpoint: Endpoint, digest: str, version: str, port: int = 0) -> bool:
+def serves(endpoint: LocalEndpoint, digest: str, version: str, port: int = 0) -> bool:
     """Whether an endpoint answers with this detector under this version, on this port unless 0."""
     same = (endpoint.digest, endpoint.version) == (digest, version) and port in (0, endpoint.port)
     return same and healthy(endpoint)
 
 
-def status(workspace: Workspace, line: str) -> Endpoint | None:
+def status(workspace: Workspace, line: str) -> LocalEndpoint | None:
     """The line's endpoint, or ``None`` if its process is not there (any more)."""
     endpoint = _read(_state_file(workspace, line))
     return endpoint if endpoint is not None and _alive(endpoint) else None
@@ -197,7 +201,7 @@ def sweep(workspace: Workspace, line: str) -> None:
             _end(workspace, endpoint)
 
 
-def healthy(endpoint: Endpoint) -> bool:
+def healthy(endpoint: LocalEndpoint) -> bool:
     """Whether the endpoint's process is there and its model is ready."""
     return _alive(endpoint) and _ready(endpoint)
 
@@ -212,12 +216,7 @@ def score(
     """
     url = f"{endpoint.url}/v1/models/{endpoint.line}:predict"
     answers: list[dict[str, Any]] = []
-    for start in range(0, len(images), BATCH):
-        instances = [
-            {"image": {"b64": base64.b64encode(image).decode()}, "heatmap": heatmap, "boxes": boxes}
-            for image in images[start : start + BATCH]
-        ]
-        body = json.dumps({"instances": instances}).encode()
+    for body in request_bodies(images, heatmap=heatmap, boxes=boxes):
         request = urllib.request.Request(url, data=body, headers={"Content-Type": "application/json"})
         try:
             with _opener().open(request, timeout=timeout) as response:
@@ -239,7 +238,7 @@ def _launch(
     deadline: float,
     *,
     digest: str | None = None,
-) -> Endpoint:
+) -> LocalEndpoint:
     """Start a detached server process, record it, and wait until its model is ready."""
     log = workspace.endpoints / f"{line}.log"
     log.parent.mkdir(parents=True, exist_ok=True)
@@ -267,7 +266,7 @@ def _launch(
         except OSError as error:
             raise DeployError(f"The server of {line} cannot be started: {error}.") from error
     started = processes.start_time(process.pid) or ""
-    endpoint = Endpoint(line, public, f"{HOST}:{grpc_port}", process.pid, started, digest, version, str(log))
+    endpoint = LocalEndpoint(line, public, f"{HOST}:{grpc_port}", process.pid, started, digest, version, str(log))
     write_json(_record(workspace, endpoint), asdict(endpoint))
     try:
         _wait_until_ready(replace(endpoint, url=private), process, deadline, offset)
@@ -296,7 +295,7 @@ def _url(listener: socket.socket) -> str:
     return f"http://{host}:{port}"
 
 
-def _wait_until_ready(endpoint: Endpoint, process: subprocess.Popen[bytes], deadline: float, offset: int) -> None:
+def _wait_until_ready(endpoint: LocalEndpoint, process: subprocess.Popen[bytes], deadline: float, offset: int) -> None:
     end = time.monotonic() + deadline
     while time.monotonic() < end:
         if process.poll() is not None:
@@ -320,7 +319,7 @@ def _last_lines(log: Path, offset: int) -> str:
     return "\n".join([f"Last lines of {log}:", *(lines[-LOG_LINES:] or ["(nothing)"])])
 
 
-def _ready(endpoint: Endpoint) -> bool:
+def _ready(endpoint: LocalEndpoint) -> bool:
     # Not /v2/health/ready: that is 200 without any model.
     try:
         with _opener().open(f"{endpoint.url}/v2/models/{endpoint.line}/ready", timeout=5) as response:
@@ -334,19 +333,19 @@ def _opener() -> urllib.request.OpenerDirector:
     return urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
-def _end(workspace: Workspace, endpoint: Endpoint) -> None:
+def _end(workspace: Workspace, endpoint: LocalEndpoint) -> None:
     processes.end(endpoint.pid, endpoint.started, patience=STOP_SECONDS)
     _record(workspace, endpoint).unlink(missing_ok=True)
 
 
-def _alive(endpoint: Endpoint) -> bool:
+def _alive(endpoint: LocalEndpoint) -> bool:
     return processes.is_running(endpoint.pid, endpoint.started)
 
 
-def _read(path: Path) -> Endpoint | None:
+def _read(path: Path) -> LocalEndpoint | None:
     """What a state file says; ``None`` if there is none, or one that another version wrote."""
     try:
-        return Endpoint(**json.loads(path.read_text()))
+        return LocalEndpoint(**json.loads(path.read_text()))
     except (OSError, ValueError, TypeError):
         return None
 
@@ -359,5 +358,5 @@ def _records(workspace: Workspace, line: str) -> Path:
     return workspace.endpoints / f"{line}.processes"
 
 
-def _record(workspace: Workspace, endpoint: Endpoint) -> Path:
+def _record(workspace: Workspace, endpoint: LocalEndpoint) -> Path:
     return _records(workspace, endpoint.line) / f"{endpoint.pid}.json"

@@ -1,0 +1,15 @@
+"""Number the shards that features are extracted in."""
+
+from typing import List  # noqa: UP035 - kfp reads the type of a loop's items from here
+
+from kfp import dsl
+
+from components.image import BASE_IMAGE
+
+
+@dsl.component(base_image=BASE_IMAGE, install_kfp_package=False)
+def plan_shards(shards: int) -> List[int]:  # noqa: UP006
+    """See csflow.steps.cache_features.plan_shards. Returns the numbers of the shards."""
+    from csflow.steps import cache_features
+
+    return cache_features.plan_shards(shards)

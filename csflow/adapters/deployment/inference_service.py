@@ -1,0 +1,271 @@
+"""A line's endpoint on a cluster as a KServe InferenceService: the document, and what is read back from it.
+
+KServe knows two deployment modes, chosen for good when an InferenceService is made. A line says which in
+``serving.mode``; csflow always writes it down (``serving.kserve.io/deploymentMode``), so that the cluster's
+default (``inferenceservice-config``, ``deploy.defaultDeploymentMode``) does not matter.
+
+=========================================  ==========================================  ========  ==================
+Mode of the line, and the cluster          How two detectors share the requests        Canary    Tried before it
+                                                                                       steps     gets any request
+=========================================  ==========================================  ========  ==================
+``knative``                                ``spec.predictor.canaryTrafficPercent``:    yes       yes, at 0 %
+                                           newest revision against the last one that
+                                           had all requests
+``standard``; KServe 0.20 or later with    ``spec.canary: [{trafficPercent,            yes       yes, at 0 %
+Gateway API (``enableGatewayApi``)         predictor}]``: a second Deployment,
+                                           weights in the HTTPRoute
+``standard``; KServe 0.20 or later with    accepted, the second Deployment starts,     refused   no: rolling update
+plain Ingress or no ingress                and no request ever reaches it
+``standard``; KServe before 0.20           ``spec.canary`` is unknown and dropped      refused   no: rolling update
+=========================================  ==========================================  ========  ==================
+
+``canaryTrafficPercent`` in Standard mode is ignored without a word, ``spec.canary`` in Knative mode is refused by
+KServe's webhook. What a cluster really does is not taken from its version: a dry run shows whether it keeps
+``spec.canary``, and after each step the share is read back from the HTTPRoute (Standard) or the traffic status
+(Knative).
+
+Where things are written decides what restarts. KServe copies annotations and labels of the InferenceService onto
+its pods, so a change there would restart every pod (Standard) or make a new revision (Knative). The version and
+digest of a detector therefore stand at its *predictor*, where they live as long as its pods, and the canary step
+stands at the line's Lease (:mod:`csflow.adapters.deployment.turns`). In Standard mode a detector that passed takes
+over by its ``predictor.name``, without a restart; names alternate between ``a`` and ``b``, because a Service's
+name has 63 characters and a line's may have 50.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from csflow.config import LineConfig, ServingConfig
+from csflow.errors import DeployError
+
+Document = dict[str, Any]
+
+API_VERSION = "serving.kserve.io/v1beta1"
+MODE = "serving.kserve.io/deploymentMode"
+MODES = {"standard": "Standard", "knative": "Knative"}
+LEGACY_MODES = {"RawDeployment": "Standard", "Serverless": "Knative"}
+MODEL_FORMAT = "csflow"
+CONTAINER = "kserve-container"
+READABLE = ("s3://", "gs://", "pvc://", "https://", "hf://", "oci://")
+"""Schemes KServe's storage initializer reads."""
+
+VERSION, DIGEST = "csflow/version", "csflow/digest"
+FORMER_VERSION, FORMER_DIGEST, FORMER_URI = "csflow/former-version", "csflow/former-digest", "csflow/former-uri"
+LABEL_DIGITS = 16
+_NAME = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")
+
+
+@dataclass(frozen=True)
+class Release:
+    """A published detector, as a cluster serves it.
+
+    Attributes:
+        version: Its registered version.
+        digest: Digest of its directory.
+        uri: Where KServe reads it; ends in ``LINE/DIGEST/``.
+    """
+
+    version: str
+    digest: str
+    uri: str
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What a line's InferenceService should say.
+
+    Attributes:
+        champion: What serves.
+        former: What served before it, written down for people; ``None`` for nothing.
+        challenger: What is tried beside it; ``None`` for nothing.
+        percent: The challenger's share of the requests.
+        name: ``predictor.name`` of the champion in Standard mode; empty for none.
+    """
+
+    champion: Release
+    former: Release | None = None
+    challenger: Release | None = None
+    percent: int = 0
+    name: str = ""
+
+
+@dataclass(frozen=True)
+class Observed:
+    """What a line's InferenceService says.
+
+    Attributes:
+        wanted: The document read back; ``None`` if csflow did not write it.
+        mode: ``standard`` or ``knative``; empty if the cluster has not told yet.
+        url: Address from outside, else from inside the cluster; empty before there is one.
+        ready: Whether KServe says that it is ready.
+        troubles: What KServe says is wrong.
+        status: KServe's status.
+    """
+
+    wanted: Wanted | None
+    mode: str
+    url: str
+    ready: bool
+    troubles: tuple[str, ...]
+    status: Mapping[str, Any]
+
+
+def document(line: LineConfig, wanted: Wanted, namespace: str) -> Document:
+    """The InferenceService of a line.
+
+    This is the only place that says how it looks: promotions apply it, and ``csflow endpoint LINE --yaml``
+    prints it.
+
+    Raises:
+        DeployError: If KServe cannot have it: a name that starts with a digit, or a detector it cannot read.
+    """
+    _check(line, wanted)
+    mode = line.serving.mode
+    annotations = {MODE: MODES[mode]}
+    if mode == "knative":
+        # Without a tag Knative may take the pods of a revision that gets no requests yet.
+        annotations["serving.kserve.io/enable-tag-routing"] = "true"
+    return {
+        "apiVersion": API_VERSION,
+        "kind": "InferenceService",
+        "metadata": {
+            "name": line.line,
+            "namespace": namespace,
+            "labels": {"app.kubernetes.io/part-of": "csflow", "app.kubernetes.io/managed-by": "csflow",
+                       "csflow/line": line.line},
+            "annotations": annotations,
+        },
+        "spec": _knative(line, wanted) if mode == "knative" else _standard(line, wanted),
+    }  # fmt: skip
+
+
+def observed(found: Document) -> Observed:
+    """Read an InferenceService back."""
+    metadata, spec, status = found["metadata"], found.get("spec", {}), found.get("status", {})
+    mode = status.get("deploymentMode") or metadata.get("annotations", {}).get(MODE, "")
+    conditions = {condition["type"]: condition for condition in status.get("conditions", [])}
+    address = status.get("address") or {}
+    return Observed(
+        wanted=_wanted(spec),
+        mode=LEGACY_MODES.get(mode, mode).lower(),
+        url=status.get("url") or address.get("url") or "",
+        ready=conditions.get("Ready", {}).get("status") == "True",
+        troubles=_troubles(conditions, status),
+        status=status,
+    )
+
+
+def selector(line: str, release: Release) -> str:
+    """Labels of the pods that serve a release."""
+    return f"serving.kserve.io/inferenceservice={line},{DIGEST}={release.digest[:LABEL_DIGITS]}"
+
+
+def pods_wanted(serving: ServingConfig, percent: int) -> int:
+    """Pods for a share of the requests, at least one; all of them for all requests."""
+    return max(1, math.ceil(serving.replicas * percent / 100))
+
+
+def other_name(name: str) -> str:
+    """Name of the challenger's predictor beside the champion's."""
+    return "b" if name == "a" else "a"
+
+
+def _knative(line: LineConfig, wanted: Wanted) -> Document:
+    if wanted.challenger is None:
+        return {"predictor": _predictor(line, wanted.champion, wanted.former, line.serving.replicas)}
+    predictor = _predictor(line, wanted.challenger, wanted.champion, line.serving.replicas)
+    return {"predictor": predictor | {"canaryTrafficPercent": wanted.percent}}
+
+
+def _standard(line: LineConfig, wanted: Wanted) -> Document:
+    replicas = line.serving.replicas
+    champion = _predictor(line, wanted.champion, wanted.former, replicas)
+    champion |= {"name": wanted.name} if wanted.name else {}
+    if wanted.challenger is None:
+        return {"predictor": champion}
+    challenger = _predictor(line, wanted.challenger, wanted.champion, pods_wanted(line.serving, wanted.percent))
+    challenger["name"] = other_name(wanted.name)
+    return {"predictor": champion, "canary": [{"trafficPercent": wanted.percent, "predictor": challenger}]}
+
+
+def _predictor(line: LineConfig, release: Release, former: Release | None, replicas: int) -> Document:
+    """One detector's pods; all that is written here belongs to the release, not to the moment."""
+    annotations = {VERSION: release.version, DIGEST: release.digest}
+    if former is not None:
+        annotations |= {FORMER_VERSION: former.version, FORMER_DIGEST: former.digest, FORMER_URI: former.uri}
+    asked = {"cpu": line.serving.cpu, "memory": line.serving.memory}
+    model: Document = {
+        "name": CONTAINER,  # the schema of spec.canary demands it
+        "modelFormat": {"name": MODEL_FORMAT},
+        "protocolVersion": "v2",
+        "storageUri": release.uri,
+        "env": [{"name": "CSFLOW_VERSION", "value": release.version}],
+        # Limits as well: KServe would fill in its own, which may lie below what is asked for.
+        "resources": {"requests": asked, "limits": dict(asked)},
+    }
+    image = os.environ.get("CSFLOW_SERVE_IMAGE")
+    model |= {"image": image} if image else {}
+    labels = {DIGEST: release.digest[:LABEL_DIGITS], VERSION: release.version}
+    return {"minReplicas": replicas, "labels": labels, "annotations": annotations, "model": model}
+
+
+def _check(line: LineConfig, wanted: Wanted) -> None:
+    if not _NAME.fullmatch(line.line):
+        raise DeployError(
+            f"Line {line.line!r} cannot be the name of an InferenceService: KServe wants a letter first. "
+            "Rename the line."
+        )
+    for release in (wanted.champion, wanted.challenger):
+        if release is not None and not release.uri.startswith(READABLE):
+            raise DeployError(
+                f"Version {release.version} of line {line.line!r} is published at {release.uri}, which a cluster "
+                f"cannot read; expected {', '.join(READABLE)}. Set CSFLOW_STORE=s3://BUCKET/PREFIX and promote again."
+            )
+        if release is not None and not release.uri.endswith(f"/{release.digest}/"):
+            raise DeployError(
+                f"Version {release.version} of line {line.line!r} is published at {release.uri}, expected a path that "
+                f"ends in its digest: …/{line.line}/{release.digest}/. Never serve an alias."
+            )
+
+
+def _wanted(spec: Document) -> Wanted | None:
+    predictor = spec.get("predictor", {})
+    newest, before = _release(predictor), _former(predictor)
+    name = str(predictor.get("name", ""))
+    if newest is None:
+        return None
+    percent = predictor.get("canaryTrafficPercent")
+    if percent is not None and before is not None:
+        return Wanted(before, None, newest, int(percent))
+    for canary in spec.get("canary", []):
+        return Wanted(newest, before, _release(canary["predictor"]), int(canary["trafficPercent"]), name)
+    return Wanted(newest, before, name=name)
+
+
+def _release(predictor: Document) -> Release | None:
+    annotations, model = predictor.get("annotations", {}), predictor.get("model", {})
+    known = annotations.get(VERSION), annotations.get(DIGEST), model.get("storageUri")
+    return Release(*known) if all(known) else None
+
+
+def _former(predictor: Document) -> Release | None:
+    known = [predictor.get("annotations", {}).get(key) for key in (FORMER_VERSION, FORMER_DIGEST, FORMER_URI)]
+    return Release(*known) if all(known) else None
+
+
+def _troubles(conditions: Mapping[str, Document], status: Document) -> tuple[str, ...]:
+    said = [
+        f"{name}: {' '.join(part for part in (each.get('reason'), each.get('message')) if part)}"
+        for name, each in sorted(conditions.items())
+        if each.get("status") != "True" and name != "Stopped" and (each.get("reason") or each.get("message"))
+    ]
+    failure = status.get("modelStatus", {}).get("lastFailureInfo") or {}
+    if failure.get("message"):
+        said.append(f"{failure.get('reason', 'model')}: {failure['message']}")
+    return tuple(said)

@@ -1,0 +1,250 @@
+"""One's turn to change a line's endpoint: of all machines one at a time, and how far the last one came.
+
+On one machine that is a locked file. On a cluster it is a Lease named ``csflow-LINE``: its holder writes a new
+time every few seconds; who finds the same time unchanged for as long as the lease says takes it over. Clocks
+of different machines are never compared. Every write carries the version that was read, so that of two
+takers one loses.
+
+The Lease also keeps the canary step, because it outlives a holder that is killed between two steps.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any, Protocol
+
+from csflow.adapters.deployment.inference_service import Release
+from csflow.adapters.deployment.kubernetes_api import LEASE, ApiError, KubernetesApi
+from csflow.errors import DeployError
+
+Document = dict[str, Any]
+
+LEASE_SECONDS = 15
+"""How long a holder may be silent."""
+
+PATIENCE_SECONDS = 40.0
+"""How long to wait for one's turn: longer than a killed holder's lease, shorter than a canary."""
+
+_PREFIX = "csflow/canary-"
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a promotion came.
+
+    Attributes:
+        release: The challenger.
+        percent: Its share of the requests in the present step; 0 before the first.
+        started: When that step started, UTC.
+        by: ``gate`` or ``hand``: who decided that it shall be champion.
+        reason: Why, for its version's tags.
+    """
+
+    release: Release
+    percent: int
+    started: datetime
+    by: str
+    reason: str
+
+
+class Turn(Protocol):
+    """The right to change a line's endpoint, and what the one before left behind."""
+
+    progress: Progress | None
+
+    def check(self) -> None:
+        """Raise a :class:`csflow.errors.DeployError` if somebody else has the turn by now."""
+
+    def record(self, progress: Progress | None) -> None:
+        """Write down how far a promotion came; ``None`` when it is over."""
+
+
+@dataclass
+class LocalTurn:
+    """A turn on this machine, where nothing is done in steps."""
+
+    progress: Progress | None = None
+
+    def check(self) -> None:
+        """Nothing to check: the kernel holds the lock."""
+
+    def record(self, progress: Progress | None) -> None:
+        """Nothing to keep: a local endpoint is switched at once."""
+
+
+@contextmanager
+def lease(api: KubernetesApi, line: str, *, patience: float = PATIENCE_SECONDS) -> Iterator[Turn]:
+    """Hold the line's Lease.
+
+    Args:
+        api: The cluster.
+        line: The line.
+        patience: Seconds to wait for it.
+
+    Raises:
+        DeployError: If somebody else still holds it after that time; who and since when is told.
+    """
+    turn = _LeaseTurn(api, f"csflow-{line}")
+    turn.take(patience)
+    stop = threading.Event()
+    keeper = threading.Thread(target=turn.keep, args=(stop,), daemon=True, name=f"lease-{line}")
+    keeper.start()
+    try:
+        yield turn
+    finally:
+        stop.set()
+        keeper.join()
+        turn.give_back()
+
+
+@dataclass
+class _LeaseTurn:
+    """A Lease of ours; the keeper's thread and the promotion take turns at it, never both at once."""
+
+    api: KubernetesApi
+    name: str
+    progress: Progress | None = None
+    holder: str = field(default_factory=lambda: f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}")
+    held: Document = field(default_factory=dict)
+    lost: str = ""
+    renewed: float = 0.0
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def take(self, patience: float) -> None:
+        """Wait until the Lease is free or its holder silent, then write our name into it."""
+        seen, since, end = None, time.monotonic(), time.monotonic() + patience
+        while True:
+            found = self.api.get(LEASE, self.name)
+            spec = found["spec"] if found else {}
+            mark = (spec.get("holderIdentity"), spec.get("renewTime"))
+            if mark != seen:
+                seen, since = mark, time.monotonic()
+            silent = time.monotonic() - since >= spec.get("leaseDurationSeconds", 0)
+            if (found is None or not spec.get("holderIdentity") or silent) and self._write_name(found):
+                return
+            if time.monotonic() > end:
+                raise DeployError(
+                    f"Somebody else changes this endpoint: {spec.get('holderIdentity')} holds the Lease {self.name} "
+                    f"since {spec.get('acquireTime')}. A canary may take long; wait for it, or end that process."
+                )
+            time.sleep(0.2 if found is None or not spec.get("holderIdentity") else 1.0)
+
+    def check(self) -> None:
+        """Raise if the Lease was taken over, or could not be renewed for so long that it may have been."""
+        if not self.lost and time.monotonic() - self.renewed > LEASE_SECONDS:
+            self.lost = f"it could not be renewed for {LEASE_SECONDS} seconds"
+        if self.lost:
+            raise DeployError(
+                f"The Lease {self.name} was lost ({self.lost}): somebody else may change this endpoint now. "
+                "Nothing more was changed; look with csflow lines, then csflow reconcile."
+            )
+
+    def record(self, progress: Progress | None) -> None:
+        """Write the step into the Lease's annotations."""
+        self.check()
+        with self.lock:
+            self._renew(_annotations(progress))
+        self.progress = progress
+
+    def keep(self, stop: threading.Event) -> None:
+        """Renew until told to stop; runs in a thread of its own."""
+        while not stop.wait(LEASE_SECONDS / 3):
+            # After an error the next attempt may succeed; `check` knows how long it has been.
+            with self.lock, suppress(ApiError):
+                self._renew()
+            if self.lost:
+                return
+
+    def give_back(self) -> None:
+        """Free the Lease; a failure is harmless, because it runs out by itself."""
+        if self.lost:
+            return
+        self.held["spec"]["holderIdentity"] = ""
+        try:
+            self.api.replace(LEASE, self.held)
+        except ApiError:
+            return
+
+    def _write_name(self, found: Document | None) -> bool:
+        now = _micro_time()
+        spec = {
+            "holderIdentity": self.holder,
+            "leaseDurationSeconds": LEASE_SECONDS,
+            "acquireTime": now,
+            "renewTime": now,
+            "leaseTransitions": (found["spec"].get("leaseTransitions", 0) + 1) if found else 0,
+        }
+        lease: Document = found or {
+            "apiVersion": "coordination.k8s.io/v1",
+            "kind": "Lease",
+            "metadata": {"name": self.name, "namespace": self.api.namespace},
+        }
+        lease = lease | {"spec": spec}
+        try:
+            self.held = self.api.replace(LEASE, lease) if found else self.api.create(LEASE, lease)
+        except ApiError as error:
+            if error.status == 409:
+                return False
+            raise
+        self.renewed = time.monotonic()
+        self.progress = _progress(self.held["metadata"].get("annotations") or {})
+        return True
+
+    def _renew(self, annotations: dict[str, str] | None = None) -> None:
+        asked = time.monotonic()
+        try:
+            self.held = self.api.replace(LEASE, self._renewed(self.held, annotations))
+        except ApiError as error:
+            # The write may have arrived although its answer did not: the version held is then not the latest.
+            found = self.api.get(LEASE, self.name)
+            if found is None or found["spec"].get("holderIdentity") != self.holder:
+                self.lost = error.said or str(error)
+                raise
+            asked = time.monotonic()
+            self.held = self.api.replace(LEASE, self._renewed(found, annotations))
+        self.renewed = asked
+
+    def _renewed(self, lease: Document, annotations: dict[str, str] | None) -> Document:
+        metadata = lease["metadata"] | ({} if annotations is None else {"annotations": annotations})
+        return lease | {"metadata": metadata, "spec": lease["spec"] | {"renewTime": _micro_time()}}
+
+
+def _annotations(progress: Progress | None) -> dict[str, str]:
+    if progress is None:
+        return {}
+    fields = {
+        "version": progress.release.version,
+        "digest": progress.release.digest,
+        "uri": progress.release.uri,
+        "percent": str(progress.percent),
+        "started": progress.started.isoformat(),
+        "by": progress.by,
+        "reason": progress.reason,
+    }
+    return {f"{_PREFIX}{key}": value for key, value in fields.items()}
+
+
+def _progress(annotations: dict[str, str]) -> Progress | None:
+    try:
+        fields = {key.removeprefix(_PREFIX): value for key, value in annotations.items() if key.startswith(_PREFIX)}
+        return Progress(
+            Release(fields["version"], fields["digest"], fields["uri"]),
+            int(fields["percent"]),
+            datetime.fromisoformat(fields["started"]),
+            fields["by"],
+            fields["reason"],
+        )
+    except (KeyError, ValueError):
+        return None
+
+
+def _micro_time() -> str:
+    return datetime.now(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")

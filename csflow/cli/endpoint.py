@@ -1,0 +1,38 @@
+"""``csflow endpoint``: what answers for a line, or the InferenceService that does so on a cluster."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from csflow.workspace import Workspace
+
+
+def endpoint(
+    name: Annotated[str, typer.Argument(metavar="LINE", help="The line.")],
+    as_yaml: Annotated[
+        bool, typer.Option("--yaml", help="Print the InferenceService of the champion, as a promotion applies it.")
+    ] = False,
+) -> None:
+    """Show what answers for a line; with --yaml the document behind it, for kubectl and GitOps."""
+    from csflow.config import load_line
+
+    workspace, line = Workspace.from_environment(), load_line(name)
+    if as_yaml:
+        import yaml
+
+        from csflow.steps.rollout import champion_document
+
+        typer.echo(yaml.safe_dump(champion_document(workspace, line), sort_keys=False), nl=False)
+        return
+    from csflow.adapters import deployment
+
+    found = deployment.status(workspace, line.line)
+    if found is None:
+        typer.echo(f"{line.line}: nothing answers. Serve its champion: csflow reconcile {line.line}")
+        return
+    typer.echo(f"{line.line}: {found.url} serves version {found.version} (digest {found.digest[:12]})")
+    if found.beside:
+        typer.echo(f"Tried beside it: {found.beside}")
+    typer.echo(f"Log: {found.log}")

@@ -1,0 +1,262 @@
+"""Build csflow-train and csflow-serve from the locks, and print how big they are and how long they take to start.
+
+``make images`` calls this. BASE_IMAGE, INDEX_URL and CA_BUNDLE (options, or environment variables) make it work in
+an air-gapped factory; without them the base image is what this machine has or can pull, and index and certificates
+are those that pip uses here. Only the standard library is needed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import tomllib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from urllib.parse import urlsplit
+from urllib.request import ProxyHandler, build_opener
+
+ROOT = Path(__file__).resolve().parents[2]
+IMAGES = ("csflow-train", "csflow-serve")
+OWN_BASE, PUBLIC_BASE = "csflow-base:bookworm", "python:3.11-slim-bookworm"
+CONTEXT = ("csflow", "components", "pipelines", "requirements", "infra/images", "pyproject.toml", "README.md")
+BUNDLE = ROOT / "infra" / "images" / "ca" / "bundle.crt"
+PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "no_proxy")
+LOCKED_DOWN = ("--rm", "--read-only", "--tmpfs=/tmp", "--cap-drop=ALL", "--security-opt=no-new-privileges")
+READY_SECONDS = 180.0
+
+
+class BuildError(Exception):
+    """The images cannot be built; says what to do."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Build, measure, print; the exit status."""
+    options = _parser().parse_args(arguments)
+    try:
+        check_engine()
+        base = base_image(options.base_image)
+        index = index_url(options.index_url)
+        print(f"base image {base}, index {shown(index)}, CA bundle {options.ca_bundle or 'none'}", flush=True)
+        names = options.only or IMAGES
+        with ca_bundle(options.ca_bundle) as bundle:
+            for name in names:
+                build(name, build_arguments(base, index, bundle), options.network)
+        report(names)
+    except BuildError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description="Build the images csflow-train and csflow-serve.")
+    environment = os.environ.get
+    certificates = environment("CA_BUNDLE") or environment("PIP_CERT") or environment("SSL_CERT_FILE")
+    parser.add_argument("--base-image", default=environment("BASE_IMAGE", ""), help="Python 3.11 or newer on Debian.")
+    parser.add_argument("--index-url", default=environment("INDEX_URL", ""), help="Package index.")
+    parser.add_argument("--ca-bundle", default=certificates or "", help="PEM file that build downloads are checked by.")
+    parser.add_argument("--network", default="host", help="Network of the build (default %(default)s).")
+    parser.add_argument("--only", action="append", choices=IMAGES, help="Build this one; may be repeated.")
+    return parser
+
+
+def check_engine() -> None:
+    """Raise `BuildError` unless a Docker engine answers."""
+    if shutil.which("docker") is None:
+        raise BuildError("docker is missing. Install it (Debian: apt-get install docker.io).")
+    if _docker("info").returncode != 0:
+        raise BuildError("no Docker engine answers. Start one, or set DOCKER_HOST to where one runs.")
+
+
+def base_image(asked: str) -> str:
+    """The base image asked for, else one that is here, else Python's from the public registry if it can be pulled."""
+    for name in [asked] if asked else [OWN_BASE, PUBLIC_BASE]:
+        if _docker("image", "inspect", name).returncode == 0:
+            return name
+    wanted = asked or PUBLIC_BASE
+    with suppress(subprocess.TimeoutExpired):
+        if _docker("pull", "--quiet", wanted, timeout=300).returncode == 0:
+            return wanted
+    raise BuildError(
+        f"The base image {wanted} is not here and cannot be pulled. Make one from Debian packages with "
+        f"infra/images/base.sh ({OWN_BASE}), or name one that this engine has: make images BASE_IMAGE=NAME:TAG"
+    )
+
+
+def index_url(asked: str) -> str:
+    """The package index asked for, else the one that pip or uv uses here; empty for the public one."""
+    environment = os.environ.get("PIP_INDEX_URL") or os.environ.get("UV_DEFAULT_INDEX")
+    found = asked or environment or _pip_setting("global.index-url")
+    if found.startswith("file:"):
+        raise BuildError(f"A build cannot reach the package index {found}, a folder. Name one with INDEX_URL=.")
+    return found
+
+
+def _pip_setting(key: str) -> str:
+    command = [sys.executable, "-m", "pip", "config", "get", key]
+    found = subprocess.run(command, capture_output=True, text=True, check=False)
+    return found.stdout.strip() if found.returncode == 0 else ""
+
+
+def shown(url: str) -> str:
+    """An address without the name and password that may be in it."""
+    parts = urlsplit(url)
+    return url.replace(f"{parts.netloc}", parts.netloc.rpartition("@")[2], 1) if url else "as pip's default"
+
+
+@contextmanager
+def ca_bundle(path: str) -> Iterator[str]:
+    """Put the certificates where the build stages find them, for as long as the build takes; their name there."""
+    if not path:
+        yield ""
+        return
+    if not Path(path).is_file():
+        raise BuildError(f"The CA bundle {path} is no file. Correct CA_BUNDLE, PIP_CERT or SSL_CERT_FILE.")
+    shutil.copyfile(path, BUNDLE)
+    try:
+        yield BUNDLE.name
+    finally:
+        BUNDLE.unlink(missing_ok=True)
+
+
+def build_arguments(base: str, index: str, bundle: str) -> list[str]:
+    """All build arguments; empty ones are left out."""
+    values = {
+        "BASE_IMAGE": base,
+        "INDEX_URL": index,
+        "CA_BUNDLE": bundle,
+        "VERSION": project_version(),
+        "REVISION": revision(),
+        "SOURCE": source(),
+        # Of the commit, not of the clock: the same commit gives the same labels.
+        "CREATED": _git("log", "-1", "--format=%cI"),
+    }
+    given = [f"--build-arg={name}={value}" for name, value in values.items() if value]
+    return given + [f"--build-arg={name}" for name in PROXIES if os.environ.get(name)]
+
+
+def project_version() -> str:
+    """The version in pyproject.toml, the tag of the images."""
+    return str(tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"])
+
+
+def revision() -> str:
+    """The commit, with ``-dirty`` when what goes into the images is not as committed; empty without git."""
+    commit = _git("rev-parse", "HEAD")
+    return f"{commit}-dirty" if commit and _git("status", "--porcelain", "--", *CONTEXT) else commit
+
+
+def source() -> str:
+    """Address of the repository that was cloned, without credentials; empty if it is none."""
+    url = _git("remote", "get-url", "origin")
+    return shown(url) if "://" in url and not url.startswith("file:") else ""
+
+
+def _git(*arguments: str) -> str:
+    with suppress(OSError):
+        done = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
+        return done.stdout.strip() if done.returncode == 0 else ""
+    return ""
+
+
+def build(name: str, arguments: list[str], network: str) -> None:
+    """Build one image; all that the engine prints goes to a file, of which a failure shows the end."""
+    log = ROOT / "build" / "images" / f"{name}.log"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    tag, start = f"{name}:{project_version()}", time.monotonic()
+    print(f"building {tag} (log: {log.relative_to(ROOT)}) ...", flush=True)
+    command = ["docker", "build", f"--network={network}", f"--file=infra/images/{name}.Dockerfile", f"--tag={tag}"]
+    with log.open("w") as output:
+        done = subprocess.run([*command, *arguments, "."], cwd=ROOT, stdout=output, stderr=output, check=False)
+    if done.returncode != 0:
+        tail = "\n".join(log.read_text(errors="replace").splitlines()[-25:])
+        raise BuildError(f"{tag} was not built. The end of {log}:\n{tail}")
+    print(f"  built in {time.monotonic() - start:.0f} s", flush=True)
+
+
+def report(names: Sequence[str]) -> None:
+    """Print size and start-up time of each image, measured in locked-down containers as a cluster runs them."""
+    version = project_version()
+    for name in names:
+        image = f"{name}:{version}"
+        size = int(_docker("image", "inspect", "--format={{.Size}}", image).stdout)
+        print(f"{image}: {size / 1e9:.2f} GB, {start_up(name, version)}", flush=True)
+
+
+def start_up(name: str, version: str) -> str:
+    """How long an image takes from ``docker run`` to being of use, in words."""
+    image = f"{name}:{version}"
+    if name == "csflow-train":
+        command = _seconds_of(image, "csflow", "--help")
+        imports = _seconds_of(image, "python", "-c", "import kfp, mlflow, torch, timm, csflow.detector")
+        return f"csflow --help {command:.1f} s, all imports of a training step {imports:.1f} s"
+    maker = f"csflow-train:{version}"
+    if _docker("image", "inspect", maker).returncode != 0:
+        return f"start-up not measured: the detector to serve is made by {maker}, which is not here"
+    with tempfile.TemporaryDirectory() as folder:
+        make_small_detector(maker, Path(folder))
+        return f"ready to answer {_seconds_until_ready(image, Path(folder) / 'small'):.1f} s"
+
+
+def _seconds_of(image: str, *command: str) -> float:
+    start = time.monotonic()
+    _checked("run", *LOCKED_DOWN, image, *command)
+    return time.monotonic() - start
+
+
+def make_small_detector(image: str, folder: Path) -> None:
+    """Let the training image write a small detector, for the line ``small``, into ``folder/small``."""
+    folder.chmod(0o755)
+    script = ROOT / ".ci" / "small_detector.py"
+    mounts = [f"--volume={folder}:/out", f"--volume={script}:/small_detector.py:ro"]
+    user = f"--user={os.getuid()}:{os.getgid()}"
+    _checked(
+        "run", "--rm", "--read-only", "--tmpfs=/tmp", user, *mounts, image, "python", "/small_detector.py", "/out/small"
+    )
+
+
+def _seconds_until_ready(image: str, detector: Path) -> float:
+    port, grpc_port = free_port(), free_port()
+    mount = f"--volume={detector}:/mnt/models:ro"
+    arguments = ["--model-dir=/mnt/models", "--model-name=small", f"--port={port}", f"--grpc-port={grpc_port}"]
+    start = time.monotonic()
+    container = _checked("run", "--detach", *LOCKED_DOWN, "--network=host", mount, image, *arguments).strip()
+    opener = build_opener(ProxyHandler({}))
+    try:
+        while time.monotonic() < start + READY_SECONDS:
+            with suppress(OSError), opener.open(f"http://127.0.0.1:{port}/v2/models/small/ready", timeout=5) as answer:
+                if answer.status == 200:
+                    return time.monotonic() - start
+            time.sleep(0.05)
+    finally:
+        _docker("stop", container)
+    raise BuildError(f"{image} was not ready after {READY_SECONDS:.0f} s. Start it by hand to see why.")
+
+
+def free_port() -> int:
+    """A TCP port of this machine that is free right now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _checked(*arguments: str) -> str:
+    done = _docker(*arguments)
+    if done.returncode != 0:
+        raise BuildError(f"docker {' '.join(arguments)} failed:\n{done.stderr.strip()[-2000:]}")
+    return done.stdout
+
+
+def _docker(*arguments: str, timeout: float | None = None) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(["docker", *arguments], capture_output=True, text=True, check=False, timeout=timeout)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

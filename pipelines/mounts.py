@@ -1,0 +1,146 @@
+"""What a step needs of this machine when it runs in a container: which folders, and which environment.
+
+Every folder keeps its path, because runs, lineage and the registry name files by their absolute paths.
+"""
+
+from __future__ import annotations
+
+import configparser
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from csflow.adapters.versioning.checkout import is_remote, local_repository
+from csflow.adapters.versioning.git import git
+from csflow.config import LineConfig
+from csflow.workspace import Workspace
+
+PREFIXES = ("CSFLOW_", "MLFLOW_", "AWS_", "DVC_", "OMP_")
+NAMES = frozenset({
+    "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "no_proxy",
+    "REQUESTS_CA_BUNDLE", "SSL_CERT_FILE", "KUBECONFIG", "LOGNAME", "TZ", "USER",
+})  # fmt: skip
+HERE_ONLY = frozenset({"CSFLOW_LINES", "CSFLOW_TEST_DATA", "DVC_SITE_CACHE_DIR"})
+"""Variables that a step does not read, or for which the image has a value of its own."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """A file or folder of this machine as a container sees it.
+
+    Attributes:
+        source: Where it lies here.
+        target: Where the container finds it.
+        writable: Whether the container may change it.
+    """
+
+    source: Path
+    target: Path
+    writable: bool = False
+
+
+def passed_environment(environment: Mapping[str, str]) -> dict[str, str]:
+    """The variables a step gets: what configures csflow, MLflow, DVC and the S3 client, proxies and certificates."""
+    return {
+        name: value
+        for name, value in environment.items()
+        if (name.startswith(PREFIXES) or name in NAMES) and name not in HERE_ONLY
+    }
+
+
+def places(line: LineConfig, workspace: Workspace, root: Path, environment: Mapping[str, str]) -> list[Place]:
+    """Everything to mount for the steps of one run.
+
+    Args:
+        line: The line; names data repository and weights.
+        workspace: Written to by every step.
+        root: Folder of the run, inside the workspace.
+        environment: What :func:`passed_environment` gave; files named there are mounted too.
+
+    Raises:
+        DataError: If the data repository is a folder that does not exist or is none.
+    """
+    found = [Place(workspace.root, workspace.root, writable=True), *_endpoints(line, workspace, root, environment)]
+    found += [Place(database, database, writable=True) for database in _database(environment, workspace)]
+    if not is_remote(line.data.repo):
+        found += _repository(local_repository(line.data))
+    read = set(_named_files(environment))
+    weights = Path(line.features.weights)
+    if weights.is_absolute() and weights.exists():
+        read.add(weights)
+    written = {place.target for place in found}
+    return found + [Place(path, path) for path in sorted(read - written) if not _inside(path, workspace.root)]
+
+
+def _endpoints(line: LineConfig, workspace: Workspace, root: Path, environment: Mapping[str, str]) -> Iterator[Place]:
+    """A folder of endpoints of the run's own, unless they are a cluster's.
+
+    Process numbers mean nothing across the border of a container: seen from inside, the line's endpoint would look
+    dead and be forgotten. The lock is shared all the same, so that nobody else promotes the line meanwhile, and the
+    log, which error messages name.
+    """
+    if environment.get("CSFLOW_ENDPOINTS", "local") != "local":
+        return
+    own = root / "endpoints"
+    own.mkdir(exist_ok=True)
+    workspace.endpoints.mkdir(parents=True, exist_ok=True)
+    yield Place(own, workspace.endpoints, writable=True)
+    for name in (f".{line.line}.lock", f"{line.line}.log"):
+        shared = workspace.endpoints / name
+        for file in (shared, own / name):  # the second is what the first is mounted over
+            file.touch()
+        yield Place(shared, shared, writable=True)
+
+
+def _database(environment: Mapping[str, str], workspace: Workspace) -> Iterator[Path]:
+    """The folder of an SQLite database that lies elsewhere: SQLite writes its journal beside it."""
+    uri = environment.get("MLFLOW_TRACKING_URI", "")
+    folder = Path(uri.removeprefix("sqlite:///")).parent
+    if uri.startswith("sqlite:///") and folder.is_absolute() and not _inside(folder, workspace.root):
+        yield folder
+
+
+def _named_files(environment: Mapping[str, str]) -> Iterator[Path]:
+    """Certificates, credentials and the like that a variable names by its path."""
+    for value in environment.values():
+        if value.startswith("/") and Path(value).is_file():
+            yield Path(value)
+
+
+def _repository(top: Path) -> Iterator[Place]:
+    """A local data repository and what it refers to outside itself; a remote one is cloned into the workspace.
+
+    Images and history are for reading. DVC's cache is not: it keeps there what it fetches from a remote.
+    """
+    yield Place(top, top)
+    # A worktree keeps its history elsewhere, a clone that borrows objects does so too.
+    history = Path(git("rev-parse", "--path-format=absolute", "--git-common-dir", repository=top).strip())
+    alternates = history / "objects" / "info" / "alternates"
+    borrowed = [Path(text) for text in alternates.read_text().splitlines()] if alternates.is_file() else []
+    for path in (history, *borrowed, *_dvc_folders(top, "url")):
+        if path.is_dir() and not _inside(path, top):
+            yield Place(path, path)
+    for path in (top / ".dvc" / "tmp", *(_dvc_folders(top, "dir") or [top / ".dvc" / "cache"])):
+        if path.is_dir() or os.access(path.parent, os.W_OK):
+            path.mkdir(exist_ok=True)
+            yield Place(path, path, writable=True)
+
+
+def _dvc_folders(top: Path, key: str) -> list[Path]:
+    """The remotes (``url``) or the cache (``dir``) that DVC's configuration names as folders, relative to ``.dvc``."""
+    found: list[Path] = []
+    for name in ("config", "config.local"):
+        settings = configparser.ConfigParser(interpolation=None, strict=False)
+        settings.read(top / ".dvc" / name)
+        named = [settings[section].get(key, "").strip("\"'") for section in settings.sections()]
+        found += [
+            Path(os.path.normpath(top / ".dvc" / Path(text).expanduser()))
+            for text in named
+            if text and "://" not in text
+        ]
+    return found
+
+
+def _inside(path: Path, folder: Path) -> bool:
+    return path.resolve().is_relative_to(folder.resolve())

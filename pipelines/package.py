@@ -1,0 +1,49 @@
+"""Compiled pipelines: what a Kubeflow Pipelines server is given, and the name that its content has."""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from csflow.files import sha256_json
+from pipelines.placement import Placement
+
+Graph = Literal["retrain", "ablate"]
+
+
+@dataclass(frozen=True)
+class Package:
+    """A compiled pipeline.
+
+    Attributes:
+        name: Of the pipeline.
+        text: Its IR YAML; a second document holds what only Kubernetes understands.
+    """
+
+    name: str
+    text: str
+
+    @property
+    def version(self) -> str:
+        """Name of the pipeline's version: equal content has an equal one, whoever compiled it."""
+        return f"{self.name}-{sha256_json(self.text)[:16]}"
+
+
+def compiled(graph: Graph, placement: Placement) -> Package:
+    """Compile a pipeline with everything placed; the image of its steps is that of ``CSFLOW_IMAGE``."""
+    from kfp import compiler
+
+    if graph == "ablate":
+        from pipelines.ablate import NAME, ablate_on
+
+        pipeline = ablate_on(placement)
+    else:
+        from pipelines.retrain import NAME, retrain_on
+
+        pipeline = retrain_on(placement)
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "pipeline.yaml"
+        compiler.Compiler().compile(pipeline, package_path=str(file))
+        return Package(NAME, file.read_text())

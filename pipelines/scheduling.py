@@ -1,0 +1,109 @@
+"""Bring the recurring runs of a server in line with the YAML files, as :mod:`pipelines.schedules` plans it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from datetime import datetime
+
+from csflow.config import LineConfig
+from csflow.errors import ConfigError, CsflowError
+from pipelines.api import MissingError
+from pipelines.cron import clock_of
+from pipelines.package import Package
+from pipelines.schedules import Change, Wanted
+from pipelines.server import Server
+from pipelines.submission import package_of, parameters_of, require_reachable
+
+_SIGNS = {"create": "+", "replace": "~", "enable": "+", "disable": "-", "delete": "-", "keep": " "}
+
+
+def wanted_of(
+    lines: Sequence[LineConfig], now: datetime, account: str | None
+) -> tuple[list[Wanted], dict[str, Package]]:
+    """The recurring runs that lines ask for, and the compiled pipelines they need, by their versions.
+
+    Raises:
+        ConfigError: If two files describe one line, or a schedule cannot be had.
+        UsageError: If pods cannot reach the data of a line that is to run.
+    """
+    names = [line.line for line in lines]
+    if double := sorted({name for name in names if names.count(name) > 1}):
+        raise ConfigError(f"Several YAML files describe the same line: {', '.join(double)}. Keep one of each.")
+    wanted, packages, compiled = list[Wanted](), dict[str, Package](), dict[str, Package]()
+    for line in lines:
+        if line.schedule is None:
+            continue
+        if line.schedule.enabled:
+            require_reachable(line)
+        clock, resources = clock_of(line.schedule, now), line.resources.model_dump_json()
+        package = compiled.get(resources) or package_of(line)
+        compiled[resources] = packages[package.version] = package
+        enabled, parameters = line.schedule.enabled, parameters_of(line)
+        wanted.append(Wanted(line.line, clock, package.version, parameters, enabled, account))
+    return wanted, packages
+
+
+def apply(
+    server: Server, changes: Sequence[Change], packages: Mapping[str, Package], say: Callable[[str], None]
+) -> None:
+    """Do what was planned, line by line.
+
+    Raises:
+        ServerError: If the server fails for good. What was disabled for a replacement that did not come about is
+            enabled again where that is still possible; planning again does what is left.
+    """
+    for change in changes:
+        if change.steps:
+            _apply(server, change, packages)
+            say(f"{change.line}: {change.kind} done")
+
+
+def _apply(server: Server, change: Change, packages: Mapping[str, Package]) -> None:
+    made, disabled = "", list[str]()
+    for step in change.steps:
+        target = step.target or made
+        if step.verb == "create":
+            assert change.wanted is not None
+            version = server.version_of(packages[change.wanted.version])
+            made = server.create_recurring(change.wanted, version, enabled=step.enabled)
+        elif step.verb == "delete":
+            server.delete(target)
+        elif step.verb == "disable":
+            with suppress(MissingError):  # what is gone starts no runs
+                server.disable(target)
+                disabled.append(target)
+        else:
+            try:
+                server.enable(target)
+            except CsflowError:
+                _restore(server, target, disabled)
+                raise
+
+
+def _restore(server: Server, failed: str, disabled: Sequence[str]) -> None:
+    """Enable the former recurring runs again, once it is certain that the new one is not: its answer may be lost."""
+    with suppress(CsflowError):  # the error that led here says more
+        server.disable(failed)
+        for each in disabled:
+            server.enable(each)
+
+
+def describe(change: Change, now: datetime) -> list[str]:
+    """A change as lines for people: what happens, when the line runs, and when its zone shifts that."""
+    reason = f" ({change.reason})" if change.reason else ""
+    wanted = change.wanted
+    if wanted is None:
+        what = "; ".join(f"{each.local}, {each.cron} in UTC" for each in change.found)
+        return [f"{_SIGNS[change.kind]} {change.line}: {change.kind} {what}{reason}"]
+    clock = wanted.clock
+    text = [f"{_SIGNS[change.kind]} {change.line}: {change.kind} {clock.local} {clock.zone}{reason}"]
+    if not wanted.enabled:
+        return text
+    upcoming = ", ".join(f"{moment:%Y-%m-%d %H:%M}" for moment in clock.next_runs(now, 2))
+    text.append(f"    in UTC {clock.cron}, next {upcoming}")
+    if clock.shift is not None:
+        when = f"{clock.shift.when:%Y-%m-%d}"
+        then = f"then it must become {clock.shift.cron}" if clock.shift.cron else "then it cannot be written in UTC"
+        text.append(f"    daylight saving changes on {when}: {then}; run this command again on that day")
+    return text
