@@ -3,30 +3,35 @@
 A *space* is a folder named by everything that decides the values (backbone, preprocessing). In it lies
 one file an image, named by the SHA-256 of the image file: a checksum, then the pyramid as float16.
 Entries are written under a temporary name and renamed, so several processes may fill one store at once.
-Below the folder may lie a *tier* that machines share: what is missing here is looked for there before it is computed.
 What passes on from here is a :class:`CacheManifest`: an unchanging list of entries.
+
+Below a store may lie a tier that all runs share (:class:`FeatureTier`): what is missing here is fetched from there,
+and what had to be computed is put there. An entry that has not come that far yet is noted in ``.unshared``.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Sequence
+import os
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
 from csflow.backbone import Backbone
 from csflow.config import FeatureConfig
-from csflow.errors import CacheError, CsflowError, DataError, StoreUnreachableError
+from csflow.errors import CacheError, CsflowError, DataError
 from csflow.extraction import Half, extract_features
 from csflow.files import sha256_json, write_atomic, write_json
 from csflow.flow import Pyramid
-from csflow.progress import say, track
+from csflow.progress import track
+from csflow.tier import FeatureTier, fetch_entries, held_entries, sharing
 
 if TYPE_CHECKING:
     from csflow.manifest import Manifest
@@ -41,16 +46,6 @@ _MAGIC = b"csflow1\n"
 _HEADER = len(_MAGIC) + hashlib.sha256().digest_size
 _OPEN_MAPS = 16384
 """Entries kept mapped at once; Linux allows a process some 65 000 maps."""
-
-
-class FeatureTier(Protocol):
-    """Entries that several machines share, as the local store lays them down."""
-
-    def fetch(self, space: str, shas: Iterable[str]) -> Iterator[tuple[str, bytes]]:
-        """Content of those entries that are there."""
-
-    def share(self, space: str, entries: Iterable[tuple[str, Path]]) -> int:
-        """Write entries from their files; how many."""
 
 
 @dataclass(frozen=True)
@@ -82,10 +77,14 @@ class _Space:
     def write(self, sha: str, values: Half) -> None:
         """Write an entry, atomically."""
         payload = values.tobytes()
-        try:
-            write_atomic(self.path(sha), _MAGIC + self._checksum(sha, payload) + payload)
-        except CsflowError as error:
-            raise CacheError(str(error)) from error
+        self._place(sha, _MAGIC + self._checksum(sha, payload) + payload)
+
+    def adopt(self, sha: str, entry: bytes | None) -> bool:
+        """Write an entry that was made elsewhere; whether it was a sound one."""
+        if entry is None or self._damage(sha, entry):
+            return False
+        self._place(sha, entry)
+        return True
 
     def verify(self, sha: str) -> None:
         """Compare an entry with its checksum.
@@ -98,19 +97,8 @@ class _Space:
             content = path.read_bytes()
         except OSError as error:
             raise CacheError(f"Cannot read features {path}: {error.strerror or error}. {_REPAIR}") from error
-        damage = self._damage(sha, content)
-        if damage:
+        if damage := self._damage(sha, content):
             raise CacheError(f"Features {path} are damaged: {damage}. {_REPAIR}")
-
-    def adopt(self, sha: str, content: bytes) -> bool:
-        """Write an entry that was computed elsewhere; whether it is sound."""
-        if self._damage(sha, content):
-            return False
-        try:
-            write_atomic(self.path(sha), content)
-        except CsflowError as error:
-            raise CacheError(str(error)) from error
-        return True
 
     def map(self, sha: str) -> Half:
         """Map a verified entry into memory."""
@@ -128,8 +116,19 @@ class _Space:
             return False
         return True
 
+    def mark_used(self, sha: str) -> None:
+        """Let the file's time say that it is still in use: what removes old entries goes by it."""
+        with suppress(OSError):
+            os.utime(self.path(sha))
+
+    def _place(self, sha: str, content: bytes) -> None:
+        try:
+            write_atomic(self.path(sha), content)
+        except CsflowError as error:
+            raise CacheError(str(error)) from error
+
     def _damage(self, sha: str, content: bytes) -> str:
-        """What is wrong with the content of an entry; empty if nothing."""
+        """What is wrong with an entry; nothing if it is sound."""
         if len(content) != self.entry_bytes:
             return f"{len(content)} bytes, expected {self.entry_bytes}"
         sound = content[:_HEADER] == _MAGIC + self._checksum(sha, content[_HEADER:])
@@ -198,7 +197,7 @@ class CacheManifest:
         shapes: ``(C, h, w)`` of every scale, finest first.
         entries: SHA-256 of every image, sorted.
         extracted: How many of them had to be computed just now; not saved.
-        fetched: How many were found in the shared tier just now; not saved.
+        fetched: How many came from the shared tier just now; not saved.
     """
 
     store: Path
@@ -278,26 +277,25 @@ class ExtractionPlan:
     Attributes:
         shapes: ``(C, h, w)`` of every scale, finest first.
         entries: SHA-256 of every image, sorted.
-        missing: Files without a sound entry, by SHA-256.
+        missing: Files without a sound entry in any tier, by SHA-256: to be computed.
         entry_bytes: On disk, of one image.
+        shared: Files whose entries the shared tier has, by SHA-256: to be fetched.
     """
 
     shapes: tuple[Shape, ...]
     entries: tuple[str, ...]
     missing: dict[str, Path]
     entry_bytes: int
+    shared: dict[str, Path] = field(default_factory=dict)
 
 
 class FeatureStore:
-    """A folder of feature spaces.
-
-    Args:
-        root: The folder; nothing is created before the first extraction.
-        tier: Where machines share entries; ``None`` for nowhere.
-    """
+    """A folder of feature spaces, perhaps with a tier below it that all runs share."""
 
     def __init__(self, root: Path, tier: FeatureTier | None = None) -> None:
-        self.root, self.tier = root, tier
+        """Use the folder ``root``; nothing is created before the first extraction."""
+        self.root = root
+        self.tier = tier
 
     def space_of(self, features: FeatureConfig, backbone: Backbone) -> str:
         """Name of the space: a digest of all that decides the values, and of nothing else."""
@@ -308,9 +306,9 @@ class FeatureStore:
     ) -> CacheManifest:
         """Make sure that the features of every image are in the store.
 
-        Only images without a sound entry, here or in the tier, are read and computed. What was computed before a
-        failure stays. A tier that does not answer is done without, and said so; one that refuses is an error, after
-        what had to be computed is safe here.
+        Only images without a sound entry, here or in the shared tier, are read and computed. What was computed
+        before a failure stays. A shared tier that stops answering costs time, never features: they stay here, and
+        the next extraction brings them there.
 
         Args:
             manifest: The images, with the hash of each file.
@@ -323,23 +321,26 @@ class FeatureStore:
             DataError: If there are no images, or one is damaged or not what the manifest says.
             CacheError: If the store cannot be written.
             ModelError: If features exceed the range of half precision.
-            StorageError: If the tier refuses to be read or written.
+            StorageError: If the shared tier refuses to be read; nothing was computed then.
         """
         plan = self.plan(manifest, features, backbone)
         space = _Space(self.root / self.space_of(features, backbone), plan.shapes)
         self._describe(space.folder, features, backbone)
-        fetched = self._fetch(space, list(plan.missing))
-        todo = {sha: path for sha, path in plan.missing.items() if sha not in fetched}
+        for sha in set(plan.entries) - plan.missing.keys() - plan.shared.keys():
+            space.mark_used(sha)
+        todo = plan.missing | {sha: plan.shared[sha] for sha in fetch_entries(self.tier, space, list(plan.shared))}
         computed = extract_features(todo, features, backbone, batch_size, space.folder)
-        for sha, values in track(computed, total=len(todo), label="extract features"):
-            space.write(sha, values)
-        self._share(space, list(todo))
+        with sharing(self.tier, space) as share:
+            for sha, values in track(computed, total=len(todo), label="extract features"):
+                space.write(sha, values)
+                share(sha)
+        fetched = len(plan.missing) + len(plan.shared) - len(todo)
         return CacheManifest(
-            self.root, space.folder.name, plan.shapes, plan.entries, extracted=len(todo), fetched=len(fetched)
+            self.root, space.folder.name, plan.shapes, plan.entries, extracted=len(todo), fetched=fetched
         )
 
     def plan(self, manifest: Manifest, features: FeatureConfig, backbone: Backbone) -> ExtractionPlan:
-        """Look what the store holds and lacks of the features of every image; nothing is written.
+        """Look what the store and its shared tier hold and lack of the features of every image; nothing is written.
 
         Args:
             manifest: The images, with the hash of each file.
@@ -349,6 +350,7 @@ class FeatureStore:
         Raises:
             ConfigError: If the image size does not fit the backbone.
             DataError: If there are no images.
+            StorageError: If the shared tier refuses to be read. (One that does not answer counts as empty.)
         """
         shapes = backbone.shapes(features)
         space = _Space(self.root / self.space_of(features, backbone), shapes)
@@ -356,30 +358,11 @@ class FeatureStore:
         files = {str(row.sha256): manifest.root / str(row.path) for row in rows}
         if not files:
             raise DataError(f"The manifest of {manifest.root} has no images. Import or add some first.")
-        missing = {sha: path for sha, path in files.items() if not space.intact(sha)}
-        return ExtractionPlan(shapes, tuple(sorted(files)), missing, space.entry_bytes)
-
-    def _fetch(self, space: _Space, missing: Sequence[str]) -> set[str]:
-        """Take what the tier holds of the missing entries; damaged ones are computed again."""
-        found: set[str] = set()
-        if self.tier is None or not missing:
-            return found
-        try:
-            for sha, content in self.tier.fetch(space.folder.name, missing):
-                if space.adopt(sha, content):
-                    found.add(sha)
-        except StoreUnreachableError as error:
-            say(f"features: {len(missing) - len(found)} images are computed here instead of fetched. {error}")
-        return found
-
-    def _share(self, space: _Space, computed: Sequence[str]) -> None:
-        """Let other machines have what was computed."""
-        if self.tier is None or not computed:
-            return
-        try:
-            self.tier.share(space.folder.name, ((sha, space.path(sha)) for sha in computed))
-        except StoreUnreachableError as error:
-            say(f"features: {len(computed)} new entries stay on this machine, others will compute them again. {error}")
+        absent = {sha: path for sha, path in files.items() if not space.intact(sha)}
+        shared = held_entries(self.tier, space, absent)
+        missing = {sha: path for sha, path in absent.items() if sha not in shared}
+        fetched = {sha: path for sha, path in absent.items() if sha in shared}
+        return ExtractionPlan(shapes, tuple(sorted(files)), missing, space.entry_bytes, fetched)
 
     def _describe(self, folder: Path, features: FeatureConfig, backbone: Backbone) -> None:
         """Say in the folder, for people, what its name stands for."""

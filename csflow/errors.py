@@ -44,8 +44,12 @@ class DeployError(CsflowError):
 
 
 class StorageError(CsflowError):
-    """The shared store refused something, or holds something else than it should."""
+    """The object store refuses, lacks something, or holds other content than expected."""
 
 
 class StoreUnreachableError(StorageError):
-    """The shared store does not answer now; it may later."""
+    """The object store does not answer, or only for a while: the same call may succeed later."""
+
+
+class DamagedObjectError(StorageError):
+    """An object, or a copy of it, is not what was stored."""

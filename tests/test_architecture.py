@@ -69,6 +69,13 @@ def test_an_outside_system_is_known_to_adapters_alone(system: str) -> None:
     assert offenders(others, (system,)) == []
 
 
+def test_object_stores_are_known_to_their_adapter_alone() -> None:
+    own = set((ROOT / "csflow/adapters/storage").glob("*.py"))
+    weights = ROOT / "csflow/weights.py"  # fetches one file, before anything else is there
+    assert offenders([file for file in PACKAGE if file not in own | {weights}], ("boto3", "botocore")) == []
+    assert offenders([weights], ("csflow.adapters",)) == []
+
+
 def test_components_import_csflow_inside_their_body_only() -> None:
     for file in COMPONENTS:
         top = [node for node in ast.parse(file.read_text()).body if isinstance(node, ast.Import | ast.ImportFrom)]
@@ -116,7 +123,7 @@ def test_the_content_key_covers_every_module_a_detector_is_made_of() -> None:
     from csflow.steps.context import DETECTOR_CODE
 
     # What only carries, names or guards values cannot change what a detector says.
-    carriers = {"checkpoint", "config", "errors", "files", "progress", "weights"}
+    carriers = {"checkpoint", "config", "errors", "files", "progress", "tier", "weights"}
     seen, todo = set(), {"detector", "training"}
     while todo:
         module = todo.pop()

@@ -11,6 +11,8 @@ as its artifact. What is known about it are its tags:
 ``pixel_auroc``
 ``threshold, alpha``                 what its decisions promise
 ``backbone, seed``                   how it was trained
+``features_space, features_digest``  which features it was made from; the list is an artifact of its run
+``model_key``                        the fitted model in the workspace
 ``decision, decision_reason``        of the gate; absent before it
 ==================================== ==============================================================
 
@@ -41,6 +43,7 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import LoggedModel
     from mlflow.entities.model_registry import ModelVersion, RegisteredModel
+    from mlflow.store.artifact.artifact_repo import ArtifactRepository
 
 CHAMPION = "champion"
 LONGEST_TAG = 5000
@@ -162,6 +165,58 @@ def versions(workspace: Workspace, line: str) -> list[Version]:
     except MlflowException as error:
         raise refused(workspace, error) from error
     return sorted((_version(line, made, model.aliases) for made in found), key=lambda v: v.version, reverse=True)
+
+
+@typed_errors
+def lines(workspace: Workspace) -> list[str]:
+    """Names of all lines with a registered model; none without a registry."""
+    try:
+        require_database(workspace)
+    except NotRegisteredError:
+        return []
+    client, names, token = client_of(workspace), [], None
+    while True:
+        page = client.search_registered_models("name LIKE 'csflow-%'", max_results=100, page_token=token)
+        names += [model.name.removeprefix("csflow-") for model in page]
+        token = page.token
+        if not token:
+            return sorted(names)
+
+
+@typed_errors
+def stored_bytes(workspace: Workspace, version: Version) -> int:
+    """Size of all files of a version in MLflow's artifact store."""
+    waiting, total = [""], 0
+    store = _artifacts(workspace, version)
+    while waiting:
+        for file in store.list_artifacts(waiting.pop() or None):
+            if file.is_dir:
+                waiting.append(file.path)
+            else:
+                total += file.file_size or 0
+    return total
+
+
+@typed_errors
+@retried(database_is_locked)
+def delete_version(workspace: Workspace, version: Version) -> None:
+    """Delete a version, then its files.
+
+    Raises:
+        RegistryError: If an alias names it, or the registry refuses.
+    """
+    present = find_version(workspace, version.line, version.version)
+    if present.aliases:
+        raise RegistryError(
+            f"{model_name(version.line)} version {version.version} is not deleted: the alias "
+            f"{', '.join(present.aliases)} names it. Move the alias first."
+        )
+    client, store = client_of(workspace), _artifacts(workspace, version)
+    model_id = client.get_model_version(model_name(version.line), str(version.version)).model_id
+    client.delete_model_version(model_name(version.line), str(version.version))
+    if model_id:
+        client.delete_logged_model(model_id)
+    store.delete_artifacts()
 
 
 def find_version(workspace: Workspace, line: str, which: str | int = CHAMPION) -> Version:
@@ -315,6 +370,14 @@ def _registered_model(workspace: Workspace, line: str) -> RegisteredModel:
             f"Line {line!r} has no registered model yet: there is no {name} at {workspace.tracking_uri}. "
             f"Run its pipeline first: python -m pipelines run lines/{line}.yaml"
         ) from error
+
+
+def _artifacts(workspace: Workspace, version: Version) -> ArtifactRepository:
+    """Where the files of a version lie."""
+    place = client_of(workspace).get_model_version_download_uri(model_name(version.line), str(version.version))
+    from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+
+    return get_artifact_repository(place, tracking_uri=workspace.tracking_uri)
 
 
 def _ensure_model(client: MlflowClient, name: str) -> None:

@@ -215,6 +215,23 @@ def log_artifact(workspace: Workspace, run_id: str, path: Path, *, folder: str |
     client_of(workspace).log_artifact(run_id, str(path), folder)
 
 
+def fetch_artifact(workspace: Workspace, run_id: str, path: str, target: Path) -> Path:
+    """Copy one of the run's artifacts into the folder ``target``.
+
+    Raises:
+        RegistryError: If the run has no such artifact, or it cannot be read.
+    """
+    client_of(workspace)
+    from mlflow.artifacts import download_artifacts
+    from mlflow.exceptions import MlflowException
+
+    uri = workspace.tracking_uri
+    try:
+        return Path(download_artifacts(run_id=run_id, artifact_path=path, dst_path=str(target), tracking_uri=uri))
+    except (MlflowException, OSError) as error:
+        raise RegistryError(f"Artifact {path} of run {run_id} cannot be read from {uri}: {error}.") from error
+
+
 @typed_errors
 @retried(database_is_locked)
 def log_dataset(workspace: Workspace, run_id: str, *, name: str, digest: str, manifest: Path, source: str) -> None:

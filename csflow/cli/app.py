@@ -16,6 +16,7 @@ from csflow.cli.export import export
 from csflow.cli.import_ import import_app
 from csflow.cli.lines import lines
 from csflow.cli.promote import promote
+from csflow.cli.prune import prune
 from csflow.cli.reconcile import reconcile
 from csflow.cli.rollback import rollback
 from csflow.cli.score import score
@@ -27,7 +28,7 @@ app = typer.Typer(
     help="Learn what good parts look like, find the ones that are not.\n\n"
     "Bring images in (import, data, synthesize, estimate), train with `python -m pipelines run LINE`, look at the "
     "result (score, evaluate, compare, why, lines), weigh variants (ablate, choose), run it (serve, export, promote, "
-    "rollback, reconcile, endpoint), ask for help (doctor).",
+    "rollback, reconcile, endpoint, prune), ask for help (doctor).",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -52,4 +53,5 @@ app.command(rich_help_panel=_LIFE)(promote)
 app.command(rich_help_panel=_LIFE)(rollback)
 app.command(rich_help_panel=_LIFE)(reconcile)
 app.command(rich_help_panel=_LIFE)(endpoint)
+app.command(rich_help_panel=_LIFE)(prune)
 app.command(rich_help_panel=_HELP)(doctor)

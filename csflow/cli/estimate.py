@@ -25,11 +25,12 @@ def estimate(line: Annotated[str, typer.Argument(help="Name of the line, or its 
     from csflow.progress import say
     from csflow.steps.checkout import materialise
     from csflow.steps.estimate import estimate as try_out
+    from csflow.steps.features import feature_tier
 
     config, workspace = load_line(line), Workspace.from_environment()
     manifest, _ = materialise(config, workspace)
     say(f"estimate: trying {config.line} on this machine")
-    expected = try_out(config, manifest, workspace.features)
+    expected = try_out(config, manifest, workspace.features, feature_tier())
     _print(config.line, expected, _last_training(workspace, config.line))
     _warn_if_too_large(expected, workspace)
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from csflow.errors import CacheError, UsageError
 from csflow.progress import say
 from csflow.steps.context import RunContext, load_manifest, step
+from csflow.steps.features import feature_store, record_features
 from csflow.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -47,6 +48,7 @@ def cache_features(
         manifest = load_manifest(context, Path(manifest_path))
         cached = _joined(manifest, shards) if shards else _extract(context.line, manifest)
         cached.save(Path(features_out))
+        record_features(Workspace.from_environment(), context.run_id, cached)
         came = f"{cached.extracted} computed" + (f", {cached.fetched} fetched" if cached.fetched else "")
         say(f"cache_features: {len(manifest)} images x {context.line.features.scales} scales in the store, {came}")
 
@@ -108,7 +110,6 @@ def shard_of(manifest: Manifest, shard: int, shards: int) -> Manifest:
 
 def _extract(line: LineConfig, manifest: Manifest) -> CacheManifest:
     from csflow.backbone import load_backbone
-    from csflow.steps.features import feature_store
 
     store = feature_store(Workspace.from_environment())
     return store.extract(manifest, line.features, load_backbone(line.features))

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from csflow.config import LineConfig
 from csflow.progress import say
-from csflow.steps.publication import publish
+from csflow.steps.publication import lay_down
 from csflow.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -213,7 +213,7 @@ def _contenders(workspace: Workspace, line: str, version: int) -> tuple[Contende
     if chosen:
         against = " and ".join(f"version {v.version}" for v in chosen)
         say(f"promote: version {version} against {against}, scored on the same images")
-    loaded = [Contender(v.version, Detector.load(publish(workspace, v).folder)) for v in (challenger, *chosen)]
+    loaded = [Contender(v.version, Detector.load(lay_down(workspace, v))) for v in (challenger, *chosen)]
     return loaded[0], loaded[1:]
 
 

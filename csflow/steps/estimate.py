@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from csflow.cache import Shape
     from csflow.flow import Pyramid
     from csflow.manifest import Manifest
+    from csflow.tier import FeatureTier
 
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
@@ -63,13 +64,14 @@ class Estimate:
     precision: str
 
 
-def estimate(line: LineConfig, manifest: Manifest, store: Path) -> Estimate:
+def estimate(line: LineConfig, manifest: Manifest, store: Path, tier: FeatureTier | None = None) -> Estimate:
     """Try extraction and training of a line for a few images and steps, and reckon up.
 
     Args:
         line: The line.
         manifest: Its images; some are read for the trial.
         store: The feature store, to see what it holds already; nothing is written there.
+        tier: What all runs share below it; what it holds needs not be computed.
 
     Raises:
         ConfigError: If the configuration cannot work.
@@ -81,19 +83,20 @@ def estimate(line: LineConfig, manifest: Manifest, store: Path) -> Estimate:
 
     fitted = len(images_to_fit(line, list(manifest.rows(role="fit").frame["sha256"])))
     backbone = load_backbone(line.features)
-    plan = FeatureStore(store).plan(manifest, line.features, backbone)
+    plan = FeatureStore(store, tier).plan(manifest, line.features, backbone)
     extraction = _apart(_try_extraction, line, manifest)
     training = _apart(_try_training, line, plan.shapes)
     steps = line.training.epochs * -(-fitted * line.features.rotations // line.training.batch_size)
     step_seconds = training.step_seconds
     device = choose_device(line.training)
     missing = len(plan.missing)
+    written = missing + len(plan.shared)
     return Estimate(
         images=len(manifest),
         fitted=fitted,
         to_extract=missing,
         features_bytes=len(manifest) * plan.entry_bytes,
-        new_features_bytes=missing * plan.entry_bytes,
+        new_features_bytes=written * plan.entry_bytes,
         extraction_seconds=extraction.start_seconds + missing * extraction.image_seconds if missing else 0.0,
         training_seconds=None if step_seconds is None else steps * step_seconds,
         extraction_memory=extraction.peak,

@@ -68,7 +68,8 @@ def _open_run(
 
     versions = _known_versions(workspace, line)
     if force:
-        line = line.with_seed(line.training.seed + len(versions))
+        # Not their number: pruned versions had seeds too.
+        line = line.with_seed(line.training.seed + max((version.version for version in versions), default=0))
     key = content_key(line, manifest.digest)
     unchanged = any(v.tags.get("content_key") == key and v.tags.get("decision") for v in versions)
     if not unchanged:

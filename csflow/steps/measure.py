@@ -182,10 +182,10 @@ class Bench:
         self, judge: _Judge, backbone: Backbone, good: Manifest, defective: Manifest
     ) -> dict[str, Measured]:
         """What good images alone tell: how likely they are, and how far those with a drawn defect stand apart."""
-        from csflow.cache import FeatureStore
         from csflow.metrics import image_metrics
+        from csflow.steps.features import feature_store
 
-        features = FeatureStore(self.workspace.features).extract(defective, judge.line.features, backbone)
+        features = feature_store(self.workspace).extract(defective, judge.line.features, backbone)
         found, _ = judge.scores(features, list(defective.frame["sha256"]))
         clean, _ = judge.scores(judge.cached, list(good.frame["sha256"]))
         labels = np.repeat([False, True], [len(clean), len(found)])

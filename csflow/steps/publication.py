@@ -7,15 +7,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from csflow.errors import RegistryError
-from csflow.progress import say
 from csflow.workspace import Workspace
 
 if TYPE_CHECKING:
     from csflow.adapters.registry import Version
 
-
 DETECTORS = "detectors"
-"""Where detectors lie in the shared store, as in the workspace: ``detectors/LINE/DIGEST/``."""
+"""Folder of published detectors in a store: ``detectors/LINE/DIGEST/``."""
 
 
 @dataclass(frozen=True)
@@ -37,13 +35,32 @@ class Published:
 
 
 def publish(workspace: Workspace, version: Version) -> Published:
-    """Lay a version's detector down as ``detectors/LINE/DIGEST/``, checked against the registered digest.
+    """Lay a version's detector down as :func:`lay_down` does, where every endpoint can read it.
 
-    With a shared store (``CSFLOW_STORE``) it is laid down there as well; what is there already is not sent again.
+    With ``CSFLOW_STORE`` it is uploaded there too, file by file checked, and that is its ``uri``. Published again,
+    nothing is sent; other content under that digest is never replaced.
 
     Raises:
         RegistryError: If the version has no digest, or its files have another one.
-        StorageError: If the shared store refuses or does not answer.
+        StorageError: If the store refuses, does not answer, or holds other content there.
+        ConfigError: If ``CSFLOW_STORE`` names no store.
+    """
+    from csflow.adapters.storage import Store
+
+    store = Store.from_environment()
+    folder = lay_down(workspace, version)
+    if store is None:
+        return Published(folder, f"{folder.absolute().as_uri()}/")
+    key = f"{DETECTORS}/{version.line}/{folder.name}"
+    store.upload_directory(folder, key)
+    return Published(folder, f"{store.uri(key)}/")
+
+
+def lay_down(workspace: Workspace, version: Version) -> Path:
+    """Lay a version's detector down as ``detectors/LINE/DIGEST/`` on this machine, checked.
+
+    Raises:
+        RegistryError: If the version has no digest, or its files have another one.
     """
     from csflow.adapters import registry
 
@@ -54,17 +71,4 @@ def publish(workspace: Workspace, version: Version) -> Published:
             f"Version {version.version} of line {version.line!r} is registered with the detector digest {expected!r}, "
             f"its files have {folder.name!r}. Do not serve it; train again with --force."
         )
-    return Published(folder, _shared(folder, version.line) or f"{folder.absolute().as_uri()}/")
-
-
-def _shared(folder: Path, line: str) -> str:
-    """Publish a folder in the shared store; its address there, empty without a store."""
-    from csflow.adapters.storage import Store
-
-    store = Store.from_environment()
-    if store is None:
-        return ""
-    key = f"{DETECTORS}/{line}/{folder.name}"
-    if store.upload_directory(folder, key):
-        say(f"promote: published {store.uri}/{key}/")
-    return f"{store.uri}/{key}/"
+    return folder

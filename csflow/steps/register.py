@@ -8,6 +8,7 @@ from pathlib import Path
 from csflow.files import sha256_tree
 from csflow.progress import say
 from csflow.steps.context import RunContext, load_manifest, step
+from csflow.steps.features import DIGEST, MODEL_KEY, SPACE
 from csflow.workspace import Workspace
 
 
@@ -48,7 +49,8 @@ def _version_tags(context: RunContext, detector: Path) -> dict[str, object]:
     from csflow.adapters import tracking
     from csflow.calibration import Calibration
 
-    metrics = tracking.read_run(Workspace.from_environment(), context.run_id).metrics
+    run = tracking.read_run(Workspace.from_environment(), context.run_id)
+    metrics = run.metrics
     line = context.line
     return {
         "content_key": context.content_key,
@@ -65,4 +67,6 @@ def _version_tags(context: RunContext, detector: Path) -> dict[str, object]:
         "alpha": None if line.calibration == "none" else line.calibration.alpha,
         "backbone": line.features.backbone,
         "seed": line.training.seed,
+        # What `csflow prune` keeps for this version: its features and its model in the workspace.
+        **{tag: run.tags.get(tag) for tag in (SPACE, DIGEST, MODEL_KEY)},
     }

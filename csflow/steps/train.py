@@ -57,6 +57,7 @@ def train(
         images = images_to_fit(context.line, list(manifest.frame["sha256"]))
         with tracking.epoch_log(workspace, context.run_id) as publish:
             folder = find_or_fit(context.line, cached, images, workspace.models, publish)
+        tracking.set_tags(workspace, context.run_id, {"model_key": folder.name})
         shutil.copytree(folder, Path(model_out), dirs_exist_ok=True)
 
 

@@ -16,7 +16,9 @@ shares requests between two detectors for a while, which ``csflow.steps.canary``
 
 from __future__ import annotations
 
+import json
 import os
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -67,6 +69,7 @@ __all__ = [
     "document",
     "ensure",
     "healthy",
+    "named_digests",
     "on_cluster",
     "other_name",
     "score",
@@ -80,6 +83,8 @@ __all__ = [
     "turn",
     "wanted_document",
 ]
+
+_DIGEST = re.compile(r"(?<![0-9a-f])[0-9a-f]{64}(?![0-9a-f])")
 
 
 def on_cluster() -> bool:
@@ -141,6 +146,21 @@ def status(workspace: Workspace, line: str) -> Endpoint | None:
         DeployError: If a cluster cannot be asked.
     """
     return cluster.status(line) if on_cluster() else local.status(workspace, line)
+
+
+def named_digests(workspace: Workspace, line: str) -> set[str]:
+    """Every detector digest that a line's endpoint names: served, tried beside, or to go back to.
+
+    A local endpoint names what its state files say, whether its process runs or not.
+
+    Raises:
+        DeployError: If a cluster cannot be asked.
+    """
+    files = [workspace.endpoints / f"{line}.json", *(workspace.endpoints / f"{line}.processes").glob("*.json")]
+    texts = [file.read_text() for file in files if file.exists()]
+    if on_cluster():
+        texts.append(json.dumps(cluster.raw(line), default=str))
+    return {digest for text in texts for digest in _DIGEST.findall(text)}
 
 
 def score(

@@ -281,6 +281,15 @@ class Service:
         return words
 
 
+def raw(line: str) -> Document | None:
+    """The line's InferenceService as the cluster has it, whoever wrote it; ``None`` if there is none.
+
+    Raises:
+        DeployError: If the cluster cannot be asked.
+    """
+    return connect().get(INFERENCE_SERVICE, line)
+
+
 def status(line: str) -> ClusterEndpoint | None:
     """What answers for a line on the cluster; ``None`` if nothing does that csflow put there.
 

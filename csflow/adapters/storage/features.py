@@ -1,70 +1,56 @@
-"""Features of images, shared by all runs: the tier below the local feature store."""
+"""The feature store's shared tier: ``features/SPACE/XX/SHA``, one small object an image."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from itertools import islice
-from pathlib import Path
-from typing import TypeVar
+from collections.abc import Collection
 
-from csflow.adapters.storage.store import THREADS, Store
+from csflow.adapters.storage.parallel import in_parallel
+from csflow.adapters.storage.store import Store
 
 FEATURES = "features"
-AT_ONCE = 8 * THREADS
-Item = TypeVar("Item")
+_ASKED_SINGLY = 64
+"""Up to so many entries are asked for one by one; more are looked up in listings of their folders."""
 
 
 class SharedFeatures:
-    """Entries of the feature store in an S3 store; fulfils :class:`csflow.cache.FeatureTier`.
-
-    Args:
-        store: Where they lie, below ``features/``.
-    """
+    """Entries of all runs; fulfils :class:`csflow.cache.FeatureTier`."""
 
     def __init__(self, store: Store) -> None:
-        self._store = store
+        """Keep entries below ``features/`` of ``store``."""
+        self.store = store
 
-    def fetch(self, space: str, shas: Iterable[str]) -> Iterator[tuple[str, bytes]]:
-        """Those of the entries that are there, in no promised order of arrival.
+    @property
+    def place(self) -> str:
+        """Address, for messages."""
+        return self.store.uri(FEATURES)
 
-        Raises:
-            StorageError: If the store refuses or does not answer.
-        """
-        with ThreadPoolExecutor(THREADS) as pool:
-            for some in batched(shas):
-                contents = pool.map(lambda sha: self._get(space, sha), some)
-                yield from ((sha, content) for sha, content in zip(some, contents, strict=True) if content is not None)
-
-    def share(self, space: str, entries: Iterable[tuple[str, Path]]) -> int:
-        """Write entries, over what is there under their names.
-
-        Returns:
-            How many.
+    def held(self, space: str, shas: Collection[str]) -> set[str]:
+        """Which of these entries there are.
 
         Raises:
             StorageError: If the store refuses or does not answer.
         """
-        count = 0
-        with ThreadPoolExecutor(THREADS) as pool:
-            for some in batched(entries):
-                count += len(list(pool.map(lambda entry: self._put(space, *entry), some)))
-        return count
+        wanted = sorted(set(shas))
+        if len(wanted) <= _ASKED_SINGLY:
+            there = in_parallel(lambda sha: self.store.head(key_of(space, sha)) is not None, wanted, self.store.workers)
+            return {sha for sha, is_there in zip(wanted, there, strict=True) if is_there}
+        folders = sorted({sha[:2] for sha in wanted})
+        listed = in_parallel(lambda two: self._listed(space, two), folders, self.store.workers)
+        return set(wanted).intersection(*[set().union(*listed)])
 
-    def _get(self, space: str, sha: str) -> bytes | None:
-        return self._store.get(key(space, sha))
+    def get(self, space: str, sha: str) -> bytes | None:
+        """Bytes of an entry; ``None`` if there is none."""
+        return self.store.read(key_of(space, sha))
 
-    def _put(self, space: str, sha: str, path: Path) -> None:
-        self._store.put(key(space, sha), path.read_bytes())
+    def put(self, space: str, sha: str, entry: bytes) -> None:
+        """Store an entry."""
+        self.store.write(key_of(space, sha), entry)
+
+    def _listed(self, space: str, two: str) -> set[str]:
+        folder = f"{FEATURES}/{space}/{two}/"
+        return {stored.key.removeprefix(folder) for stored in self.store.list(folder)}
 
 
-def batched(items: Iterable[Item]) -> Iterator[list[Item]]:
-    """Items in lists of :data:`AT_ONCE`: neither memory nor a store that is gone is asked for more at a time."""
-    waiting = iter(items)
-    while some := list(islice(waiting, AT_ONCE)):
-        yield some
-
-
-def key(space: str, sha: str) -> str:
-    """Name of an entry, as the local store names its file."""
+def key_of(space: str, sha: str) -> str:
+    """Key of an entry; two digits of its digest make folders that can be listed."""
     return f"{FEATURES}/{space}/{sha[:2]}/{sha}"

@@ -1,197 +1,400 @@
-"""Directories in the shared store; an index beside each is written last, so that half of one never counts."""
+"""An S3 bucket's prefix as a store of single objects and directories.
+
+Every object carries the SHA-256 of its bytes as metadata (``sha256``). After an upload the store is asked what it
+holds now; after a download the bytes are hashed. Beside a directory ``KEY/`` lies ``KEY.index.json``, written when all
+of its files are there: a directory without is half of one. (Beside, not in it: what serves a detector from its prefix
+gets the detector's files and no others.)
+"""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+import re
+import shutil
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import datetime
+from functools import cached_property
+from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
-from csflow.adapters.storage.errors import explained
-from csflow.adapters.storage.objects import PART_BYTES, Objects
-from csflow.errors import StorageError, UsageError
-from csflow.files import new_directory, sha256_file
+from csflow.adapters.storage.content import PART_BYTES, Content, Sums
+from csflow.adapters.storage.failures import explaining, is_missing, passes_by_itself
+from csflow.adapters.storage.multipart import send_in_parts
+from csflow.adapters.storage.parallel import in_parallel
+from csflow.errors import ConfigError, DamagedObjectError, StorageError
+from csflow.files import exclusive, replacing, sha256_file
+from csflow.retry import retried
 
-VARIABLE = "CSFLOW_STORE"
-THREADS = 16
-_ATTEMPTS = 5
+_ADDRESS = re.compile(r"s3://([a-z0-9][a-z0-9.-]{1,61}[a-z0-9])(?:/(.*))?")
+_CHUNK = 1 << 20
 _DELETED_AT_ONCE = 1000
+INDEX = ".index.json"
 
 
 @dataclass(frozen=True)
 class Stored:
-    """An object of the store.
-
-    Attributes:
-        key: Below the store's prefix.
-        size: Bytes.
-        modified: When it was written, UTC.
-    """
+    """An object as the store lists it: key without the store's prefix, size in bytes, time of its upload."""
 
     key: str
     size: int
     modified: datetime
 
 
+@dataclass(frozen=True)
 class Store:
-    """A prefix of a bucket; keys are relative to it.
+    """What lies below a prefix of a bucket.
 
-    Args:
-        uri: ``s3://BUCKET`` or ``s3://BUCKET/PREFIX``.
-        endpoint_url: Address of an S3-compatible service; ``AWS_ENDPOINT_URL`` or Amazon's by default.
-        part_bytes: Files above this size travel in parts of it.
-
-    Raises:
-        UsageError: If the URI names no bucket.
-        StorageError: If boto3 is not installed, or there is no usable region.
+    Attributes:
+        bucket: Name of the bucket.
+        prefix: Without slashes at its ends; empty for the whole bucket.
+        endpoint_url: Address of an S3-compatible store; by default what AWS_ENDPOINT_URL names, else AWS.
+        part_bytes: Larger objects are sent in parts of this size.
+        workers: Transfers at once.
+        attempts: Calls in all before a transfer that keeps breaking is given up.
+        pause: Seconds before a broken transfer is taken up again; doubled each time.
     """
 
-    def __init__(self, uri: str, *, endpoint_url: str | None = None, part_bytes: int = PART_BYTES) -> None:
-        bucket, _, prefix = uri.removeprefix("s3://").partition("/")
-        if not uri.startswith("s3://") or not bucket:
-            raise UsageError(f"{VARIABLE} is {uri!r}, expected s3://BUCKET/PREFIX.")
-        self._prefix = f"{prefix.strip('/')}/" if prefix.strip("/") else ""
-        self._bucket = bucket
-        self.uri = f"s3://{bucket}/{self._prefix}".rstrip("/")
-        self._client = _client(self.uri, endpoint_url)
-        self._objects = Objects(self._client, bucket, part_bytes=part_bytes)
+    bucket: str
+    prefix: str = ""
+    endpoint_url: str | None = None
+    part_bytes: int = PART_BYTES
+    workers: int = 8
+    attempts: int = 5
+    pause: float = 0.5
 
     @classmethod
     def from_environment(cls) -> Store | None:
-        """The store that ``CSFLOW_STORE`` names; ``None`` if it is not set.
+        """The store that ``CSFLOW_STORE`` names; ``None`` if it names none.
 
         Raises:
-            UsageError: If it names no bucket.
+            ConfigError: If it is no ``s3://BUCKET/PREFIX``.
         """
-        uri = os.environ.get(VARIABLE)
-        return cls(uri) if uri else None
-
-    def get(self, key: str) -> bytes | None:
-        """Content of a small object; ``None`` if there is none.
-
-        Raises:
-            StorageError: If the store refuses, or the object is damaged.
-        """
-        return self._objects.get(self._prefix + key)
-
-    def put(self, key: str, content: bytes) -> None:
-        """Write a small object.
-
-        Raises:
-            StorageError: If the store refuses.
-        """
-        self._objects.put(self._prefix + key, content)
-
-    def upload_directory(self, folder: Path, key: str) -> int:
-        """Send all files of a folder, then its index ``KEY.json``; what is there already is not sent again.
-
-        Returns:
-            How many files were sent; 0 if the directory was whole already.
-
-        Raises:
-            StorageError: If the store refuses, or something went wrong on the way; calling again goes on.
-        """
-        files = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
-        index = {name: {"size": path.stat().st_size, "sha256": sha256_file(path)} for name, path in files.items()}
-        if self._index(key) == index:
-            return 0
-        with ThreadPoolExecutor(THREADS) as pool:
-            names = {name: f"{self._prefix}{key}/{name}" for name in files}
-            sent = sum(pool.map(lambda name: self._objects.upload(files[name], names[name]), files))
-        self.put(f"{key}.json", json.dumps(index, indent=2).encode())
-        return sent
-
-    def download_directory(self, key: str, folder: Path) -> None:
-        """Fetch a directory and give it its name when all of it is there and every checksum is right.
-
-        Broken off, a second call goes on: whole files and parts of files are kept beside ``folder``.
-
-        Raises:
-            StorageError: If there is no such whole directory, or an object in it is damaged.
-        """
-        index = self._index(key)
-        if index is None:
-            raise StorageError(
-                f"{self.uri}/{key} is no whole directory: its index {key}.json is missing. Publish it again."
-            )
-        waiting = folder.with_name(f".{folder.name}.download")
-        with ThreadPoolExecutor(THREADS) as pool:
-            list(pool.map(lambda name: self._fetch(key, name, index[name]["sha256"], waiting / name), index))
-        with new_directory(folder) as target:
-            target.rmdir()
-            waiting.rename(target)
-
-    def list(self, prefix: str) -> Iterator[Stored]:
-        """All objects below a prefix, by name.
-
-        Raises:
-            StorageError: If the store refuses.
-        """
-        with explained("list", f"{self.uri}/{prefix}"):
-            pages = self._client.get_paginator("list_objects_v2").paginate(
-                Bucket=self._bucket, Prefix=self._prefix + prefix
-            )
-            for page in pages:
-                for found in page.get("Contents", []):
-                    key = found["Key"].removeprefix(self._prefix)
-                    yield Stored(key, int(found["Size"]), found["LastModified"])
-
-    def delete(self, keys: Iterable[str]) -> None:
-        """Delete objects; those that are not there do not matter.
-
-        Raises:
-            StorageError: If the store refuses one.
-        """
-        waiting = [{"Key": self._prefix + key} for key in keys]
-        for start in range(0, len(waiting), _DELETED_AT_ONCE):
-            with explained("delete from", self.uri):
-                answer = self._client.delete_objects(
-                    Bucket=self._bucket, Delete={"Objects": waiting[start : start + _DELETED_AT_ONCE], "Quiet": True}
-                )
-            _raise_if_kept(answer.get("Errors", []), self.uri)
-
-    def _index(self, key: str) -> dict[str, dict[str, Any]] | None:
-        content = self.get(f"{key}.json")
-        if content is None:
+        uri = os.environ.get("CSFLOW_STORE", "").strip()
+        if not uri:
             return None
-        try:
-            index: dict[str, dict[str, Any]] = json.loads(content)
-        except ValueError as error:
-            raise StorageError(f"{self.uri}/{key}.json is no index ({error}). Delete it and publish again.") from error
-        return index
+        match = _ADDRESS.fullmatch(uri)
+        if match is None:
+            raise ConfigError(f"CSFLOW_STORE is {uri!r}, expected s3://BUCKET/PREFIX. Correct or unset it.")
+        return cls(match[1], (match[2] or "").strip("/"))
 
-    def _fetch(self, key: str, name: str, expected: str, target: Path) -> None:
-        if not (target.is_file() and sha256_file(target) == expected):
-            self._objects.download(f"{self._prefix}{key}/{name}", target, expected)
+    @property
+    def address(self) -> str:
+        """Where the store is looked for."""
+        return self.endpoint_url or os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or "AWS"
 
+    def uri(self, key: str) -> str:
+        """``s3://BUCKET/PREFIX/KEY``."""
+        return f"s3://{self.bucket}/{self._full(key)}"
 
-def _client(uri: str, endpoint_url: str | None) -> Any:
-    try:
+    @cached_property
+    def client(self) -> Any:
+        """The boto3 client; it may be used by several threads."""
         import boto3
         from botocore.config import Config
-    except ImportError as error:
-        raise StorageError(f"The store {uri} needs boto3. Install csflow[train].") from error
-    # Checksums are csflow's own: newer defaults of boto3 send some that other makers' stores refuse.
-    config = Config(
-        retries={"mode": "standard", "total_max_attempts": _ATTEMPTS},
-        connect_timeout=5,
-        read_timeout=60,
-        max_pool_connections=THREADS,
-        request_checksum_calculation="when_required",
-        response_checksum_validation="when_required",
-    )
-    with explained("open", uri):
-        return boto3.session.Session().client("s3", endpoint_url=endpoint_url, config=config)
 
-
-def _raise_if_kept(errors: Sequence[dict[str, str]], uri: str) -> None:
-    if errors:
-        first = errors[0]
-        raise StorageError(
-            f"Cannot delete {len(errors)} objects of {uri}, the first one {first.get('Key')}: "
-            f"{first.get('Code')} {first.get('Message', '')}. csflow needs s3:DeleteObject there."
+        config = Config(
+            # "standard" backs off exponentially, with jitter, on what passes by itself.
+            retries={"mode": "standard", "total_max_attempts": self.attempts},
+            connect_timeout=10,
+            read_timeout=60,
+            max_pool_connections=2 * self.workers,
+            # We send SHA-256 ourselves; the default's trailing CRC is refused by some S3-compatible stores.
+            request_checksum_calculation="when_required",
+            response_checksum_validation="when_required",
         )
+        with self._explaining(""):
+            return boto3.session.Session().client("s3", endpoint_url=self.endpoint_url, config=config)
+
+    # -- single objects ------------------------------------------------------------------------------------------
+
+    def write(self, key: str, content: bytes) -> None:
+        """Upload bytes; see :meth:`upload_file`."""
+        self._send(key, Content.of(content, self.part_bytes))
+
+    def upload_file(self, path: Path, key: str) -> None:
+        """Upload a file, in parts if it is large, and ask the store whether it holds the same now.
+
+        Parts that an interrupted upload of the same content left behind are not sent again. An object of
+        another content is replaced.
+
+        Raises:
+            StorageError: If the store refuses.
+            StoreUnreachableError: If it does not answer.
+            DamagedObjectError: If it holds something else afterwards.
+        """
+        self._send(key, Content.of(path, self.part_bytes))
+
+    def read(self, key: str) -> bytes | None:
+        """The bytes of an object, hashed; ``None`` if there is none.
+
+        Raises:
+            StorageError: As :meth:`upload_file`.
+            DamagedObjectError: If they are not what was uploaded.
+        """
+        buffer = BytesIO()
+        try:
+            self._receive(key, buffer, None)
+        except _MissingError:
+            return None
+        return buffer.getvalue()
+
+    def download_file(self, key: str, path: Path, *, sha256: str | None = None) -> None:
+        """Download an object to a temporary name, hash it, rename it to ``path``.
+
+        A connection that breaks is taken up again where it broke.
+
+        Args:
+            key: The object.
+            path: Where to.
+            sha256: What it must be; by default what was noted when it was uploaded.
+
+        Raises:
+            StorageError: If there is no such object, or as :meth:`upload_file`.
+            DamagedObjectError: If it is something else; ``path`` is then untouched.
+        """
+        with replacing(path) as file:
+            self._receive(key, file, sha256)
+
+    def list(self, prefix: str) -> Iterator[Stored]:
+        """All objects whose keys begin with ``prefix``."""
+        pages = self.client.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=self._full(prefix))
+        skipped = len(self._full(""))
+        with self._explaining(prefix):
+            for page in pages:
+                for found in page.get("Contents", []):
+                    yield Stored(found["Key"][skipped:], found["Size"], found["LastModified"])
+
+    def delete(self, keys: Collection[str]) -> None:
+        """Delete objects; those that are not there are passed over."""
+        todo = [{"Key": self._full(key)} for key in keys]
+        for start in range(0, len(todo), _DELETED_AT_ONCE):
+            batch = {"Objects": todo[start : start + _DELETED_AT_ONCE], "Quiet": True}
+            with self._explaining(next(iter(keys))):
+                answer = self.client.delete_objects(Bucket=self.bucket, Delete=batch)
+            for failed in answer.get("Errors", []):
+                place = f"s3://{self.bucket}/{failed.get('Key')}"
+                raise StorageError(f"{self.address} does not delete {place}: {failed.get('Code')}. Ask its owner.")
+
+    def abort_unfinished(self, prefix: str, before: datetime) -> int:
+        """Drop the parts of uploads begun before a time and never finished; how many uploads there were."""
+        found = self.client.get_paginator("list_multipart_uploads")
+        dropped = 0
+        with self._explaining(prefix):
+            for page in found.paginate(Bucket=self.bucket, Prefix=self._full(prefix)):
+                for upload in page.get("Uploads", []):
+                    if upload["Initiated"] < before:
+                        where = {"Key": upload["Key"], "UploadId": upload["UploadId"]}
+                        self.client.abort_multipart_upload(Bucket=self.bucket, **where)
+                        dropped += 1
+        return dropped
+
+    # -- directories ---------------------------------------------------------------------------------------------
+
+    def upload_directory(self, folder: Path, key: str) -> None:
+        """Upload all files of a folder, then the index that makes the directory whole.
+
+        Files that are there are not sent again; nothing is ever replaced.
+
+        Raises:
+            StorageError: If other content lies there, or as :meth:`upload_file`.
+        """
+        key = key.strip("/")
+        files = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
+        contents = {name: Content.of(path, self.part_bytes) for name, path in files.items()}
+        present = {stored.key.removeprefix(f"{key}/") for stored in self.list(f"{key}/")}
+        index = self.index_of(key)
+        expected = {name: content.sums.sha256 for name, content in contents.items()}
+        if extra := sorted(present - set(files)) or (sorted(index) if index not in (None, expected) else []):
+            raise StorageError(
+                f"{self.uri(key)}/ holds other content than {folder}: {', '.join(extra[:5])}. "
+                "Nothing was replaced. Find out who uploaded it, remove it, and upload again."
+            )
+
+        def bring(name: str) -> None:
+            content = contents[name]
+            if name not in present:
+                self._send(f"{key}/{name}", content)
+            else:
+                self._require(f"{key}/{name}", content.sums)
+
+        in_parallel(bring, list(contents), self.workers)
+        if index is None:
+            self.write(f"{key}{INDEX}", json.dumps({"format": 1, "files": expected}, indent=2).encode())
+
+    def download_directory(self, key: str, folder: Path) -> None:
+        """Bring a whole directory to ``folder``, which appears when every file is there and checked.
+
+        What an interrupted download left behind is not fetched again.
+
+        Raises:
+            StorageError: If there is no whole directory of that name, or as :meth:`download_file`.
+        """
+        key = key.strip("/")
+        files = self.index_of(key)
+        if files is None:
+            raise StorageError(
+                f"{self.uri(key)}/ is not whole, or not there at all: it has no {Path(key).name}{INDEX} beside it. "
+                "Upload it (again); what is there already is not sent twice."
+            )
+        staging = folder.with_name(f".{folder.name}.partial")
+        with exclusive(folder.with_name(f".{folder.name}.lock")):
+            if _is_whole(folder, files):
+                return
+
+            def bring(name: str) -> None:
+                if not _is(staging / name, files[name]):
+                    self.download_file(f"{key}/{name}", staging / name, sha256=files[name])
+
+            in_parallel(bring, list(files), self.workers)
+            _drop_others(staging, files)
+            _take_place(staging, folder)
+
+    def delete_directory(self, key: str) -> None:
+        """Delete a directory, its index first: what is left of an interrupted deletion is not taken for whole."""
+        key = key.strip("/")
+        self.delete([f"{key}{INDEX}"])
+        self.delete([stored.key for stored in self.list(f"{key}/")])
+
+    def index_of(self, key: str) -> dict[str, str] | None:
+        """SHA-256 of every file of a whole directory by its name; ``None`` if there is no whole one."""
+        text = self.read(f"{key.strip('/')}{INDEX}")
+        if text is None:
+            return None
+        try:
+            files = json.loads(text)["files"]
+            return {str(name): str(sha) for name, sha in files.items() if _inside(name)}
+        except (ValueError, KeyError, AttributeError, TypeError) as error:
+            raise DamagedObjectError(f"{self.uri(key)}{INDEX} is no index: {error!r}. Upload it again.") from error
+
+    # -- parts of the above --------------------------------------------------------------------------------------
+
+    def _full(self, key: str) -> str:
+        return f"{self.prefix}/{key}" if self.prefix else key
+
+    def _explaining(self, key: str) -> AbstractContextManager[None]:
+        return explaining(self.uri(key), self.address)
+
+    def _send(self, key: str, content: Content) -> None:
+        sums = content.sums
+        with self._explaining(key):
+            if content.parts > 1:
+                send_in_parts(self.client, self.bucket, self._full(key), content, workers=min(4, self.workers))
+            else:
+                self.client.put_object(
+                    Bucket=self.bucket,
+                    Key=self._full(key),
+                    Body=content.part(1),
+                    Metadata={"sha256": sums.sha256},
+                    ChecksumSHA256=sums.checksum(1),
+                )
+        self._require(key, sums)
+
+    def _require(self, key: str, expected: Sums) -> None:
+        """Ask the store whether it holds this content under ``key``."""
+        head = self.head(key)
+        difference = ("nothing", f"{expected.size} bytes") if head is None else expected.difference(head)
+        if difference is not None:
+            found, wanted = difference
+            raise DamagedObjectError(f"{self.uri(key)} has {found}, expected {wanted}. Delete it and upload it again.")
+
+    def head(self, key: str) -> Mapping[str, Any] | None:
+        """What the store says of an object; ``None`` if there is none."""
+        from botocore.exceptions import ClientError
+
+        where = {"Bucket": self.bucket, "Key": self._full(key)}
+        with self._explaining(key):
+            try:
+                head: Mapping[str, Any] = self.client.head_object(**where, ChecksumMode="ENABLED")
+                return head
+            except ClientError as error:
+                if not is_missing(error):
+                    # Answers to HEAD have no body that could say why: ask again in a way that has.
+                    self.client.get_object(**where, Range="bytes=0-0")
+                    raise
+                try:
+                    self.client.get_object(**where, Range="bytes=0-0")
+                except ClientError as why:
+                    if not is_missing(why):
+                        raise
+        return None
+
+    def _receive(self, key: str, file: IO[bytes], sha256: str | None) -> None:
+        """Write an object to ``file``, from where a broken transfer stopped, and check it."""
+        transfer = _Transfer(self.client, {"Bucket": self.bucket, "Key": self._full(key)}, file)
+        with self._explaining(key):
+            try:
+                retried(passes_by_itself, attempts=self.attempts, pause=self.pause)(transfer.go_on)()
+            except Exception as error:
+                if is_missing(error):
+                    raise _MissingError(
+                        f"{self.uri(key)} does not exist at {self.address}. Upload it again."
+                    ) from error
+                raise
+        expected = sha256 or transfer.noted
+        found = transfer.digest.hexdigest()
+        if expected is None:
+            raise DamagedObjectError(f"{self.uri(key)} carries no SHA-256: csflow did not upload it. Upload it again.")
+        if found != expected:
+            raise DamagedObjectError(
+                f"{self.uri(key)} is damaged: found SHA-256 {found} ({transfer.received} bytes), expected {expected}. "
+                "Delete it and upload it again."
+            )
+
+
+class _MissingError(StorageError):
+    """There is no such object."""
+
+
+class _Transfer:
+    """A download under way: what came so far stays when the connection breaks."""
+
+    def __init__(self, client: Any, where: Mapping[str, str], file: IO[bytes]) -> None:
+        self.client, self.where, self.file = client, where, file
+        self.digest = hashlib.sha256()
+        self.received = 0
+        self.noted: str | None = None
+        self._etag: str | None = None
+
+    def go_on(self) -> None:
+        """Read from where it stopped; the object must still be the same."""
+        rest = {"Range": f"bytes={self.received}-", "IfMatch": self._etag} if self.received else {}
+        answer = self.client.get_object(**self.where, **rest)
+        self._etag, self.noted = answer["ETag"], answer.get("Metadata", {}).get("sha256")
+        for chunk in answer["Body"].iter_chunks(_CHUNK):
+            self.file.write(chunk)
+            self.digest.update(chunk)
+            self.received += len(chunk)
+
+
+def _inside(name: str) -> bool:
+    """Whether a file of an index stays inside its directory."""
+    if name.startswith("/") or ".." in name.split("/") or not name:
+        raise ValueError(f"unsafe name {name!r}")
+    return True
+
+
+def _is(path: Path, sha256: str) -> bool:
+    return path.is_file() and sha256_file(path) == sha256
+
+
+def _is_whole(folder: Path, files: Mapping[str, str]) -> bool:
+    present = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    return present == set(files) and all(_is(folder / name, sha) for name, sha in files.items())
+
+
+def _drop_others(folder: Path, files: Mapping[str, str]) -> None:
+    for path in sorted(folder.rglob("*"), reverse=True):
+        if path.is_file() and path.relative_to(folder).as_posix() not in files:
+            path.unlink()
+
+
+def _take_place(staging: Path, folder: Path) -> None:
+    if folder.exists():
+        shutil.rmtree(folder)
+    staging.mkdir(parents=True, exist_ok=True)
+    staging.rename(folder)

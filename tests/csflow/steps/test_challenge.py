@@ -22,7 +22,6 @@ from csflow.images import read_image
 from csflow.manifest import Manifest, build_manifest
 from csflow.steps import challenge, promote
 from csflow.steps.context import RunContext
-from csflow.steps.publication import Published
 from csflow.workspace import Workspace
 
 LOAD = Detector.load  # before any test replaces it
@@ -61,7 +60,7 @@ class Line:
         self.detectors: dict[str, Stand] = {}
         monkeypatch.setattr(registry, "versions", lambda *_: self.known)
         monkeypatch.setattr(registry, "find_version", lambda _, __, n: next(v for v in self.known if v.version == n))
-        monkeypatch.setattr(challenge, "publish", lambda _, version: Published(Path(str(version.version)), ""))
+        monkeypatch.setattr(challenge, "lay_down", lambda _, version: Path(str(version.version)))
         monkeypatch.setattr(Detector, "load", lambda folder: self.detectors[folder.name])
 
     def add(self, noise: float, *, champion: bool = False, threshold: float = 1.0, **tags: str) -> int:

@@ -1,0 +1,130 @@
+"""What an object must be, reckoned here, and whether the store says the same of what it holds."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+PART_BYTES = 16 << 20
+_MOST_PARTS = 10_000
+_MD5 = re.compile(r'"?[0-9a-f]{32}(-\d+)?"?')
+
+
+@dataclass(frozen=True)
+class Content:
+    """The bytes of a file or of memory, in the parts they are sent in.
+
+    Attributes:
+        source: The file, or the bytes themselves.
+        size: Number of bytes.
+        part_bytes: Size of every part but the last.
+    """
+
+    source: Path | bytes
+    size: int
+    part_bytes: int
+
+    @classmethod
+    def of(cls, source: Path | bytes, part_bytes: int = PART_BYTES) -> Content:
+        """Content of a file or of bytes; parts grow where there would be more than S3 allows."""
+        size = len(source) if isinstance(source, bytes) else source.stat().st_size
+        return cls(source, size, max(part_bytes, -(-size // _MOST_PARTS)))
+
+    @property
+    def parts(self) -> int:
+        """Number of parts; one also where there are no bytes."""
+        return max(1, -(-self.size // self.part_bytes))
+
+    def part(self, number: int) -> bytes:
+        """Bytes of a part, counted from 1."""
+        start = (number - 1) * self.part_bytes
+        if isinstance(self.source, bytes):
+            return self.source[start : start + self.part_bytes]
+        with self.source.open("rb") as file:
+            file.seek(start)
+            return file.read(self.part_bytes)
+
+    @cached_property
+    def sums(self) -> Sums:
+        """All digests, in one reading."""
+        whole, sha256, md5 = hashlib.sha256(), [], []
+        for part in self._all():
+            whole.update(part)
+            sha256.append(hashlib.sha256(part).digest())
+            md5.append(hashlib.md5(part, usedforsecurity=False).digest())
+        return Sums(self.size, whole.hexdigest(), tuple(sha256), tuple(md5))
+
+    def _all(self) -> Iterator[bytes]:
+        for number in range(1, self.parts + 1):
+            yield self.part(number)
+
+
+@dataclass(frozen=True)
+class Sums:
+    """Digests of an object as a whole and of its parts.
+
+    Attributes:
+        size: Number of bytes.
+        sha256: Of all bytes, hexadecimal.
+        part_sha256: Of each part, raw.
+        part_md5: Of each part, raw.
+    """
+
+    size: int
+    sha256: str
+    part_sha256: tuple[bytes, ...]
+    part_md5: tuple[bytes, ...]
+
+    def checksum(self, number: int) -> str:
+        """SHA-256 of a part as S3 writes it; parts are counted from 1."""
+        return base64.b64encode(self.part_sha256[number - 1]).decode()
+
+    def is_part(self, number: int, found: Mapping[str, Any]) -> bool:
+        """Whether a part that the store lists is this content's."""
+        if not 0 < number <= len(self.part_sha256):
+            return False
+        if checksum := found.get("ChecksumSHA256"):
+            return bool(checksum == self.checksum(number))
+        return bool(str(found.get("ETag", "")).strip('"') == self.part_md5[number - 1].hex())
+
+    def difference(self, head: Mapping[str, Any]) -> tuple[str, str] | None:
+        """What the store says of an object and what was expected; ``None`` if it is the same content.
+
+        Compared are the size, the digest noted when it was uploaded, and the store's own digest of what it
+        holds where it tells one (ChecksumSHA256, or an ETag that is an MD5).
+        """
+        if head["ContentLength"] != self.size:
+            return f"{head['ContentLength']} bytes", f"{self.size} bytes"
+        noted = head.get("Metadata", {}).get("sha256", "none")
+        if noted != self.sha256:
+            return f"SHA-256 {noted}", f"SHA-256 {self.sha256}"
+        checksum, expected = str(head.get("ChecksumSHA256", "")).partition("-")[0], self._composite(head)
+        if checksum and checksum != expected:
+            return f"checksum {checksum}", f"checksum {expected}"
+        return None if checksum else self._other_etag(head)
+
+    def _composite(self, head: Mapping[str, Any]) -> str:
+        if "-" in str(head.get("ETag", "")):
+            return base64.b64encode(hashlib.sha256(b"".join(self.part_sha256)).digest()).decode()
+        return base64.b64encode(bytes.fromhex(self.sha256)).decode()
+
+    def _other_etag(self, head: Mapping[str, Any]) -> tuple[str, str] | None:
+        """An ETag is an MD5 unless a key of one's own encrypts; of parts only if they were cut as ours."""
+        etag = str(head.get("ETag", ""))
+        encrypted = head.get("ServerSideEncryption") not in (None, "AES256") or "SSECustomerAlgorithm" in head
+        if encrypted or not _MD5.fullmatch(etag):
+            return None
+        found, _, parts = etag.strip('"').partition("-")
+        if parts and int(parts) != len(self.part_md5):
+            return None
+        if not parts and len(self.part_md5) > 1:
+            return None
+        joined = hashlib.md5(b"".join(self.part_md5), usedforsecurity=False).hexdigest()
+        expected = joined if parts else self.part_md5[0].hex()
+        return None if found == expected else (f"MD5 {found}", f"MD5 {expected}")
