@@ -161,7 +161,8 @@ def shards(images: int, inputs: Inputs) -> int | None:
     left = inputs.deadline - inputs.shard_start
     if left <= 0:
         return None
-    return max(1, math.ceil(images * measured()["extraction"]["core_seconds_an_image"] / (inputs.shard_cores * left)))
+    seconds = images * float(measured()["extraction"]["core_seconds_an_image"])
+    return max(1, math.ceil(seconds / (inputs.shard_cores * left)))
 
 
 def fleet(inputs: Inputs) -> list[list[str]]:

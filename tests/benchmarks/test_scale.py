@@ -82,7 +82,7 @@ def test_a_model_file_has_two_bytes_a_parameter(tmp_path: Path) -> None:
 
 
 def test_training_arithmetic_is_three_times_the_multiplications_of_the_forward_pass() -> None:
-    """Counted by hand for the paper's flow; the first convolutions need no gradient of inputs."""
+    """Counted by hand from kernels and sizes, for the paper's flow."""
     channels, hidden, sides = 304, 1024, (24, 12, 6)
     forward = 0
     for kernel in (3, 3, 3, 5):

@@ -21,6 +21,7 @@ from csflow import checkpoint as checkpoint_module
 from csflow import training as training_module
 from csflow.checkpoint import FILE
 from csflow.config import FlowConfig, TrainingConfig
+from csflow.distributed import ALONE, Group
 from csflow.errors import CsflowError, DataError, ModelError
 from csflow.flow import CrossScaleFlow, Pyramid, latent_count
 from csflow.training import EpochResult, channel_statistics, fit
@@ -70,6 +71,7 @@ def run(
     *,
     flow: FlowConfig = PLAIN,
     on_epoch: Callable[[EpochResult], None] = lambda result: None,
+    group: Group = ALONE,
     **changes: object,
 ) -> CrossScaleFlow:
     return fit(
@@ -80,6 +82,7 @@ def run(
         scales=SCALES,
         directory=directory,
         on_epoch=on_epoch,
+        group=group,
     )
 
 
