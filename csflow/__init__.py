@@ -4,4 +4,4 @@ Importing this package loads nothing heavy; take what you need from its modules,
 ``from csflow.detector import Detector``.
 """
 
-__version__ = "0.3.0"
+__version__ = "0.4.0"
