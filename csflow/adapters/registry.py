@@ -216,7 +216,7 @@ def delete_version(workspace: Workspace, version: Version) -> None:
     client.delete_model_version(model_name(version.line), str(version.version))
     if model_id:
         client.delete_logged_model(model_id)
-    store.delete_artifacts()
+    store.delete_artifacts()  # type: ignore[no-untyped-call]
 
 
 def find_version(workspace: Workspace, line: str, which: str | int = CHAMPION) -> Version:
