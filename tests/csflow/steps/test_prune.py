@@ -17,10 +17,14 @@ from typer.testing import CliRunner
 from csflow.adapters import deployment, mlflow_store, registry, tracking
 from csflow.adapters.storage import Store
 from csflow.cache import CacheManifest
+from csflow.calibration import calibrate
+from csflow.config import DataConfig, LineConfig
 from csflow.errors import CacheError, RegistryError
 from csflow.files import sha256_tree, write_json
 from csflow.steps import prune
+from csflow.steps.context import RunContext
 from csflow.steps.features import MODEL_KEY, record_features, recorded_features
+from csflow.steps.register import _version_tags
 from csflow.workspace import Workspace
 from tests.csflow.kubernetes_server import Cluster
 
@@ -66,7 +70,7 @@ class Plant:
         Image.new("RGB", (9, 9)).save(picture, "PNG")
         made = registry.register(self.workspace, folder, line=line, run_id=run, tags=tags, example=picture.getvalue())
         self.store.upload_directory(folder, f"detectors/{line}/{digest}")
-        shutil.copytree(folder, self.workspace.detectors / line / digest)
+        shutil.copytree(folder, self.workspace.detectors / line / digest, dirs_exist_ok=True)
         return made
 
     def fill(self, entries: range, space: str = SPACE) -> None:
@@ -323,6 +327,22 @@ def test_the_record_of_a_run_comes_back(plant: Plant) -> None:
     assert tracking.read_run(plant.workspace, run).tags["features_digest"] == cached.digest
     with pytest.raises(RegistryError, match=r"features/cache\.json of run .* cannot be read"):
         recorded_features(plant.workspace, tracking.start_run(plant.workspace, "tiles", params={}, tags={}))
+
+
+def test_a_version_says_what_its_run_was_made_from(plant: Plant, tmp_path: Path) -> None:
+    import numpy as np
+
+    cached = CacheManifest(plant.workspace.features, SPACE, ((2, 3, 4),), (sha(1), sha(2)))
+    run = tracking.start_run(plant.workspace, "tiles", params={}, tags={MODEL_KEY: "5" * 64})
+    record_features(plant.workspace, run, cached)
+    nothing = calibrate(np.ones(9), np.ones((9, 2, 2)), "none").to_json()
+    write_json(tmp_path / "detector" / "calibration.json", nothing)
+    line = LineConfig(line="tiles", data=DataConfig(path="data/tiles"))
+    context = RunContext(line, run, "rev", "md5", "digest", "key", "root", unchanged=False)
+    tags = _version_tags(context, tmp_path / "detector")
+    assert [tags[name] for name in ("features_space", "features_digest", "model_key")] == [
+        SPACE, cached.digest, "5" * 64,
+    ]  # fmt: skip
 
 
 def _app() -> Callable[..., object]:
