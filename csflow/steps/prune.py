@@ -167,13 +167,12 @@ def apply(workspace: Workspace, made: Plan) -> int:
 
     store, removed = Store.from_environment(), 0
     for group in made.groups:
-        if group.versions:
-            removed += _remove_versions(workspace, store, made.policy, group)
-        elif group.paths:
-            removed += sum(_remove_path(path, made.policy) for path in group.paths)
-        elif group.keys and store is not None:
+        if group.versions and not _remove_versions(workspace, store, made.policy, group):
+            say(f"prune: {group.what}: some are needed by now; the rest of the plan is left. Run the command again.")
+            return removed
+        if group.keys and store is not None:
             store.delete(group.keys)
-            removed += group.bytes
+        removed += sum(_remove_path(path, made.policy) for path in group.paths) if group.paths else group.bytes
     return removed
 
 
@@ -218,8 +217,8 @@ def _unshared_digests(going: Iterable[Version], staying: Iterable[Version]) -> s
     return digests - {version.tags.get("detector_digest", "") for version in staying} - {""}
 
 
-def _remove_versions(workspace: Workspace, store: Store | None, policy: Policy, group: Group) -> int:
-    """Remove a line's versions, each after what was published of it; those that are needed by now stay."""
+def _remove_versions(workspace: Workspace, store: Store | None, policy: Policy, group: Group) -> bool:
+    """Remove a line's versions, each after what was published of it; whether none of them is needed by now."""
     from csflow.adapters import deployment, registry
 
     line = group.versions[0].line
@@ -234,7 +233,7 @@ def _remove_versions(workspace: Workspace, store: Store | None, policy: Policy, 
                 _remove_published(workspace, store, line, digest)
             registry.delete_version(workspace, version)
             say(f"prune: version {version.version} of {line} is gone")
-        return group.bytes if len(going) == len(group.versions) else 0
+        return len(chosen) == len(group.versions)
 
 
 def _remove_published(workspace: Workspace, store: Store | None, line: str, digest: str) -> None:
