@@ -237,17 +237,23 @@ def _seconds_until_ready(image: str, detector: Path) -> float:
     mount = f"--volume={detector}:/mnt/models:ro"
     arguments = ["--model-dir=/mnt/models", "--model-name=small", f"--port={port}", f"--grpc-port={grpc_port}"]
     start = time.monotonic()
-    container = _checked("run", "--detach", *LOCKED_DOWN, "--network=host", mount, image, *arguments).strip()
+    kept = [word for word in LOCKED_DOWN if word != "--rm"]  # its log is wanted if it ends
+    container = _checked("run", "--detach", *kept, "--network=host", mount, image, *arguments).strip()
     opener = build_opener(ProxyHandler({}))
     try:
-        while time.monotonic() < start + READY_SECONDS:
+        while time.monotonic() < start + READY_SECONDS and _running(container):
             with suppress(OSError), opener.open(f"http://127.0.0.1:{port}/v2/models/small/ready", timeout=5) as answer:
                 if answer.status == 200:
                     return time.monotonic() - start
             time.sleep(0.05)
+        said = _docker("logs", "--tail=20", container)
+        raise BuildError(f"{image} does not get ready. It says:\n{said.stdout}{said.stderr}")
     finally:
-        _docker("stop", container)
-    raise BuildError(f"{image} was not ready after {READY_SECONDS:.0f} s. Start it by hand to see why.")
+        _docker("rm", "--force", container)
+
+
+def _running(container: str) -> bool:
+    return _docker("inspect", "--format={{.State.Running}}", container).stdout.strip() == "true"
 
 
 def free_port() -> int:
