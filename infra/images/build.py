@@ -212,13 +212,18 @@ def start_up(name: str, version: str) -> str:
         return f"start-up not measured: the detector to serve is made by {maker}, which is not here"
     with tempfile.TemporaryDirectory() as folder:
         make_small_detector(maker, Path(folder))
-        return f"ready to answer {_seconds_until_ready(image, Path(folder) / 'small'):.1f} s"
+        ready = min(_seconds_until_ready(image, Path(folder) / "small") for _ in range(2))
+        return f"ready to answer after {ready:.1f} s"
 
 
 def _seconds_of(image: str, *command: str) -> float:
-    start = time.monotonic()
-    _checked("run", *LOCKED_DOWN, image, *command)
-    return time.monotonic() - start
+    """The better of two: the first one reads an image from disk that was just written."""
+    taken = []
+    for _ in range(2):
+        start = time.monotonic()
+        _checked("run", *LOCKED_DOWN, image, *command)
+        taken.append(time.monotonic() - start)
+    return min(taken)
 
 
 def make_small_detector(image: str, folder: Path) -> None:
