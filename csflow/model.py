@@ -156,6 +156,8 @@ def save_model(model: nn.Module, path: Path) -> None:
         ModelError: If a weight exceeds the range of half precision.
     """
     save_file(_stored(model), path)
+    # safetensors lets only its owner read what it wrote; who serves the detector is another user.
+    path.chmod(0o644)
 
 
 def _stored(model: nn.Module) -> dict[str, Tensor]:

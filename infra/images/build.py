@@ -212,13 +212,18 @@ def start_up(name: str, version: str) -> str:
         return f"start-up not measured: the detector to serve is made by {maker}, which is not here"
     with tempfile.TemporaryDirectory() as folder:
         make_small_detector(maker, Path(folder))
-        return f"ready to answer {_seconds_until_ready(image, Path(folder) / 'small'):.1f} s"
+        ready = min(_seconds_until_ready(image, Path(folder) / "small") for _ in range(2))
+        return f"ready to answer after {ready:.1f} s"
 
 
 def _seconds_of(image: str, *command: str) -> float:
-    start = time.monotonic()
-    _checked("run", *LOCKED_DOWN, image, *command)
-    return time.monotonic() - start
+    """The better of two: the first one reads an image from disk that was just written."""
+    taken = []
+    for _ in range(2):
+        start = time.monotonic()
+        _checked("run", *LOCKED_DOWN, image, *command)
+        taken.append(time.monotonic() - start)
+    return min(taken)
 
 
 def make_small_detector(image: str, folder: Path) -> None:
@@ -237,17 +242,23 @@ def _seconds_until_ready(image: str, detector: Path) -> float:
     mount = f"--volume={detector}:/mnt/models:ro"
     arguments = ["--model-dir=/mnt/models", "--model-name=small", f"--port={port}", f"--grpc-port={grpc_port}"]
     start = time.monotonic()
-    container = _checked("run", "--detach", *LOCKED_DOWN, "--network=host", mount, image, *arguments).strip()
+    kept = [word for word in LOCKED_DOWN if word != "--rm"]  # its log is wanted if it ends
+    container = _checked("run", "--detach", *kept, "--network=host", mount, image, *arguments).strip()
     opener = build_opener(ProxyHandler({}))
     try:
-        while time.monotonic() < start + READY_SECONDS:
+        while time.monotonic() < start + READY_SECONDS and _running(container):
             with suppress(OSError), opener.open(f"http://127.0.0.1:{port}/v2/models/small/ready", timeout=5) as answer:
                 if answer.status == 200:
                     return time.monotonic() - start
             time.sleep(0.05)
+        said = _docker("logs", "--tail=20", container)
+        raise BuildError(f"{image} does not get ready. It says:\n{said.stdout}{said.stderr}")
     finally:
-        _docker("stop", container)
-    raise BuildError(f"{image} was not ready after {READY_SECONDS:.0f} s. Start it by hand to see why.")
+        _docker("rm", "--force", container)
+
+
+def _running(container: str) -> bool:
+    return _docker("inspect", "--format={{.State.Running}}", container).stdout.strip() == "true"
 
 
 def free_port() -> int:

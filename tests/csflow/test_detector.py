@@ -97,6 +97,11 @@ def test_format_1_is_still_read(directory: Path, tmp_path: Path) -> None:
     assert found.decision == expected.decision
 
 
+def test_whoever_serves_it_may_read_every_file(directory: Path) -> None:
+    unreadable = [file.name for file in directory.iterdir() if file.stat().st_mode & 0o444 != 0o444]
+    assert unreadable == [], "KServe's server runs as a user of its own"
+
+
 def test_an_unknown_format_is_refused(directory: Path, tmp_path: Path) -> None:
     newer = Path(shutil.copytree(directory, tmp_path / "newer"))
     config = json.loads((newer / "config.json").read_text())
