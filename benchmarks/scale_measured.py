@@ -13,12 +13,13 @@ import base64
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -117,15 +118,16 @@ def training(folder: Path) -> dict[str, float]:
 
 def serving(folder: Path) -> dict[str, float]:
     """Resident memory of one server with one line and with several, and core seconds a request."""
-    directory = detector(folder / "detector")
+    first = detector(folder / "line-0")
+    # A copy each: pages of one mapped file would be shared.
+    directories = [first, *(shutil.copytree(first, folder / f"line-{n}") for n in range(1, LINES[-1]))]
     from sidebyside.images import draw_images
 
     picture = draw_images(folder / "asked", 1, 1)[0].read_bytes()
     resident: dict[int, float] = {}
     seconds = 0.0
     for lines in LINES:
-        with server(directory, lines) as (url, process):
-            ask(url, "line-0", picture)
+        with server(directories[:lines]) as (url, process):
             for number in range(lines):
                 ask(url, f"line-{number}", picture)
             resident[lines] = sum(_resident(pid) for pid in _tree(process))
@@ -133,11 +135,11 @@ def serving(folder: Path) -> dict[str, float]:
             for _ in range(REQUESTS):
                 ask(url, "line-0", picture)
             seconds = (sum(_processor_seconds(pid) for pid in _tree(process)) - began) / REQUESTS
-    first, many = LINES
-    each = (resident[many] - resident[first]) / (many - first)
-    files = sum(file.stat().st_size for file in directory.rglob("*") if file.is_file())
+    few, many = LINES
+    each = (resident[many] - resident[few]) / (many - few)
+    files = sum(file.stat().st_size for file in first.rglob("*") if file.is_file())
     return {
-        "bytes_of_one_line_and_server": resident[first],
+        "bytes_of_one_line_and_server": resident[few],
         f"bytes_with_{many}_lines": resident[many],
         "bytes_a_further_line": each,
         "core_seconds_a_request": seconds,
@@ -169,14 +171,14 @@ def detector(directory: Path) -> Path:
 
 
 @contextmanager
-def server(directory: Path, lines: int) -> Iterator[tuple[str, int]]:
-    """A csflow server that holds a detector under several names; its address and process."""
+def server(directories: Sequence[Path]) -> Iterator[tuple[str, int]]:
+    """A csflow server that holds several detectors; its address and process."""
     import socket
 
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    models = [argument for number in range(lines) for argument in ("--model", f"line-{number}={directory}")]
+    models = [argument for directory in directories for argument in ("--model", f"{directory.name}={directory}")]
     command = [sys.executable, "-m", "csflow.adapters.serving", "--port", str(port), *models]
     process = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
     url = f"http://127.0.0.1:{port}"
