@@ -27,7 +27,7 @@ def test_help_is_a_tour() -> None:
     wanted = {
         *("import", "data", "synthesize", "estimate"),
         *("score", "evaluate", "compare", "why", "lines", "ablate", "choose"),
-        *("serve", "export", "promote", "rollback", "reconcile", "endpoint"),
+        *("serve", "export", "promote", "rollback", "reconcile", "endpoint", "prune"),
         "doctor",
     }
     assert [name for name in wanted if f" {name} " not in page] == []
