@@ -455,7 +455,11 @@ def _allowed_keys(parents: tuple[str, ...]) -> list[str]:
         "data": DataConfig, "features": FeatureConfig, "flow": FlowConfig, "training": TrainingConfig,
         "scoring": ScoringConfig, "padim": PadimConfig, "patchcore": PatchcoreConfig, "roles": RolesConfig,
         "calibration": CalibrationConfig, "quality": QualityConfig, "gate": GateConfig, "serving": ServingConfig,
+        "serving.canary": CanaryStep, "schedule": ScheduleConfig, "resources": ResourcesConfig,
+        "resources.tolerations": Toleration,
     }  # fmt: skip
-    section = sections[parents[0]] if parents else LineConfig
+    # A list's items stand in it by number, a union's by the name of the class.
+    place = ".".join(part for part in parents if not part.isdecimal() and not part.endswith("Config"))
+    section = sections[place] if place else LineConfig
     names = sorted(section.model_fields)
     return names if parents else [*names, "preset"]

@@ -28,6 +28,13 @@ def test_relative_repository_starts_at_the_yaml_file(tmp_path: Path) -> None:
     [
         (MINIMAL + "trainig: {epochs: 3}", ["tiles.yaml", "'trainig'", "Did you mean 'training'", "calibration"]),
         (MINIMAL + "training: {epoch: 3}", ["'training.epoch'", "Did you mean 'epochs'", "batch_size"]),
+        (MINIMAL + "schedule: {crom: x}", ["'schedule.crom'", "Did you mean 'cron'", "'schedule.cron' is missing"]),
+        (MINIMAL + "resources: {gpu: 1}", ["'resources.gpu'", "Did you mean 'gpus'", "node_selector"]),
+        (MINIMAL + "resources: {tolerations: [{keyy: x}]}", ["tolerations.0.keyy'", "Did you mean 'key'"]),
+        (MINIMAL + "resources: {memory: 8GB}", ["resources.memory", "'8GB'"]),
+        (MINIMAL + "serving: {canary: [{percnt: 1, minutes: 2}]}", ["canary.0.percnt'", "Did you mean 'percent'"]),
+        (MINIMAL + "serving: {canary: [{percent: 50, minutes: 1}, {percent: 10, minutes: 1}]}", ["ascending"]),
+        (MINIMAL + "patchcore: {coresett: 1}", ["'patchcore.coresett'", "Did you mean 'coreset'"]),
         (MINIMAL + "training: {epochs: three}", ["training.epochs", "'three'", "integer"]),
         (MINIMAL + "training: {epochs: 2.5}", ["training.epochs", "2.5"]),
         (MINIMAL + "training: {epochs: true}", ["training.epochs", "True"]),
