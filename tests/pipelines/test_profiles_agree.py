@@ -42,7 +42,7 @@ def summaries(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, A
         variables = {"MLFLOW_TRACKING_URI": server, "CSFLOW_STORE": f"{store.uri}/csflow", **store.environment}
         found["servers"] = _run(root / "servers", **variables)
         digest = found["servers"]["detector"] = _served(root / "servers")
-        assert f"csflow/detectors/{LINE}/{digest}.json" in store.keys("csflow/detectors/")
+        assert f"csflow/detectors/{LINE}/{digest}.index.json" in store.keys("csflow/detectors/")
         deployment.stop(Workspace(root / "servers"), LINE)
     for name in ("subprocess", "docker"):
         found[name]["detector"] = _served(root / name)
