@@ -131,21 +131,33 @@ def run_step(client: DockerClient, image: str, command: list[str], volumes: dict
         return _TERMINATED
     container = client.containers.run(image, command, detach=True, volumes=volumes, **arguments)
     try:
-        _print_lines(container)
+        for line in _lines(container):
+            print(line, flush=True)
         return int(container.wait()["StatusCode"])
     finally:
         container.remove(force=True)
 
 
-def _print_lines(container: Container) -> None:
+def _lines(container: Container) -> Iterator[str]:
+    """What a container prints until it has ended."""
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
     begun = ""
-    for chunk in container.logs(stream=True, follow=True):
+    for chunk in _output(container):
         *lines, begun = (begun + decoder.decode(chunk)).split("\n")
-        for line in lines:
-            print(line, flush=True)
+        yield from lines
     if begun:
-        print(begun, flush=True)
+        yield begun
+
+
+def _output(container: Container) -> Iterator[bytes]:
+    """The output as it comes, then what was written so late that following it missed it."""
+    seen = 0
+    for chunk in container.logs(stream=True, follow=True):
+        seen += len(chunk)
+        yield chunk
+    container.wait()
+    if rest := container.logs()[seen:]:
+        yield rest
 
 
 def _stop(root: Path, _number: int, _frame: FrameType | None) -> None:
