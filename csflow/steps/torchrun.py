@@ -156,8 +156,9 @@ def _handed_on(process: subprocess.Popen[str]) -> Iterator[Sequence[int]]:
 
     def hand_on(number: int, frame: FrameType | None) -> None:
         received.append(number)
-        with suppress(ProcessLookupError):
-            process.send_signal(signal.SIGTERM)
+        if len(received) == 1:  # a second one would interrupt torchrun while it ends the processes
+            with suppress(ProcessLookupError):
+                process.send_signal(signal.SIGTERM)
 
     before = {number: signal.signal(number, hand_on) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
