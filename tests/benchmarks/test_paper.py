@@ -210,6 +210,7 @@ def test_table_1_on_a_folder_of_classes(
     assert json.loads((tmp_path / "table1.json").read_text())["rows"] == result["rows"]
 
 
+@pytest.mark.slow
 def test_a_broken_class_does_not_lose_the_others(
     classes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

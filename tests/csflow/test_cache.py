@@ -523,6 +523,7 @@ FeatureStore(start.parent / "features").extract(manifest, FEATURES, backbone, ba
 """
 
 
+@pytest.mark.slow
 def test_two_processes_fill_one_store(tmp_path: Path) -> None:
     manifest = draw(tmp_path / "images", range(24))
     results = [tmp_path / f"{name}.json" for name in ("one", "two")]

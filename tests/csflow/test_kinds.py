@@ -74,7 +74,7 @@ def cached(store: FeatureStore, manifest: Manifest, line: LineConfig, backbone: 
     return store.extract(manifest, line.features, backbone).open(list(manifest.frame["sha256"]))
 
 
-FAST = {"csflow-max-all", "csflow-concatenated", "mahalanobis", "patchcore-native", "differnet-turned"}
+FAST = {"csflow-max-all", "csflow-concatenated", "mahalanobis", "patchcore-native"}
 
 
 @pytest.mark.parametrize("name", [n if n in FAST else pytest.param(n, marks=pytest.mark.slow) for n in KINDS])

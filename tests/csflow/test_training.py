@@ -230,6 +230,7 @@ def start_process(directory: Path) -> subprocess.Popen[str]:
     return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
 
 
+@pytest.mark.slow
 def test_killed_processes_are_resumed_with_the_same_bits(tmp_path: Path) -> None:
     signals = {"kill": signal.SIGKILL, "term": signal.SIGTERM}
     processes = {name: start_process(tmp_path / name) for name in signals}

@@ -181,6 +181,7 @@ def test_a_line_with_nothing_to_judge_by_is_kept(line: Line, tmp_path: Path, wor
     assert "roles.gate" in decision.reason
 
 
+@pytest.mark.slow
 def test_scores_through_the_feature_store_are_the_detectors_own(
     make_detector: Callable[..., Path], tmp_path: Path, workspace: Workspace
 ) -> None:
