@@ -7,12 +7,12 @@ from pathlib import Path
 
 import numpy as np
 
-from csflow.backbone import load_backbone
-from csflow.calibration import calibrate
 from csflow.config import CalibrationConfig, DataConfig, FeatureConfig, FlowConfig, LineConfig
-from csflow.detector import Detector
-from csflow.flow import CrossScaleFlow
-from csflow.model import FlowModel
+from csflow.detector.calibration import calibrate
+from csflow.detector.detector import Detector
+from csflow.detector.model import FlowModel
+from csflow.features.backbone import load_backbone
+from csflow.flow.cross_scale import CrossScaleFlow
 
 features, shape = FeatureConfig(image_size=128), FlowConfig(blocks=1, hidden=8)
 line = LineConfig(line="small", data=DataConfig(path="data/small"), features=features, flow=shape)

@@ -1,4 +1,4 @@
-"""Where do the rewritten convolutions of csflow/convolution.py pay? Each shape of the flow, plain and rewritten.
+"""Where do the rewritten convolutions of csflow/flow/convolution.py pay? Each shape of the flow, plain and rewritten.
 
 Prints the time of one forward and backward pass, plain (channels-last) and rewritten, alternating in one run, and the
 relative error (Euclidean norm, the largest of output and gradients) of both against float64.
@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from csflow.convolution import convolve, convolve_enlarged
+from csflow.flow.convolution import convolve, convolve_enlarged
 
 Layer = Callable[[Tensor, nn.Conv2d], Tensor]
 

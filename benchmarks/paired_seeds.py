@@ -25,15 +25,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from csflow.backbone import load_backbone
-from csflow.cache import CachedFeatures, FeatureStore
 from csflow.config import LineConfig, load_line
-from csflow.manifest import Manifest
+from csflow.data.manifest import Manifest
+from csflow.detector.model import FlowModel, score_stored
+from csflow.features.backbone import load_backbone
+from csflow.features.store import CachedFeatures, FeatureStore
+from csflow.flow.training import fit
 from csflow.metrics import image_auroc
-from csflow.model import FlowModel, score_stored
-from csflow.steps.checkout import materialise
-from csflow.training import fit
-from csflow.workspace import Workspace
+from csflow.runs.checkout import materialise
+from csflow.system.workspace import Workspace
 
 WAYS = ("plain", "float32", "bfloat16")
 
@@ -47,7 +47,10 @@ def plain_convolutions() -> Iterator[None]:
         result: Tensor = layer(larger)
         return result
 
-    with patch("csflow.flow.convolve", lambda x, layer: layer(x)), patch("csflow.flow.convolve_enlarged", enlarged):
+    with (
+        patch("csflow.flow.cross_scale.convolve", lambda x, layer: layer(x)),
+        patch("csflow.flow.cross_scale.convolve_enlarged", enlarged),
+    ):
         yield
 
 

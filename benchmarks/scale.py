@@ -20,8 +20,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from csflow.cache import _Space
 from csflow.config import FlowConfig
+from csflow.features.store import _Space
 
 RESULTS = Path(__file__).parent / "results" / "scale.json"
 DAY = 86400.0
@@ -106,7 +106,7 @@ def _counted(profile: Profile) -> tuple[int, int]:
     import torch
     from sidebyside.plain import training_flops
 
-    from csflow.flow import CrossScaleFlow
+    from csflow.flow.cross_scale import CrossScaleFlow
 
     with torch.device("meta"):
         flow = CrossScaleFlow(profile.flow, channels=profile.shapes[0][0], scales=len(profile.shapes))

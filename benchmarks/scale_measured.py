@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 
 from csflow.config import CalibrationConfig, DataConfig, FeatureConfig, FlowConfig, LineConfig, TrainingConfig
-from csflow.files import write_json
+from csflow.system.files import write_json
 
 IMAGES, EPOCHS, REQUESTS = 48, 3, 20
 LINES = (1, 8)
@@ -57,7 +57,7 @@ def main() -> None:
 
 def machine() -> dict[str, Any]:
     """What it was measured on."""
-    from csflow.device import choose_device, choose_precision
+    from csflow.flow.device import choose_device, choose_precision
 
     cpu = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
     training = TrainingConfig(device="cpu")
@@ -74,8 +74,8 @@ def extraction(folder: Path) -> dict[str, float]:
     from sidebyside.images import draw_images
     from sidebyside.materials import Listing
 
-    from csflow.backbone import load_backbone
-    from csflow.cache import FeatureStore
+    from csflow.features.backbone import load_backbone
+    from csflow.features.store import FeatureStore
 
     files = draw_images(folder / "images", IMAGES, 0)
     backbone, store = load_backbone(LINE.features), FeatureStore(folder / "features")
@@ -91,7 +91,7 @@ def training(folder: Path) -> dict[str, float]:
     """Core seconds an image and epoch."""
     import torch
 
-    from csflow.training import fit
+    from csflow.flow.training import fit
 
     levels = [torch.randn(IMAGES, 192, side, side) for side in (12, 6, 3)]
 
@@ -151,11 +151,11 @@ def detector(directory: Path) -> Path:
     """A detector of the size of a trained one."""
     import torch
 
-    from csflow.backbone import load_backbone
-    from csflow.calibration import calibrate
-    from csflow.detector import Detector
-    from csflow.flow import CrossScaleFlow
-    from csflow.model import FlowModel
+    from csflow.detector.calibration import calibrate
+    from csflow.detector.detector import Detector
+    from csflow.detector.model import FlowModel
+    from csflow.features.backbone import load_backbone
+    from csflow.flow.cross_scale import CrossScaleFlow
 
     backbone = load_backbone(LINE.features)
     model = FlowModel(CrossScaleFlow(LINE.flow, channels=backbone.channels, scales=3), LINE.scoring)

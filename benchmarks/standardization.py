@@ -19,16 +19,16 @@ from statistics import mean
 import torch
 
 from csflow import __version__
-from csflow.backbone import load_backbone
-from csflow.cache import CachedFeatures, CacheManifest, FeatureStore
 from csflow.config import LineConfig, load_line
-from csflow.files import write_json
-from csflow.manifest import Manifest
+from csflow.data.manifest import Manifest
+from csflow.detector.model import FlowModel, score_stored
+from csflow.features.backbone import load_backbone
+from csflow.features.store import CachedFeatures, CacheManifest, FeatureStore
+from csflow.flow.training import fit
 from csflow.metrics import image_auroc
-from csflow.model import FlowModel, score_stored
-from csflow.steps.checkout import materialise
-from csflow.training import fit
-from csflow.workspace import Workspace
+from csflow.runs.checkout import materialise
+from csflow.system.files import write_json
+from csflow.system.workspace import Workspace
 
 
 def measure(line: LineConfig, manifest: Manifest, cached: CacheManifest) -> tuple[float, float]:

@@ -15,11 +15,11 @@ import torch
 from scipy import stats
 from threshold_study import Family, calibrated
 
-from csflow.baselines import Mahalanobis
 from csflow.config import CalibrationConfig, RolesConfig
-from csflow.flow import Pyramid
-from csflow.manifest import role_of
-from csflow.model import score_stored
+from csflow.data.manifest import role_of
+from csflow.detector.baselines import Mahalanobis
+from csflow.detector.model import score_stored
+from csflow.flow.cross_scale import Pyramid
 
 Floats = npt.NDArray[np.float64]
 

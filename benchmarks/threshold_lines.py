@@ -12,15 +12,15 @@ from scipy import stats
 from threshold_breaks import Break, measured
 from threshold_study import Split, calibrated
 
-from csflow.backbone import load_backbone
-from csflow.cache import CachedFeatures, CacheManifest, FeatureStore
 from csflow.config import CalibrationConfig, LineConfig, load_line
+from csflow.detector.kinds import load_model
+from csflow.detector.model import Model, round_to_stored, score_stored
 from csflow.errors import DataError
-from csflow.kinds import load_model
-from csflow.model import Model, round_to_stored, score_stored
-from csflow.steps.checkout import materialise
+from csflow.features.backbone import load_backbone
+from csflow.features.store import CachedFeatures, CacheManifest, FeatureStore
+from csflow.runs.checkout import materialise
 from csflow.steps.train import find_or_fit, images_to_fit
-from csflow.workspace import Workspace
+from csflow.system.workspace import Workspace
 
 Floats = npt.NDArray[np.float64]
 

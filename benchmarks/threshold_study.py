@@ -15,9 +15,9 @@ import numpy as np
 import numpy.typing as npt
 from scipy import stats
 
-from csflow.calibration import Calibration, calibrate, threshold_rank
 from csflow.config import CalibrationConfig
-from csflow.scoring import p_values
+from csflow.detector.calibration import Calibration, calibrate, threshold_rank
+from csflow.detector.scoring import p_values
 
 Floats = npt.NDArray[np.float64]
 Counts = npt.NDArray[np.int64]

@@ -39,9 +39,9 @@ from threshold_study import (
 )
 
 from csflow import __version__
-from csflow.calibration import required_images
 from csflow.config import CalibrationConfig
-from csflow.progress import say
+from csflow.detector.calibration import required_images
+from csflow.system.progress import say
 
 LEVEL = 0.01
 """Probability that a sound rule fails any of the tests, all together."""

@@ -26,12 +26,12 @@ from published.protocol import FOLDER, Protocol, RowSpec, load_protocol
 from published.runs import Material, gather, measure
 
 from csflow.config import load_line
+from csflow.data.manifest import Manifest
 from csflow.errors import DataError
-from csflow.files import write_json
-from csflow.manifest import Manifest
-from csflow.progress import say
-from csflow.steps.checkout import materialise
-from csflow.workspace import Workspace
+from csflow.runs.checkout import materialise
+from csflow.system.files import write_json
+from csflow.system.progress import say
+from csflow.system.workspace import Workspace
 
 GAP = 150
 """Numbers further apart than this belong to two tiles. Of the gaps between neighbours 83 % are below 100 and 16 % above

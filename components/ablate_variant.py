@@ -7,7 +7,7 @@ from components.image import BASE_IMAGE
 
 @dsl.component(base_image=BASE_IMAGE, install_kfp_package=False)
 def ablate_variant(folder: str, key: str) -> str:
-    """See csflow.steps.ablate.run_variant. Returns the key of the row."""
-    from csflow.steps import ablate
+    """See csflow.ablation.run.run_variant. Returns the key of the row."""
+    from csflow.ablation import run as ablate
 
     return ablate.variant_step(folder, key)

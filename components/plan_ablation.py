@@ -9,7 +9,7 @@ from components.image import BASE_IMAGE
 
 @dsl.component(base_image=BASE_IMAGE, install_kfp_package=False)
 def plan_ablation(request: str) -> NamedTuple("Planned", [("folder", str), ("keys", list)]):  # type: ignore[valid-type]
-    """See csflow.steps.ablate.plan. Returns the folder of the ablation and the keys of its rows."""
-    from csflow.steps import ablate
+    """See csflow.ablation.run.plan. Returns the folder of the ablation and the keys of its rows."""
+    from csflow.ablation import run as ablate
 
     return ablate.plan_step(request)

@@ -18,7 +18,7 @@ from csflow.cli.ablate import (
     WidthsOption,
 )
 from csflow.config import load_line
-from csflow.workspace import Workspace
+from csflow.system.workspace import Workspace
 from pipelines.commands import register
 
 app = typer.Typer(
@@ -37,7 +37,7 @@ def run(
     ] = "subprocess",
 ) -> None:
     """Run the whole pipeline on this machine and print what came out."""
-    from csflow.steps.summary import render, summarise, write_summary
+    from csflow.runs.summary import render, summarise, write_summary
     from pipelines.local import run_locally
 
     config = load_line(line)

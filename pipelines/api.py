@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from csflow.errors import CsflowError
-from csflow.retry import retried
+from csflow.system.retry import retried
 
 if TYPE_CHECKING:
     import kfp_server_api  # type: ignore[import-untyped]

@@ -14,7 +14,7 @@ import typer
 
 from csflow.config import line_names, lines_folder, load_line
 from csflow.errors import ConfigError, UsageError
-from csflow.workspace import Workspace
+from csflow.system.workspace import Workspace
 
 if TYPE_CHECKING:
     from pipelines.schedules import Change
@@ -50,7 +50,7 @@ def compile_pipeline(
     if image is not None:
         # Components read their image when they are defined, which is at import.
         os.environ["CSFLOW_IMAGE"] = image
-    from csflow.files import write_atomic
+    from csflow.system.files import write_atomic
     from pipelines.package import compiled
     from pipelines.placement import placement_of
 
@@ -82,7 +82,7 @@ def submit(
     config = load_line(line)
     submission.require_reachable(config)
     if if_changed:
-        from csflow.steps.unchanged import unchanged_since_champion
+        from csflow.runs.unchanged import unchanged_since_champion
 
         if same := unchanged_since_champion(config, Workspace.from_environment()):
             typer.echo(f"Nothing submitted: {same}.")

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from csflow.config import LineConfig
 from csflow.errors import UsageError
-from csflow.workspace import Workspace
+from csflow.system.workspace import Workspace
 from pipelines.mounts import passed_environment, places
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from typing import Any
 
 from csflow.config import LineConfig
 from csflow.errors import DataError, DeployError
-from csflow.workspace import Workspace
+from csflow.system.workspace import Workspace
 from pipelines.local import run_locally
 
 GOOD = "good"
@@ -23,7 +23,7 @@ def run_demo(line: LineConfig, *, force: bool, workspace: Workspace) -> None:
         DeployError: If the endpoint does not answer.
     """
     from csflow.adapters import deployment
-    from csflow.steps.summary import render, summarise, write_summary
+    from csflow.runs.summary import render, summarise, write_summary
 
     start = time.monotonic()
     print(f"csflow demo: product line {line.line}", flush=True)
@@ -46,7 +46,7 @@ def _pick(line: LineConfig, root: Path) -> list[Path]:
     Raises:
         DataError: If the line has no test images to show.
     """
-    from csflow.manifest import build_manifest
+    from csflow.data.manifest import build_manifest
 
     test = build_manifest(root, line=line.line, roles=line.roles).rows(role="test")
     kinds: dict[str, list[Path]] = {}
@@ -103,9 +103,9 @@ def _overlays(line: str, images: list[Path], workspace: Workspace) -> Path:
 def _draw(target: Path, detector_directory: Path, images: list[Path]) -> None:
     from PIL import Image
 
-    from csflow.detector import Detector
-    from csflow.images import read_image
-    from csflow.scoring import overlay
+    from csflow.data.images import read_image
+    from csflow.detector.detector import Detector
+    from csflow.detector.scoring import overlay
 
     detector = Detector.load(detector_directory)
     calibration = detector.calibration

@@ -21,10 +21,10 @@ from typing import TYPE_CHECKING, Literal
 
 from csflow.config import LineConfig, parse_line_json
 from csflow.errors import CsflowError
-from csflow.processes import raised_on_sigterm
-from csflow.progress import MARK
-from csflow.steps.context import ERROR_FILE, RunContext
-from csflow.workspace import Workspace
+from csflow.runs.context import ERROR_FILE, RunContext
+from csflow.system.processes import raised_on_sigterm
+from csflow.system.progress import MARK
+from csflow.system.workspace import Workspace
 
 if TYPE_CHECKING:
     from kfp.local import DockerRunner, SubprocessRunner
@@ -92,9 +92,9 @@ def _configuration(line: LineConfig, runner: Runner) -> str:
 
 def _serve_here(line: LineConfig, context: RunContext, manifest: Path, workspace: Workspace) -> None:
     """Serve the champion on this machine: the endpoint it was tried on ended with the container of its step."""
-    from csflow.steps import promotion
-    from csflow.steps.context import load_manifest
-    from csflow.steps.rollout import sample_images
+    from csflow.release import promotion
+    from csflow.release.rollout import sample_images
+    from csflow.runs.context import load_manifest
 
     done = promotion.reconcile(workspace, line, sample_images(load_manifest(context, manifest)))
     print(f"  serve: {done.reason}{f', at {done.endpoint.url}' if done.endpoint else ''}", flush=True)

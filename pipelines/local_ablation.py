@@ -8,8 +8,8 @@ import sys
 from pathlib import Path
 
 from csflow.ablation.request import Request
-from csflow.steps.ablate import newest
-from csflow.workspace import Workspace
+from csflow.ablation.run import newest
+from csflow.system.workspace import Workspace
 from pipelines.local import new_folder, run_child
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from csflow.adapters.versioning.checkout import is_remote, local_repository
 from csflow.adapters.versioning.git import git
 from csflow.config import LineConfig
-from csflow.workspace import Workspace
+from csflow.system.workspace import Workspace
 
 PREFIXES = ("CSFLOW_", "MLFLOW_", "AWS_", "DVC_", "OMP_")
 NAMES = frozenset({

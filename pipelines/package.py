@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from csflow.files import sha256_json
+from csflow.system.files import sha256_json
 from pipelines.placement import Placement
 
 Graph = Literal["retrain", "ablate"]

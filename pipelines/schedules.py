@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from csflow.files import sha256_json
+from csflow.system.files import sha256_json
 from pipelines.cron import Clock
 
 MARK = "csflow schedule: "

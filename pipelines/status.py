@@ -9,7 +9,7 @@ from typing import TypeVar
 
 from csflow.config import LineConfig, load_line
 from csflow.errors import CsflowError, NotRegisteredError
-from csflow.workspace import Workspace
+from csflow.system.workspace import Workspace
 from pipelines.cron import clock_of, next_runs
 from pipelines.schedules import Found
 from pipelines.server import Server
@@ -100,7 +100,7 @@ def _ask_server(row: LineStatus, line: LineConfig, server: Server, found: list[F
 
 
 def _ask_registry(row: LineStatus, workspace: Workspace) -> None:
-    from csflow.adapters import registry, tracking
+    from csflow.adapters.mlflow import registry, tracking
 
     champion = _tried(lambda: registry.find_champion(workspace, row.line), row.notes)
     row.champion = champion.version if champion else None

@@ -70,7 +70,7 @@ def test_an_outside_system_is_known_to_adapters_alone(system: str) -> None:
 
 
 def test_object_stores_are_known_to_adapters_alone() -> None:
-    weights = ROOT / "csflow/weights.py"  # fetches one file, before anything else is there
+    weights = ROOT / "csflow/features/weights.py"  # fetches one file, before anything else is there
     others = [file for file in PACKAGE if file not in ADAPTERS and file != weights]
     assert offenders(others, ("boto3", "botocore")) == []
     assert offenders([weights], ("csflow.adapters",)) == []
@@ -92,9 +92,9 @@ def test_the_rule_checker_sees_a_broken_rule(tmp_path: Path) -> None:
     ("module", "unwanted"),
     [
         ("csflow", ("torch", "mlflow", "kfp", "kserve", "dvc", "great_expectations")),
-        ("csflow.detector", ("mlflow", "kfp", "kserve", "dvc", "great_expectations", "matplotlib")),
-        ("csflow.engine", ("torch", "timm", "onnx", "onnxruntime", "safetensors", "scipy", "pandas")),
-        ("csflow.images", ("torch",)),
+        ("csflow.detector.detector", ("mlflow", "kfp", "kserve", "dvc", "great_expectations", "matplotlib")),
+        ("csflow.detector.engine", ("torch", "timm", "onnx", "onnxruntime", "safetensors", "scipy", "pandas")),
+        ("csflow.data.images", ("torch",)),
         ("csflow.adapters.deployment", ("torch", "mlflow", "kserve", "kubernetes", "prometheus_client")),
         ("csflow.adapters.serving.answer", ("torch", "timm", "onnx", "safetensors")),
         ("csflow.cli.app", ("torch", "mlflow", "kfp", "kserve", "dvc", "great_expectations", "matplotlib", "pandas")),
@@ -108,19 +108,26 @@ def test_importing_pulls_in_nothing_heavy(module: str, unwanted: tuple[str, ...]
 
 def test_what_serves_never_imports_what_trains() -> None:
     """From the server and the engine down, at the top of files and inside functions: no torch on the way."""
-    todo = [*(ROOT / "csflow/adapters/serving").glob("*.py"), ROOT / "csflow/engine.py"]
-    seen = {ROOT / "csflow/scoring.py"}  # two functions on latents use torch in there; only what trains calls them
+    todo = [*(ROOT / "csflow/adapters/serving").glob("*.py"), ROOT / "csflow/detector/engine.py"]
+    seen = {
+        ROOT / "csflow/detector/scoring.py"
+    }  # two functions on latents use torch in there; only what trains calls them
     while todo:
         file = todo.pop()
         seen.add(file)
         names = {name.removeprefix("csflow.").partition(".")[0] for name in imports(file) if name.startswith("csflow.")}
         todo += {path for name in names if (path := ROOT / "csflow" / f"{name}.py").exists()} - seen
-    served = sorted(seen - {ROOT / "csflow/scoring.py"})
-    assert offenders(served, ("torch", "timm", "onnx", "safetensors", "csflow.detector", "csflow.backbone")) == []
+    served = sorted(seen - {ROOT / "csflow/detector/scoring.py"})
+    assert (
+        offenders(
+            served, ("torch", "timm", "onnx", "safetensors", "csflow.detector.detector", "csflow.features.backbone")
+        )
+        == []
+    )
 
 
 def test_the_content_key_covers_every_module_a_detector_is_made_of() -> None:
-    from csflow.steps.context import DETECTOR_CODE
+    from csflow.runs.context import DETECTOR_CODE
 
     # What only carries, names or guards values cannot change what a detector says.
     carriers = {"checkpoint", "config", "errors", "files", "progress", "tier", "weights"}

@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from csflow.config import RolesConfig, load_line
-from csflow.manifest import build_manifest
+from csflow.data.manifest import build_manifest
 from csflow.synthetic import DEMO_LINES
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -89,7 +89,7 @@ def test_a_fresh_clone_pulls_what_is_recorded(pulled: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(DEMO_LINES))
 def test_each_demo_line_passes_its_own_data_gate(pulled: Path, name: str) -> None:
-    from csflow.adapters.quality import validate
+    from csflow.adapters.data_quality import validate
 
     line = load_line(ROOT / "lines" / f"{name}.yaml")
     report = validate(build_manifest(pulled / name, line=name, roles=line.roles), line.quality)
@@ -104,8 +104,8 @@ def test_a_pooled_nearest_neighbour_does_not_solve_the_demo(pulled: Path, name: 
     """The nearest training image by mean features at 256 px: better than chance, far from perfect."""
     import torch
 
-    from csflow.backbone import load_backbone
-    from csflow.images import read_image, to_pyramid_inputs
+    from csflow.data.images import read_image, to_pyramid_inputs
+    from csflow.features.backbone import load_backbone
     from csflow.metrics import image_auroc
 
     features = load_line(ROOT / "lines" / f"{name}.yaml").features.model_copy(update={"scales": 1})

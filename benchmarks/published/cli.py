@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from csflow.config import DataConfig, load_line
+from csflow.data.manifest import Manifest
 from csflow.errors import ConfigError, CsflowError
-from csflow.files import write_atomic
-from csflow.manifest import Manifest
-from csflow.progress import say
-from csflow.steps.checkout import materialise
-from csflow.workspace import Workspace
+from csflow.runs.checkout import materialise
+from csflow.system.files import write_atomic
+from csflow.system.progress import say
+from csflow.system.workspace import Workspace
 from published.log import TableRun
 from published.protocol import FOLDER, Protocol, RowSpec, load_protocol
 from published.runs import gather, measure

@@ -7,10 +7,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from csflow.adapters import tracking
+from csflow.adapters.mlflow import tracking
 from csflow.config import LineConfig
-from csflow.processes import raised_on_sigterm
-from csflow.workspace import Workspace
+from csflow.system.processes import raised_on_sigterm
+from csflow.system.workspace import Workspace
 
 
 class TableRun:

@@ -13,12 +13,12 @@ import pandas as pd
 import yaml
 from pydantic import Field
 
-from csflow.cache import CacheManifest
 from csflow.config import DataConfig, LineConfig, RolesConfig, Section
+from csflow.data.manifest import Manifest, build_manifest
 from csflow.errors import ConfigError, DataError
-from csflow.manifest import Manifest, build_manifest
-from csflow.progress import say
-from csflow.workspace import Workspace
+from csflow.features.store import CacheManifest
+from csflow.system.progress import say
+from csflow.system.workspace import Workspace
 from published.log import TableRun
 from published.protocol import FOLDER, Protocol, RowSpec
 from published.runs import Material, gather, measure

@@ -10,22 +10,22 @@ from typing import Any
 
 import numpy as np
 
-from csflow.backbone import load_backbone
-from csflow.cache import CacheManifest, FeatureStore
 from csflow.config import LineConfig
-from csflow.files import sha256_json, write_json
-from csflow.kinds import load_model
-from csflow.manifest import Manifest
+from csflow.data.manifest import Manifest
+from csflow.detector.kinds import load_model
+from csflow.detector.model import round_to_stored, score_stored
+from csflow.features.backbone import load_backbone
+from csflow.features.store import CacheManifest, FeatureStore
 from csflow.metrics import by_defect
-from csflow.model import round_to_stored, score_stored
-from csflow.progress import say
-from csflow.reporting.evaluation import measured_with_error
-from csflow.steps.context import DETECTOR_CODE, code_version
+from csflow.metrics.evaluation import measured_with_error
+from csflow.runs.context import DETECTOR_CODE, code_version
 from csflow.steps.train import find_or_fit, images_to_fit
-from csflow.workspace import Workspace
+from csflow.system.files import sha256_json, write_json
+from csflow.system.progress import say
+from csflow.system.workspace import Workspace
 
 MEASURING_CODE = ("metrics/image", "metrics/intervals", "metrics/pixel", "metrics/pixel_counts", "metrics/ranking",
-                  "reporting/evaluation")  # fmt: skip
+                  "metrics/evaluation")  # fmt: skip
 """Modules that decide what is said of scores and maps."""
 
 FORMAT = 2

@@ -13,8 +13,8 @@ from typing import Any
 
 from csflow import __version__
 from csflow.errors import CsflowError
-from csflow.files import write_json
 from csflow.metrics import IMAGE_METRICS, ImageMetric, paired_bootstrap
+from csflow.system.files import write_json
 from published.protocol import Protocol
 
 PACKAGES = ("torch", "onnxruntime", "numpy", "pillow", "scikit-learn")

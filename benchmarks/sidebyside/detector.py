@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from csflow.backbone import Backbone
-from csflow.calibration import Calibration, calibrate
 from csflow.config import CalibrationConfig, DataConfig, FlowConfig, LineConfig
-from csflow.detector import Detector
-from csflow.flow import CrossScaleFlow
-from csflow.model import FlowModel, round_to_stored
+from csflow.detector.calibration import Calibration, calibrate
+from csflow.detector.detector import Detector
+from csflow.detector.model import FlowModel, round_to_stored
+from csflow.features.backbone import Backbone
+from csflow.flow.cross_scale import CrossScaleFlow
 from sidebyside.bench import Bench
 from sidebyside.peers.eager import Trunk
 from sidebyside.plain import plain_flow, plain_scores

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from csflow.config import TrainingConfig
-from csflow.device import choose_precision
+from csflow.flow.device import choose_precision
 from sidebyside.bench import Bench
 from sidebyside.child import Channel
 from sidebyside.process import seconds

@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any, Self, cast
 import torch
 from torch import Tensor, nn
 
-from csflow.backbone import Backbone, load_backbone, trunk_state
-from csflow.cache import CacheManifest, FeatureStore
 from csflow.config import FeatureConfig, FlowConfig
-from csflow.flow import CrossScaleFlow
-from csflow.weights import PACKAGE, PACKAGE_BACKBONE
+from csflow.features.backbone import Backbone, load_backbone, trunk_state
+from csflow.features.store import CacheManifest, FeatureStore
+from csflow.features.weights import PACKAGE, PACKAGE_BACKBONE
+from csflow.flow.cross_scale import CrossScaleFlow
 from sidebyside.bench import Bench
 from sidebyside.child import Channel
 from sidebyside.images import draw_images, find_images
@@ -26,7 +26,7 @@ from sidebyside.plain import plain_flow, training_flops
 from sidebyside.settings import Settings
 
 if TYPE_CHECKING:
-    from csflow.manifest import Manifest
+    from csflow.data.manifest import Manifest
 
 STAGE = 6
 REFERENCE_IMAGES = 2

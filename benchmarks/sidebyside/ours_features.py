@@ -1,4 +1,4 @@
-"""csflow's extraction, through ``csflow.cache.FeatureStore`` alone."""
+"""csflow's extraction, through ``csflow.features.store.FeatureStore`` alone."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from csflow.cache import FeatureStore
-from csflow.images import read_image, to_pyramid_levels
+from csflow.data.images import read_image, to_pyramid_levels
+from csflow.features.store import FeatureStore
 from sidebyside.bench import Bench
 from sidebyside.child import Channel
 from sidebyside.errors import relative_error

@@ -1,4 +1,4 @@
-"""csflow's scoring, through ``csflow.engine.Engine`` as the server uses it (``Detector`` on a GPU)."""
+"""csflow's scoring, through ``csflow.detector.engine.Engine`` as the server uses it (``Detector`` on a GPU)."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from importlib import util
 from pathlib import Path
 from typing import Any
 
-from csflow.images import read_image
-from csflow.scoring import upsample
+from csflow.data.images import read_image
+from csflow.detector.scoring import upsample
 from sidebyside.bench import Bench
 from sidebyside.child import Channel
 
@@ -52,7 +52,7 @@ class Driver:
 
 
 def _reader(device: str) -> Any:
-    if device == "cpu" and util.find_spec("csflow.engine"):
-        return importlib.import_module("csflow.engine").Engine.load
-    detector = importlib.import_module("csflow.detector").Detector
+    if device == "cpu" and util.find_spec("csflow.detector.engine"):
+        return importlib.import_module("csflow.detector.engine").Engine.load
+    detector = importlib.import_module("csflow.detector.detector").Detector
     return lambda directory: detector.load(directory, device=device)

@@ -1,4 +1,4 @@
-"""csflow's training, through ``csflow.training.fit`` alone."""
+"""csflow's training, through ``csflow.flow.training.fit`` alone."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from csflow.config import FlowConfig, TrainingConfig
-from csflow.device import Features, choose_precision
-from csflow.flow import CrossScaleFlow, Pyramid
-from csflow.training import EpochResult, fit
+from csflow.flow.cross_scale import CrossScaleFlow, Pyramid
+from csflow.flow.device import Features, choose_precision
+from csflow.flow.training import EpochResult, fit
 from sidebyside.bench import Bench
 from sidebyside.child import Channel, Memory, kept_for_gradients, warm_torch
 from sidebyside.errors import relative_error

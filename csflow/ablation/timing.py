@@ -17,7 +17,7 @@ from csflow.ablation.tradeoff import Timing
 if TYPE_CHECKING:
     from PIL import Image
 
-    from csflow.engine import Engine
+    from csflow.detector.engine import Engine
 
 WARM_UP, ROUNDS, REPETITIONS, LONGEST = 5, 3, 60, 10.0
 """Images not counted, rounds of which the fastest counts, images timed in each, and the seconds after which a round
@@ -32,7 +32,7 @@ def time_served(directory: Path, pictures: Sequence[Image.Image]) -> Timing:
     Sizing, trunk, model, map and score count; reading and decoding the file do not. Other processes can only make it
     slower, so of several rounds the one with the lowest median is nearest to what the detector takes.
     """
-    from csflow.engine import Engine
+    from csflow.detector.engine import Engine
 
     engine = Engine.load(directory)
     for place in range(WARM_UP):
@@ -50,7 +50,7 @@ def time_served(directory: Path, pictures: Sequence[Image.Image]) -> Timing:
 
 def machine() -> str:
     """Processor and number of cores this process may use; no host name."""
-    from csflow.engine import cores
+    from csflow.system.cores import cores
 
     about = Path("/proc/cpuinfo")
     lines = about.read_text().splitlines() if about.exists() else []
@@ -87,7 +87,7 @@ def _cores_missing(before: _Clocks, after: _Clocks, threads: int) -> float | Non
 
     The load average would not do: for a minute it still counts a training that has just ended.
     """
-    from csflow.engine import cores
+    from csflow.system.cores import cores
 
     if before.everyone is None or after.everyone is None:
         return None

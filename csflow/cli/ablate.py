@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, TypeAlias
 
 import typer
 
-from csflow.workspace import Workspace
+from csflow.system.workspace import Workspace
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -55,7 +55,7 @@ def ablate(
     what was measured for another one is found. A variant that fails is a line of the table with its error. What was
     timed on another machine, or while others kept this one busy, is timed again.
     """
-    from csflow.steps.ablate import ablate as run
+    from csflow.ablation.run import ablate as run
 
     asked = request(line, group, set_, seeds, joint, shots, width, backbone, image_size)
     workspace = Workspace.from_environment()
@@ -102,8 +102,8 @@ def show(folder: Path, workspace: Workspace) -> None:
     from rich.markup import escape
     from rich.table import Table
 
+    from csflow.ablation.run import read
     from csflow.ablation.table import NOTES, brief, broken, groups
-    from csflow.steps.ablate import read
 
     console = Console()
     _, summaries = read(folder, workspace)

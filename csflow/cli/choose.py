@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from csflow.workspace import Workspace
+from csflow.system.workspace import Workspace
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -31,9 +31,9 @@ def choose(
     Among variants within the best one's 95 % interval the fastest is taken. With --by synthetic the line keeps its own
     score and map: synthetic defects put them in another order than real ones.
     """
+    from csflow.ablation.run import newest, read
     from csflow.ablation.tradeoff import choose as pick
     from csflow.config import load_line
-    from csflow.steps.ablate import newest, read
 
     config, workspace = load_line(line), Workspace.from_environment()
     folder = newest(config.line, workspace)

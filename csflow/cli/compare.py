@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from csflow.errors import NotRegisteredError
-from csflow.workspace import Workspace
+from csflow.system.workspace import Workspace
 
 if TYPE_CHECKING:
-    from csflow.adapters.registry import Version
-    from csflow.adapters.tracking import Run
+    from csflow.adapters.mlflow.registry import Version
+    from csflow.adapters.mlflow.tracking import Run
 
 _ALWAYS = {"detector": "detector", "epochs": "training.epochs", "hidden width": "flow.hidden", "seed": "training.seed"}
 
@@ -42,7 +42,7 @@ def compare(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
     """Lay the last runs of a line side by side: results, versions and the parameters that differ."""
-    from csflow.adapters import registry, tracking
+    from csflow.adapters.mlflow import registry, tracking
     from csflow.config import load_line
 
     workspace = Workspace.from_environment()

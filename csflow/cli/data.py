@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from csflow.config import load_line
-from csflow.workspace import Workspace
+from csflow.system.workspace import Workspace
 
 if TYPE_CHECKING:
-    from csflow.manifest import Manifest
+    from csflow.data.manifest import Manifest
 
 data_app = typer.Typer(help="See and extend the images of a line.", no_args_is_help=True)
 
@@ -22,7 +22,7 @@ def show(line: Annotated[str, typer.Argument(help="Line, or the path of its YAML
 
     The data are checked out into the workspace first, and every file is verified.
     """
-    from csflow.steps.checkout import materialise
+    from csflow.runs.checkout import materialise
 
     config = load_line(line)
     manifest, checked_out = materialise(config, Workspace.from_environment())
@@ -52,7 +52,7 @@ def add(
 
     Records with DVC, pushes to its remote and commits the .dvc file; it does not run 'git push'.
     """
-    from csflow.steps.add_images import Addition, add_images
+    from csflow.runs.add_images import Addition, add_images
 
     addition = Addition(folder, split or ("test" if defect else "train"), defect, masks)
     config = load_line(line)

@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 from csflow.config import line_names, lines_folder, load_line
 from csflow.errors import CsflowError
-from csflow.workspace import Workspace
+from csflow.system.workspace import Workspace
 
 _PACKAGES = ("torch", "timm", "mlflow", "kfp", "dvc", "great-expectations", "kserve", "boto3")
 _FREE_GIGABYTES = 2.0
@@ -77,7 +77,7 @@ def _disk() -> str:
 
 def _device() -> str:
     from csflow.config import TrainingConfig
-    from csflow.device import choose_device, choose_precision
+    from csflow.flow.device import choose_device, choose_precision
 
     training = TrainingConfig()
     return f"trains on {choose_device(training)} in {choose_precision(training, choose_device(training))}"
@@ -85,7 +85,7 @@ def _device() -> str:
 
 def _weights() -> str:
     from csflow.config import FeatureConfig
-    from csflow.weights import weights_digest
+    from csflow.features.weights import weights_digest
 
     return f"embedded backbone: {weights_digest(FeatureConfig())}"
 

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from csflow.workspace import Workspace
+from csflow.system.workspace import Workspace
 
 
 def endpoint(
@@ -22,7 +22,7 @@ def endpoint(
     if as_yaml:
         import yaml
 
-        from csflow.steps.rollout import champion_document
+        from csflow.release.rollout import champion_document
 
         typer.echo(yaml.safe_dump(champion_document(workspace, line), sort_keys=False), nl=False)
         return

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from csflow.errors import CsflowError
-from csflow.workspace import Workspace
+from csflow.system.workspace import Workspace
 
 if TYPE_CHECKING:
-    from csflow.adapters.tracking import Run
-    from csflow.steps.estimate import Estimate
+    from csflow.adapters.mlflow.tracking import Run
+    from csflow.runs.estimate import Estimate
 
 
 def estimate(line: Annotated[str, typer.Argument(help="Name of the line, or its YAML file.")]) -> None:
@@ -22,10 +22,10 @@ def estimate(line: Annotated[str, typer.Argument(help="Name of the line, or its 
     Beside it stands what the line's last complete training really took.
     """
     from csflow.config import load_line
-    from csflow.progress import say
-    from csflow.steps.checkout import materialise
-    from csflow.steps.estimate import estimate as try_out
-    from csflow.steps.features import feature_tier
+    from csflow.runs.checkout import materialise
+    from csflow.runs.estimate import estimate as try_out
+    from csflow.runs.stored_features import feature_tier
+    from csflow.system.progress import say
 
     config, workspace = load_line(line), Workspace.from_environment()
     manifest, _ = materialise(config, workspace)
@@ -63,7 +63,7 @@ def _print(line: str, expected: Estimate, last: Run | None) -> None:
 
 def _last_training(workspace: Workspace, line: str) -> Run | None:
     """The last run that trained to its end, if the line ever ran here."""
-    from csflow.adapters.tracking import list_runs
+    from csflow.adapters.mlflow.tracking import list_runs
 
     try:
         runs = list_runs(workspace, line, limit=20)

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from csflow.errors import ModelError
-from csflow.workspace import Workspace
+from csflow.system.workspace import Workspace
 
 
 def evaluate(
@@ -21,12 +21,12 @@ def evaluate(
 ) -> None:
     """Score a line's test images with a detector and write the report."""
     from csflow.config import load_line
-    from csflow.detector import Detector
+    from csflow.detector.detector import Detector
+    from csflow.release.locate import locate_detector
     from csflow.reporting.report import write_report
-    from csflow.steps.checkout import materialise
+    from csflow.runs.checkout import materialise
+    from csflow.runs.stored_features import feature_store
     from csflow.steps.evaluate import judge
-    from csflow.steps.features import feature_store
-    from csflow.steps.locate import locate_detector
 
     config, workspace = load_line(line), Workspace.from_environment()
     detector = Detector.load(locate_detector(model or config.line, workspace))

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from csflow.workspace import Workspace
+from csflow.system.workspace import Workspace
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -21,9 +21,9 @@ def export(
     version: Annotated[int | None, typer.Option(min=1, help="This version instead of the champion.")] = None,
 ) -> None:
     """Write the detector as one ONNX file: images in; score, map and decision out."""
-    from csflow.detector import Detector
-    from csflow.export import export_file
-    from csflow.steps.locate import locate_detector
+    from csflow.detector.detector import Detector
+    from csflow.detector.export import export_file
+    from csflow.release.locate import locate_detector
 
     workspace = Workspace.from_environment()
     detector = Detector.load(locate_detector(line if version is None else f"{line}@{version}", workspace))
@@ -38,8 +38,8 @@ def export(
 
 def _images_at_hand(workspace: Workspace, line: str) -> list[Image]:
     """A few images of the line's last checkout."""
-    from csflow.images import read_image
-    from csflow.manifest import is_image
+    from csflow.data.images import read_image
+    from csflow.data.manifest import is_image
 
     files = sorted(file for file in (workspace.data / line).rglob("*") if file.is_file() and is_image(file))
     files = [file for file in files if "ground_truth" not in file.parts]

@@ -10,7 +10,7 @@ import typer
 from csflow.errors import UsageError
 
 if TYPE_CHECKING:
-    from csflow.steps.track import Importer
+    from csflow.runs.track import Importer
 
 import_app = typer.Typer(
     help="Bring a data set or your own folders into the layout csflow reads (MVTec AD's).", no_args_is_help=True
@@ -47,7 +47,7 @@ def mtd(
     """
 
     def bring(images: Path) -> list[str]:
-        from csflow.importers import import_mtd
+        from csflow.data.importers import import_mtd
 
         import_mtd(source, images)
         return [""]
@@ -70,7 +70,7 @@ def mvtec(
     """
 
     def bring(images: Path) -> list[str]:
-        from csflow.importers import import_mvtec
+        from csflow.data.importers import import_mvtec
 
         return import_mvtec(source, images)
 
@@ -96,7 +96,7 @@ def folder(
     """Import your own images from a folder of good and, if you have them, one of defective ones."""
 
     def bring(images: Path) -> list[str]:
-        from csflow.importers import import_folder
+        from csflow.data.importers import import_folder
 
         import_folder(images, good=good, defective=defective, masks=masks, test_share=test_share)
         return [""]
@@ -112,7 +112,7 @@ def _run(bring: Importer, dest: Path, track: bool, remote: str | None, message: 
         for name in bring(dest):
             _print_line(dest / name)
         return
-    from csflow.steps.track import import_tracked
+    from csflow.runs.track import import_tracked
 
     paths, commit = import_tracked(bring, dest, remote, message)
     for path in paths:
@@ -124,6 +124,6 @@ def _run(bring: Importer, dest: Path, track: bool, remote: str | None, message: 
 def _print_line(root: Path) -> None:
     from csflow.cli.data import print_counts
     from csflow.config import RolesConfig
-    from csflow.manifest import build_manifest
+    from csflow.data.manifest import build_manifest
 
     print_counts(build_manifest(root, line=root.name, roles=RolesConfig()), title=str(root))

@@ -10,7 +10,7 @@ import typer
 
 from csflow.config import line_names, lines_folder, load_line
 from csflow.errors import ConfigError, DeployError
-from csflow.workspace import Workspace
+from csflow.system.workspace import Workspace
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,8 @@ def lines(as_json: Annotated[bool, typer.Option("--json", help="Print JSON inste
 
 def _row(workspace: Workspace, name: str) -> Row:
     """A broken YAML spoils its own row only, a cluster that does not answer the endpoints only."""
-    from csflow.adapters import deployment, registry
+    from csflow.adapters import deployment
+    from csflow.adapters.mlflow import registry
 
     try:
         line = load_line(name)

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from csflow.errors import UsageError
-from csflow.workspace import Workspace
+from csflow.system.workspace import Workspace
 
 
 def promote(
@@ -18,7 +18,7 @@ def promote(
 ) -> None:
     """Make a version champion by hand, past the gate, and serve it; this ends a hold."""
     from csflow.config import load_line
-    from csflow.steps import promotion
+    from csflow.release import promotion
 
     line_name, _, version = name.partition("@")
     if bool(version) == release_hold:

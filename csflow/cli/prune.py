@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from csflow.errors import CacheError
-from csflow.workspace import Workspace
+from csflow.system.workspace import Workspace
 
 if TYPE_CHECKING:
-    from csflow.steps.prune import Plan
+    from csflow.release.prune import Plan
 
 
 def prune(
@@ -27,7 +27,7 @@ def prune(
     A version stays if an alias or an endpoint names it, a rollback would go back to it, the gate measures challengers
     against it, or a hold names it. One store belongs to one registry.
     """
-    from csflow.steps import prune as steps
+    from csflow.release import prune as steps
 
     workspace = Workspace.from_environment()
     made = steps.plan(workspace, steps.Policy.of(keep, older_than))

@@ -6,13 +6,13 @@ from typing import Annotated
 
 import typer
 
-from csflow.workspace import Workspace
+from csflow.system.workspace import Workspace
 
 
 def reconcile(name: Annotated[str, typer.Argument(metavar="LINE", help="The line.")]) -> None:
     """Make endpoint and champion alias agree, for instance after a crash or a restart of the machine."""
     from csflow.config import load_line
-    from csflow.steps import promotion
+    from csflow.release import promotion
 
     line = load_line(name)
     done = promotion.reconcile(Workspace.from_environment(), line)

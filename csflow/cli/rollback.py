@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from csflow.workspace import Workspace
+from csflow.system.workspace import Workspace
 
 
 def rollback(
@@ -16,7 +16,7 @@ def rollback(
 ) -> None:
     """Serve a former champion again and hold it: retrains will not replace it until the hold is released."""
     from csflow.config import load_line
-    from csflow.steps import promotion
+    from csflow.release import promotion
 
     line = load_line(name)
     done = promotion.rollback(Workspace.from_environment(), line, to, reason=reason)

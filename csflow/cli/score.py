@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from csflow.errors import UsageError
-from csflow.files import write_atomic
-from csflow.workspace import Workspace
+from csflow.system.files import write_atomic
+from csflow.system.workspace import Workspace
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from csflow.engine import Engine
-    from csflow.prediction import Prediction
+    from csflow.detector.engine import Engine
+    from csflow.detector.prediction import Prediction
 
 
 def score(
@@ -30,9 +30,9 @@ def score(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
     """Score images and write a heat-map overlay for each."""
-    from csflow.engine import Engine
-    from csflow.scoring import overlay
-    from csflow.steps.locate import locate_detector
+    from csflow.detector.engine import Engine
+    from csflow.detector.scoring import overlay
+    from csflow.release.locate import locate_detector
 
     files = _image_files(images)
     engine = Engine.load(locate_detector(model, Workspace.from_environment()))
@@ -58,8 +58,8 @@ def score(
 
 def _predictions(engine: Engine, files: list[Path]) -> Iterator[tuple[Path, Image, Prediction]]:
     """Read and score a few images a core at once: all of them together might not fit into memory."""
-    from csflow.engine import CHUNK
-    from csflow.images import read_image
+    from csflow.data.images import read_image
+    from csflow.detector.engine import CHUNK
 
     size = CHUNK * engine.threads
     for start in range(0, len(files), size):
@@ -69,7 +69,7 @@ def _predictions(engine: Engine, files: list[Path]) -> Iterator[tuple[Path, Imag
 
 
 def _image_files(arguments: list[Path]) -> list[Path]:
-    from csflow.manifest import is_image
+    from csflow.data.manifest import is_image
 
     files: list[Path] = []
     for path in arguments:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from csflow.errors import UsageError
-from csflow.workspace import Workspace
+from csflow.system.workspace import Workspace
 
 if TYPE_CHECKING:
     from csflow.adapters.serving import ServedDetector
@@ -26,7 +26,7 @@ def serve(
 ) -> None:
     """Serve champions (or a detector directory) until Ctrl-C, one or many lines in one server."""
     from csflow.adapters.serving import serve as serve_detectors
-    from csflow.ports import bind
+    from csflow.system.ports import bind
 
     workspace = Workspace.from_environment()
     if bool(names) == all_lines:
@@ -40,7 +40,7 @@ def serve(
 
 
 def _champions(workspace: Workspace) -> dict[str, ServedDetector]:
-    from csflow.adapters import registry
+    from csflow.adapters.mlflow import registry
     from csflow.config import line_names
 
     lines = [line for line in line_names() if registry.find_champion(workspace, line)]
@@ -55,9 +55,9 @@ def _named(workspace: Workspace, name: str) -> tuple[str, ServedDetector]:
 
     if Path(name).is_dir():
         return _line_of(Path(name)), ServedDetector(Path(name))
-    from csflow.adapters import registry
+    from csflow.adapters.mlflow import registry
     from csflow.config import load_line
-    from csflow.steps.locate import locate_detector
+    from csflow.release.locate import locate_detector
 
     directory = locate_detector(name, workspace)
     stem, _, version = name.partition("@")

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from csflow.errors import NotRegisteredError, RegistryError
-from csflow.workspace import Workspace
+from csflow.system.workspace import Workspace
 
 if TYPE_CHECKING:
-    from csflow.adapters.registry import Version
-    from csflow.adapters.tracking import Run
+    from csflow.adapters.mlflow.registry import Version
+    from csflow.adapters.mlflow.tracking import Run
 
 Facts = dict[str, str]
 
@@ -36,7 +36,7 @@ def why(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")] = False,
 ) -> None:
     """Tell how a version came about: data, run, gate, and what became of it."""
-    from csflow.adapters import registry
+    from csflow.adapters.mlflow import registry
     from csflow.config import load_line
 
     workspace = Workspace.from_environment()
@@ -55,7 +55,7 @@ def why(
 
 def tell(workspace: Workspace, version: Version) -> Story:
     """Collect what registry, run, gate and endpoint know about a version."""
-    from csflow.adapters import tracking
+    from csflow.adapters.mlflow import tracking
 
     try:
         run = tracking.read_run(workspace, version.run_id)
@@ -122,7 +122,8 @@ def _gate(version: Version) -> Facts:
 
 
 def _now(workspace: Workspace, version: Version) -> Facts:
-    from csflow.adapters import deployment, registry
+    from csflow.adapters import deployment
+    from csflow.adapters.mlflow import registry
 
     champion = registry.find_champion(workspace, version.line)
     endpoint = deployment.status(workspace, version.line)

@@ -8,10 +8,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
+from csflow.detector.scoring import upsample
 from csflow.errors import DataError
 from csflow.metrics.intervals import Counts, Labels
 from csflow.metrics.ranking import Floats, Masses
-from csflow.scoring import upsample
 
 Maps = Sequence[npt.NDArray[np.floating]]
 Masks = Sequence[npt.NDArray[np.bool_]]

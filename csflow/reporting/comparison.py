@@ -16,9 +16,9 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from csflow.calibration import Calibration
+from csflow.detector.calibration import Calibration
+from csflow.detector.scoring import overlay
 from csflow.errors import DataError
-from csflow.files import write_atomic, write_json
 from csflow.metrics import (
     IMAGE_METRICS,
     PIXEL_METRICS,
@@ -32,7 +32,7 @@ from csflow.metrics import (
 )
 from csflow.reporting.findings import Evaluation, ImageResult
 from csflow.reporting.page import data_uri, encoded, render_page, thumbnail
-from csflow.scoring import overlay
+from csflow.system.files import write_atomic, write_json
 
 Floats = npt.NDArray[np.float64]
 
@@ -67,7 +67,7 @@ class Side(NamedTuple):
 
 
 class PixelPair(NamedTuple):
-    """Pixels of both detectors' maps, counted on the same masks; see `csflow.reporting.evaluation.counted_pixels`."""
+    """Pixels of both detectors' maps, counted on the same masks; see `csflow.metrics.evaluation.counted_pixels`."""
 
     champion: PixelCounts
     challenger: PixelCounts

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from csflow.calibration import Calibration
+from csflow.detector.calibration import Calibration
 from csflow.metrics import (
     ImageMetric,
     Interval,
@@ -47,7 +47,7 @@ class ImageResult:
 
 @dataclass(frozen=True)
 class Sample:
-    """A test image worth looking at, with its overlay from `csflow.scoring.overlay`."""
+    """A test image worth looking at, with its overlay from `csflow.detector.scoring.overlay`."""
 
     group: SampleGroup
     result: ImageResult

@@ -9,17 +9,17 @@ from typing import Literal
 import numpy as np
 from PIL import Image
 
-from csflow.scoring import colours
+from csflow.detector.scoring import colours
 
 _THUMBNAIL = 320
 
 
 def render_page(template: str, **values: object) -> str:
-    """A template of ``csflow/templates`` filled in; text of the user is escaped."""
+    """A template of ``csflow/reporting/templates`` filled in; text of the user is escaped."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     environment = Environment(
-        loader=PackageLoader("csflow"),
+        loader=PackageLoader("csflow.reporting"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from PIL import Image
 
-from csflow.calibration import Calibration
+from csflow.detector.calibration import Calibration
+from csflow.detector.scoring import THRESHOLD_POSITION, colours, heatmap_png, overlay
 from csflow.reporting.figures import FAINT, INK
 from csflow.reporting.findings import Example, ImageResult, Sample, times_threshold
-from csflow.scoring import THRESHOLD_POSITION, colours, heatmap_png, overlay
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 
-from csflow.files import write_atomic, write_json
 from csflow.reporting.findings import Evaluation as Evaluation
 from csflow.reporting.normality import Normality, judge_normality
 from csflow.reporting.page import css_gradient, data_uri, encoded, render_page, thumbnail
+from csflow.system.files import write_atomic, write_json
 
 
 def write_report(directory: Path, evaluation: Evaluation) -> Path:

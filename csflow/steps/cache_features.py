@@ -8,15 +8,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from csflow.errors import CacheError, UsageError
-from csflow.progress import say
-from csflow.steps.context import RunContext, load_manifest, step
-from csflow.steps.features import feature_store, record_features
-from csflow.workspace import Workspace
+from csflow.runs.context import RunContext, load_manifest, step
+from csflow.runs.stored_features import feature_store, record_features
+from csflow.system.progress import say
+from csflow.system.workspace import Workspace
 
 if TYPE_CHECKING:
-    from csflow.cache import CacheManifest
     from csflow.config import LineConfig
-    from csflow.manifest import Manifest
+    from csflow.data.manifest import Manifest
+    from csflow.features.store import CacheManifest
 
 MOST_SHARDS = 1000
 
@@ -102,14 +102,14 @@ def shard_of(manifest: Manifest, shard: int, shards: int) -> Manifest:
         shard: Which one, from 0.
         shards: How many there are.
     """
-    from csflow.manifest import Manifest
+    from csflow.data.manifest import Manifest
 
     chosen = [int(sha[:8], 16) % shards == shard for sha in manifest.frame["sha256"]]
     return Manifest(manifest.frame[chosen].reset_index(drop=True), manifest.root)
 
 
 def _extract(line: LineConfig, manifest: Manifest) -> CacheManifest:
-    from csflow.backbone import load_backbone
+    from csflow.features.backbone import load_backbone
 
     store = feature_store(Workspace.from_environment())
     return store.extract(manifest, line.features, load_backbone(line.features))
@@ -117,7 +117,7 @@ def _extract(line: LineConfig, manifest: Manifest) -> CacheManifest:
 
 def _joined(manifest: Manifest, shards: Sequence[str]) -> CacheManifest:
     """The cache manifest of all shards together; whoever opens it compares every checksum."""
-    from csflow.cache import CacheManifest
+    from csflow.features.store import CacheManifest
 
     parts = [json.loads(shard) for shard in shards if shard]
     found = {part["space"] for part in parts}

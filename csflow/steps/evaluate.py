@@ -9,17 +9,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from csflow import __version__
-from csflow.progress import say
-from csflow.steps.context import DETECTOR_CODE, RunContext, code_version, load_manifest, step
+from csflow.runs.context import DETECTOR_CODE, RunContext, code_version, load_manifest, step
 from csflow.steps.train import images_to_fit
-from csflow.workspace import Workspace
+from csflow.system.progress import say
+from csflow.system.workspace import Workspace
 
 if TYPE_CHECKING:
     from PIL import Image
 
-    from csflow.cache import CacheManifest
-    from csflow.detector import Detector
-    from csflow.manifest import Manifest
+    from csflow.data.manifest import Manifest
+    from csflow.detector.detector import Detector
+    from csflow.features.store import CacheManifest
     from csflow.reporting.normality import FeatureSample
     from csflow.reporting.report import Evaluation
 
@@ -59,8 +59,8 @@ def evaluate(
     if context.unchanged:
         return {}
     with step("evaluate", context):
-        from csflow.adapters import tracking
-        from csflow.cache import CacheManifest
+        from csflow.adapters.mlflow import tracking
+        from csflow.features.store import CacheManifest
         from csflow.reporting.report import write_report
 
         workspace = Workspace.from_environment()
@@ -98,7 +98,7 @@ def judge(
         nll: Training curve to show in the report.
         features: Of the training images, to show in the report.
     """
-    from csflow.reporting.evaluation import evaluate_scores
+    from csflow.reporting.assemble import evaluate_scores
 
     test = manifest.rows(role="test")
     scores, maps = detector.score_features(cached.open(list(test.frame["sha256"])))
@@ -124,11 +124,11 @@ def _features_shown(context: RunContext, manifest: Manifest, cached: CacheManife
 
 def _assemble(context: RunContext, manifest: Manifest, cached: CacheManifest, model: Path) -> Detector:
     """The detector: trunk, what was fitted, and thresholds from the images held out for them."""
-    from csflow.backbone import load_backbone
-    from csflow.calibration import calibrate
-    from csflow.detector import Detector
-    from csflow.kinds import load_model
-    from csflow.model import round_to_stored, score_stored
+    from csflow.detector.calibration import calibrate
+    from csflow.detector.detector import Detector
+    from csflow.detector.kinds import load_model
+    from csflow.detector.model import round_to_stored, score_stored
+    from csflow.features.backbone import load_backbone
 
     line = context.line
     fitted = load_model(model / "model.safetensors", line, cached.shapes)
@@ -158,7 +158,7 @@ def one_of_each_group(manifest: Manifest) -> Manifest:
 
 def _examples(manifest: Manifest) -> list[Image.Image]:
     """A few images that were not fitted, on which the exported graph must say what the detector says."""
-    from csflow.images import read_image
+    from csflow.data.images import read_image
 
     held_out, test = manifest.rows(role="calibrate"), manifest.rows(role="test")
     return [read_image(file) for file in (held_out if len(held_out) else test).files[:3]]

@@ -8,17 +8,17 @@ from typing import TYPE_CHECKING
 
 from csflow.config import LineConfig, parse_line_json
 from csflow.errors import NotRegisteredError
-from csflow.files import sha256_json
-from csflow.progress import say
-from csflow.steps.checkout import materialise
-from csflow.steps.context import DETECTOR_CODE, RunContext, code_version, step
-from csflow.weights import weights_digest
-from csflow.workspace import Workspace
+from csflow.features.weights import weights_digest
+from csflow.runs.checkout import materialise
+from csflow.runs.context import DETECTOR_CODE, RunContext, code_version, step
+from csflow.system.files import sha256_json
+from csflow.system.progress import say
+from csflow.system.workspace import Workspace
 
 if TYPE_CHECKING:
-    from csflow.adapters.registry import Version
+    from csflow.adapters.mlflow.registry import Version
     from csflow.adapters.versioning import CheckedOut
-    from csflow.manifest import Manifest
+    from csflow.data.manifest import Manifest
 
 
 def ingest(line_json: str, *, force: bool, context_out: str | Path, manifest_out: str | Path) -> RunContext:
@@ -43,7 +43,7 @@ def ingest(line_json: str, *, force: bool, context_out: str | Path, manifest_out
         manifest.save(Path(manifest_out))
         context.save(Path(context_out))
     with step("ingest", context):
-        from csflow.adapters import tracking
+        from csflow.adapters.mlflow import tracking
 
         tracking.log_dataset(
             workspace,
@@ -64,7 +64,7 @@ def _open_run(
     workspace: Workspace, line: LineConfig, manifest: Manifest, checked_out: CheckedOut, *, force: bool
 ) -> RunContext:
     """Tell whether anything is new, and open the MLflow run every later step writes into."""
-    from csflow.adapters import tracking
+    from csflow.adapters.mlflow import tracking
 
     versions = _known_versions(workspace, line)
     if force:
@@ -74,7 +74,7 @@ def _open_run(
     unchanged = any(v.tags.get("content_key") == key and v.tags.get("decision") for v in versions)
     if not unchanged:
         # Before any work is done for a configuration that cannot work.
-        from csflow.backbone import check_pyramid
+        from csflow.features.backbone import check_pyramid
 
         check_pyramid(line.features)
     identity = {
@@ -88,8 +88,8 @@ def _open_run(
 
 
 def _known_versions(workspace: Workspace, line: LineConfig) -> list[Version]:
-    from csflow.adapters import registry
-    from csflow.adapters.mlflow_store import initialise
+    from csflow.adapters.mlflow import registry
+    from csflow.adapters.mlflow.connection import initialise
 
     initialise(workspace)
     try:

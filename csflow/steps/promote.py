@@ -7,13 +7,13 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from csflow.progress import say
-from csflow.steps.context import RunContext, load_manifest, step
-from csflow.workspace import Workspace
+from csflow.runs.context import RunContext, load_manifest, step
+from csflow.system.progress import say
+from csflow.system.workspace import Workspace
 
 if TYPE_CHECKING:
-    from csflow.gate import GateDecision
-    from csflow.manifest import Manifest
+    from csflow.data.manifest import Manifest
+    from csflow.release.gate import GateDecision
 
 
 def promote(context_path: str | Path, manifest_path: str | Path, *, version: int) -> str:
@@ -34,9 +34,9 @@ def promote(context_path: str | Path, manifest_path: str | Path, *, version: int
     context = RunContext.load(Path(context_path))
     workspace = Workspace.from_environment()
     with step("promote", context):
-        from csflow.adapters import tracking
-        from csflow.steps import promotion
-        from csflow.steps.rollout import sample_images
+        from csflow.adapters.mlflow import tracking
+        from csflow.release import promotion
+        from csflow.release.rollout import sample_images
 
         manifest = load_manifest(context, Path(manifest_path))
         samples = sample_images(manifest)
@@ -55,8 +55,8 @@ def promote(context_path: str | Path, manifest_path: str | Path, *, version: int
 
 def _judge(workspace: Workspace, context: RunContext, version: int, manifest: Manifest) -> GateDecision:
     """The gate's decision; its numbers stay with the version, for ``csflow why``, and its pictures with the run."""
-    from csflow.adapters import registry, tracking
-    from csflow.steps.challenge import decide
+    from csflow.adapters.mlflow import registry, tracking
+    from csflow.release.challenge import decide
 
     comparison = workspace.runs / context.run_id / "comparison"
     decision = decide(workspace, context.line, version, manifest, comparison_out=comparison)

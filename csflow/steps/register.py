@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from csflow.files import sha256_tree
-from csflow.progress import say
-from csflow.steps.context import RunContext, load_manifest, step
-from csflow.steps.features import DIGEST, MODEL_KEY, SPACE
-from csflow.workspace import Workspace
+from csflow.runs.context import RunContext, load_manifest, step
+from csflow.runs.stored_features import DIGEST, MODEL_KEY, SPACE
+from csflow.system.files import sha256_tree
+from csflow.system.progress import say
+from csflow.system.workspace import Workspace
 
 
 def register(context_path: str | Path, manifest_path: str | Path, detector_path: str | Path) -> int:
@@ -30,7 +30,7 @@ def register(context_path: str | Path, manifest_path: str | Path, detector_path:
     if context.unchanged:
         return 0
     with step("register", context):
-        from csflow.adapters import registry
+        from csflow.adapters.mlflow import registry
 
         example = load_manifest(context, Path(manifest_path)).files[0]
         version = registry.register(
@@ -46,8 +46,8 @@ def register(context_path: str | Path, manifest_path: str | Path, detector_path:
 
 
 def _version_tags(context: RunContext, detector: Path) -> dict[str, object]:
-    from csflow.adapters import tracking
-    from csflow.calibration import Calibration
+    from csflow.adapters.mlflow import tracking
+    from csflow.detector.calibration import Calibration
 
     run = tracking.read_run(Workspace.from_environment(), context.run_id)
     metrics = run.metrics

@@ -12,16 +12,16 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 
 from csflow.errors import DataError
-from csflow.files import new_directory, sha256_json, write_json
-from csflow.progress import say
-from csflow.steps.context import FITTING_CODE, FLOW_CODE, RunContext, code_version, load_manifest, step
-from csflow.workspace import Workspace
+from csflow.runs.context import FITTING_CODE, FLOW_CODE, RunContext, code_version, load_manifest, step
+from csflow.system.files import new_directory, sha256_json, write_json
+from csflow.system.progress import say
+from csflow.system.workspace import Workspace
 
 if TYPE_CHECKING:
-    from csflow.cache import CacheManifest
     from csflow.config import LineConfig
-    from csflow.distributed import Group
-    from csflow.training import EpochResult
+    from csflow.features.store import CacheManifest
+    from csflow.flow.distributed import Group
+    from csflow.flow.training import EpochResult
 
 OnEpoch: TypeAlias = "Callable[[EpochResult], None]"
 
@@ -32,7 +32,7 @@ def train(
     """Train, or find the model that equal inputs made before; a killed training resumes.
 
     With ``resources.gpus`` above 1 and as many GPUs at hand, a process on each of them trains: see
-    :mod:`csflow.steps.torchrun`.
+    :mod:`csflow.runs.torchrun`.
 
     Args:
         context_path: What ``ingest`` wrote.
@@ -48,8 +48,8 @@ def train(
     if context.unchanged:
         return
     with step("train", context):
-        from csflow.adapters import tracking
-        from csflow.cache import CacheManifest
+        from csflow.adapters.mlflow import tracking
+        from csflow.features.store import CacheManifest
 
         workspace = Workspace.from_environment()
         manifest = load_manifest(context, Path(manifest_path)).rows(role="fit")
@@ -98,7 +98,7 @@ def find_or_fit(
     if count == 1:
         fit_here(line, cached, images, folder, publish)
     else:
-        from csflow.steps.torchrun import fit_together
+        from csflow.runs.torchrun import fit_together
 
         fit_together(line, cached, images, folder, publish, processes=count)
     return folder
@@ -117,7 +117,7 @@ def processes_for(line: LineConfig) -> int:
         return 1
     import torch
 
-    from csflow.kinds import TRAINED
+    from csflow.detector.kinds import TRAINED
 
     here = torch.cuda.device_count()
     if line.detector not in TRAINED or here < wanted:
@@ -144,7 +144,7 @@ def images_to_fit(line: LineConfig, candidates: list[str]) -> list[str]:
 
 
 def _republish(history: Path, publish: OnEpoch) -> None:
-    from csflow.training import EpochResult
+    from csflow.flow.training import EpochResult
 
     for row in json.loads(history.read_text()):
         publish(EpochResult(**row))
@@ -174,9 +174,9 @@ def fit_here(
         CacheError: If a stored feature is damaged.
         SystemExit: After a signal, with a checkpoint.
     """
-    from csflow.distributed import ALONE
-    from csflow.kinds import TRAINED, fit_model
-    from csflow.model import save_model
+    from csflow.detector.kinds import TRAINED, fit_model
+    from csflow.detector.model import save_model
+    from csflow.flow.distributed import ALONE
 
     group = group or ALONE
     work = folder.with_suffix(".work")
@@ -223,7 +223,7 @@ class _History:
 
     def _take_up(self, *, before: int) -> None:
         """Epochs of the killed run up to its checkpoint; later ones are trained again."""
-        from csflow.training import EpochResult
+        from csflow.flow.training import EpochResult
 
         rows = json.loads(self.path.read_text()) if self.path.exists() else []
         self.rows = [row for row in rows if row["epoch"] < before]

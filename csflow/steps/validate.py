@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from csflow.errors import DataError
-from csflow.files import write_atomic, write_json
-from csflow.progress import say
-from csflow.steps.context import RunContext, load_manifest, step
-from csflow.workspace import Workspace
+from csflow.runs.context import RunContext, load_manifest, step
+from csflow.system.files import write_atomic, write_json
+from csflow.system.progress import say
+from csflow.system.workspace import Workspace
 
 
 def validate(context_path: str | Path, manifest_path: str | Path, *, report_out: str | Path) -> None:
@@ -26,7 +26,8 @@ def validate(context_path: str | Path, manifest_path: str | Path, *, report_out:
     if context.unchanged:
         return
     with step("validate", context):
-        from csflow.adapters import quality, tracking
+        from csflow.adapters import data_quality as quality
+        from csflow.adapters.mlflow import tracking
 
         manifest = load_manifest(context, Path(manifest_path))
         report = quality.validate(manifest, context.line.quality)

@@ -13,11 +13,11 @@ from PIL import Image
 from scipy.ndimage import binary_closing, binary_opening
 
 from csflow.errors import DataError, UsageError
-from csflow.files import new_directory
-from csflow.progress import track
 from csflow.synthetic.fabric import FABRIC_DEFECTS, draw_fabric
 from csflow.synthetic.gear import GEAR_DEFECTS, draw_gear
 from csflow.synthetic.noise import Array
+from csflow.system.files import new_directory
+from csflow.system.progress import track
 
 SIDE = 256
 OVERSAMPLING = 2

@@ -205,7 +205,7 @@ def start_up(name: str, version: str) -> str:
     image = f"{name}:{version}"
     if name == "csflow-train":
         command = _seconds_of(image, "csflow", "--help")
-        imports = _seconds_of(image, "python", "-c", "import kfp, mlflow, torch, timm, csflow.detector")
+        imports = _seconds_of(image, "python", "-c", "import kfp, mlflow, torch, timm, csflow.detector.detector")
         return f"csflow --help {command:.1f} s, all imports of a training step {imports:.1f} s"
     maker = f"csflow-train:{version}"
     if _docker("image", "inspect", maker).returncode != 0:

@@ -19,7 +19,7 @@ from published.log import TableRun
 from published.protocol import FOLDER, Protocol, RowSpec, load_protocol
 from published.table import differences, markdown, row_of, show
 
-from csflow.adapters import tracking
+from csflow.adapters.mlflow import tracking
 from csflow.config import DataConfig, LineConfig
 from csflow.errors import ConfigError, DataError
 from csflow.metrics import IMAGE_METRICS, paired_bootstrap

@@ -5,9 +5,9 @@ from sidebyside.plain import plain_flow, plain_loss, plain_scores, training_flop
 from sidebyside.weights import to_anomalib, to_official
 
 from csflow.config import FlowConfig
-from csflow.flow import CrossScaleFlow, Pyramid
-from csflow.official import from_official
-from csflow.scoring import anomaly_score
+from csflow.detector.scoring import anomaly_score
+from csflow.flow.cross_scale import CrossScaleFlow, Pyramid
+from csflow.flow.official_weights import from_official
 
 
 def flow_and_features() -> tuple[CrossScaleFlow, Pyramid]:

@@ -9,11 +9,11 @@ import pytest
 import scale
 import torch
 
-from csflow.backbone import load_backbone
-from csflow.cache import FeatureStore
 from csflow.config import FeatureConfig, load_line, presets
-from csflow.flow import CrossScaleFlow
-from csflow.model import save_model
+from csflow.detector.model import save_model
+from csflow.features.backbone import load_backbone
+from csflow.features.store import FeatureStore
+from csflow.flow.cross_scale import CrossScaleFlow
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = ROOT / "docs/scale.md"

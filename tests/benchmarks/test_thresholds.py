@@ -23,8 +23,8 @@ from threshold_study import (
     uniformity,
 )
 
-from csflow.calibration import Calibration, threshold_rank
 from csflow.config import CalibrationConfig
+from csflow.detector.calibration import Calibration, threshold_rank
 
 RULE = CalibrationConfig(alpha=0.1)
 SURE = CalibrationConfig(alpha=0.1, confidence=0.9)

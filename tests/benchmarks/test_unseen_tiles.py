@@ -8,8 +8,8 @@ import pandas as pd
 import pytest
 from unseen_tiles import folds_by_tile, known_tiles, tiles_of
 
+from csflow.data.manifest import COLUMNS, Manifest
 from csflow.errors import DataError
-from csflow.manifest import COLUMNS, Manifest
 
 
 def manifest_of(*images: tuple[str, str, int]) -> Manifest:

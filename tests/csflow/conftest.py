@@ -21,12 +21,12 @@ def make_detector(tmp_path_factory: pytest.TempPathFactory) -> MakeDetector:
     """A function ``(line, seed=0, calibrated=True) -> directory``; equal arguments give equal bytes."""
     import torch
 
-    from csflow.backbone import load_backbone
-    from csflow.calibration import calibrate
     from csflow.config import CalibrationConfig, DataConfig, FeatureConfig, FlowConfig, LineConfig
-    from csflow.detector import Detector
-    from csflow.flow import CrossScaleFlow
-    from csflow.model import FlowModel
+    from csflow.detector.calibration import calibrate
+    from csflow.detector.detector import Detector
+    from csflow.detector.model import FlowModel
+    from csflow.features.backbone import load_backbone
+    from csflow.flow.cross_scale import CrossScaleFlow
 
     features, shape = FeatureConfig(image_size=128), FlowConfig(blocks=1, hidden=8)
     backbone = load_backbone(features)
@@ -89,7 +89,7 @@ def bucket(s3_server: str, monkeypatch: pytest.MonkeyPatch) -> str:
 @pytest.fixture
 def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
     """A cluster over HTTP with KServe on it, which csflow's environment points to; promotions are quick there."""
-    from csflow.steps import canary
+    from csflow.release import canary
 
     made = Cluster()
     for name in ("KUBERNETES_SERVICE_HOST", "CSFLOW_NAMESPACE", "CSFLOW_SERVE_IMAGE"):

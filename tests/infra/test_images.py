@@ -211,7 +211,7 @@ def test_the_serving_image_holds_nothing_that_trains(images: dict[str, str]) -> 
 @pytest.mark.docker
 def test_the_training_image_has_all_that_steps_need(images: dict[str, str]) -> None:
     image = images["csflow-train"]
-    code = "import csflow.detector, kfp, mlflow, dvc.api, great_expectations, torch; print(torch.version.cuda)"
+    code = "import csflow.detector.detector, kfp, mlflow, dvc.api, great_expectations, torch; print(torch.version.cuda)"
     assert re.match(r"\d+\.\d+", inside(image, "python", "-c", code).strip().splitlines()[-1]), "torch without CUDA"
     assert "git version" in inside(image, "git", "--version")
     assert "Learn what good parts look like" in inside(image, "csflow", "--help")
@@ -282,7 +282,7 @@ def picture(side: int, seed: int = 0) -> bytes:
 @pytest.mark.docker
 @pytest.mark.timeout(300)
 def test_v1_v2_and_grpc_answer_alike_from_the_mounted_directory(served: Served, detector: Path) -> None:
-    from csflow.files import sha256_tree
+    from csflow.system.files import sha256_tree
 
     part = picture(120)
     text = base64.b64encode(part).decode()

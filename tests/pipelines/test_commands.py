@@ -10,7 +10,7 @@ import yaml
 from typer.testing import CliRunner, Result
 
 from csflow.errors import ConfigError, CsflowError, UsageError
-from csflow.ports import free_port
+from csflow.system.ports import free_port
 from pipelines.__main__ import app
 from pipelines.api import NoServerError
 from tests.pipelines.kfp_server import KfpServer

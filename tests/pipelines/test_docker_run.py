@@ -19,7 +19,7 @@ from csflow.adapters.versioning import create_data_repository
 from csflow.adapters.versioning.git import git
 from csflow.config import DataConfig, FeatureConfig, LineConfig
 from csflow.errors import DataError, UsageError
-from csflow.workspace import Workspace
+from csflow.system.workspace import Workspace
 from pipelines import containers
 from pipelines.local import run_locally
 from pipelines.mounts import Place, passed_environment, places

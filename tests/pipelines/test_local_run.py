@@ -90,7 +90,7 @@ class Factory:
 @pytest.fixture(scope="module")
 def factory(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Factory]:
     from csflow.adapters import deployment
-    from csflow.workspace import Workspace
+    from csflow.system.workspace import Workspace
 
     made = Factory(tmp_path_factory.mktemp("factory"))
     yield made
@@ -144,8 +144,8 @@ def test_a_failing_step_has_the_last_word(factory: Factory) -> None:
     assert "Traceback" not in done.stderr + done.stdout
     assert "500" in done.stderr.strip().splitlines()[-1]
     assert "Step validate failed" in done.stderr
-    from csflow.adapters import tracking
-    from csflow.workspace import Workspace
+    from csflow.adapters.mlflow import tracking
+    from csflow.system.workspace import Workspace
 
     (last, *_) = tracking.list_runs(Workspace(factory.home), "plates", limit=1)
     assert (last.status, last.tags["failed_step"]) == ("FAILED", "validate")
@@ -219,7 +219,7 @@ def test_another_kind_of_detector_is_trained_registered_gated_and_served(
     finally:
         factory.write_yaml()
     from csflow.adapters import deployment
-    from csflow.workspace import Workspace
+    from csflow.system.workspace import Workspace
 
     status = deployment.status(Workspace(factory.home), "plates")
     assert status is not None

@@ -17,7 +17,7 @@ import pytest
 
 from csflow.adapters import deployment
 from csflow.errors import UsageError
-from csflow.workspace import Workspace
+from csflow.system.workspace import Workspace
 from pipelines import containers
 from tests.servers import mlflow_server, object_store, postgres
 

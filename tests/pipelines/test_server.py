@@ -9,7 +9,7 @@ import pytest
 
 from csflow.config import ScheduleConfig
 from csflow.errors import UsageError
-from csflow.ports import free_port
+from csflow.system.ports import free_port
 from pipelines.api import ConflictError, DeniedError, MissingError, NoServerError, ServerError
 from pipelines.cron import clock_of
 from pipelines.package import Package

@@ -36,7 +36,7 @@ class Profile(Factory):
 
     def stop(self) -> None:
         from csflow.adapters import deployment
-        from csflow.workspace import Workspace
+        from csflow.system.workspace import Workspace
 
         deployment.stop(Workspace(self.home), "plates")
 
@@ -80,7 +80,7 @@ def test_the_first_run_is_promoted_and_served(site: Site) -> None:
     from mlflow import MlflowClient
 
     from csflow.adapters import deployment
-    from csflow.workspace import Workspace
+    from csflow.system.workspace import Workspace
 
     assert (site.first["outcome"], site.first["model_version"]) == ("promoted", 1)
     assert site.first["alias"] == "champion"
@@ -113,7 +113,7 @@ def test_the_server_keeps_the_whole_run(site: Site) -> None:
 def test_the_detector_went_through_the_server_into_the_bucket(site: Site, tmp_path: Path) -> None:
     from mlflow import MlflowClient
 
-    from csflow.files import sha256_tree
+    from csflow.system.files import sha256_tree
 
     client = MlflowClient(site.tracking_uri)
     assert client.get_run(site.first["run_id"]).info.artifact_uri.startswith("mlflow-artifacts:/")

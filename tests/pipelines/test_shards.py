@@ -15,11 +15,11 @@ from PIL import Image
 
 from csflow.adapters import deployment
 from csflow.adapters.versioning import add_and_push, create_data_repository
-from csflow.backbone import load_backbone
-from csflow.cache import CacheManifest, FeatureStore
 from csflow.config import load_line
-from csflow.manifest import build_manifest
-from csflow.workspace import Workspace
+from csflow.data.manifest import build_manifest
+from csflow.features.backbone import load_backbone
+from csflow.features.store import CacheManifest, FeatureStore
+from csflow.system.workspace import Workspace
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 ROOT = Path(__file__).resolve().parents[2]

@@ -39,7 +39,7 @@ def test_magnetic_tiles_from_import_to_champion(mtd: Path, tmp_path: Path) -> No
         run("pipelines", "run", str(yaml))
     finally:
         from csflow.adapters import deployment
-        from csflow.workspace import Workspace
+        from csflow.system.workspace import Workspace
 
         deployment.stop(Workspace(tmp_path / "home"), "mtd")
     summary = json.loads((tmp_path / "home" / "summary.json").read_text())

@@ -2,7 +2,7 @@
 
 ``CSFLOW_ENDPOINTS`` chooses: ``local`` (default) or ``kubernetes``. Reading, scoring and stopping are the same
 for both. Changing is not: a local process is started beside the one that serves and switched at once; a cluster
-shares requests between two detectors for a while, which ``csflow.steps.canary`` leads.
+shares requests between two detectors for a while, which ``csflow.release.canary`` leads.
 
 ======================== ==============================================================================
 ``endpoint.py``          what all endpoints have in common
@@ -49,8 +49,8 @@ from csflow.adapters.deployment.local import (
 from csflow.adapters.deployment.turns import LocalTurn, Progress, Turn, lease
 from csflow.config import LineConfig
 from csflow.errors import UsageError
-from csflow.files import exclusive
-from csflow.workspace import Workspace
+from csflow.system.files import exclusive
+from csflow.system.workspace import Workspace
 
 __all__ = [
     "Candidate",

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from csflow.errors import DeployError
-from csflow.retry import retried
+from csflow.system.retry import retried
 
 if TYPE_CHECKING:
     from kubernetes.client import ApiClient

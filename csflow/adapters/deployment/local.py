@@ -22,12 +22,12 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from csflow import processes
 from csflow.adapters.deployment.endpoint import Endpoint, request_bodies
 from csflow.errors import DeployError
-from csflow.files import sha256_tree, write_json
-from csflow.ports import bind, free_port
-from csflow.workspace import Workspace
+from csflow.system import processes
+from csflow.system.files import sha256_tree, write_json
+from csflow.system.ports import bind, free_port
+from csflow.system.workspace import Workspace
 
 HOST = "127.0.0.1"
 SERVER = (sys.executable, "-m", "csflow.adapters.serving")

@@ -17,8 +17,8 @@ from pathlib import Path
 
 from csflow.adapters.serving import LOOPBACK, ServedDetector, serve
 from csflow.errors import CsflowError, ModelError, UsageError
-from csflow.ports import bind
-from csflow.processes import raised_on_sigterm
+from csflow.system.ports import bind
+from csflow.system.processes import raised_on_sigterm
 
 MOUNTED = Path("/mnt/models")
 """Where KServe puts what ``storageUri`` names."""

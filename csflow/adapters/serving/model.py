@@ -18,10 +18,10 @@ from prometheus_client import Counter
 from csflow.adapters.serving import ServedDetector
 from csflow.adapters.serving.answer import DATATYPES, Answer, answer, columns
 from csflow.adapters.serving.payload import WISHES, Item, check_count, images_of_tensor, items_of_instances, wishes_of
-from csflow.engine import Engine
+from csflow.data.images import read_image
+from csflow.detector.engine import Engine
 from csflow.errors import DataError
-from csflow.files import sha256_tree
-from csflow.images import read_image
+from csflow.system.files import sha256_tree
 
 logger = logging.getLogger("csflow.serving")
 

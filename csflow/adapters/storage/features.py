@@ -13,7 +13,7 @@ _ASKED_SINGLY = 64
 
 
 class SharedFeatures:
-    """Entries of all runs; fulfils :class:`csflow.cache.FeatureTier`."""
+    """Entries of all runs; fulfils :class:`csflow.features.store.FeatureTier`."""
 
     def __init__(self, store: Store) -> None:
         """Keep entries below ``features/`` of ``store``."""

@@ -27,8 +27,8 @@ from csflow.adapters.storage.failures import explaining, is_missing, passes_by_i
 from csflow.adapters.storage.multipart import send_in_parts
 from csflow.adapters.storage.parallel import in_parallel
 from csflow.errors import ConfigError, DamagedObjectError, StorageError
-from csflow.files import exclusive, replacing, sha256_file
-from csflow.retry import retried
+from csflow.system.files import exclusive, replacing, sha256_file
+from csflow.system.retry import retried
 
 _ADDRESS = re.compile(r"s3://([a-z0-9][a-z0-9.-]{1,61}[a-z0-9])(?:/(.*))?")
 _CHUNK = 1 << 20

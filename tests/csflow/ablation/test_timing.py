@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from csflow import engine
 from csflow.ablation import timing
+from csflow.detector.detector import engine
 
 PICTURES = [Image.new("RGB", (8, 8), (shade, 0, 0)) for shade in (10, 20, 30)]
 

@@ -17,8 +17,8 @@ import pytest
 from csflow.adapters.storage import SharedFeatures, Store
 from csflow.adapters.storage.features import key_of
 from csflow.errors import ConfigError, DamagedObjectError, StorageError, StoreUnreachableError
-from csflow.files import sha256_file, sha256_tree
-from csflow.ports import free_port
+from csflow.system.files import sha256_file, sha256_tree
+from csflow.system.ports import free_port
 
 PART = 5 << 20
 """The smallest part S3 takes."""

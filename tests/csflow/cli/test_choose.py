@@ -12,16 +12,16 @@ from typer.testing import CliRunner
 
 from csflow.ablation.groups import variants
 from csflow.ablation.request import Request, changed
+from csflow.ablation.run import Plan, newest
 from csflow.ablation.timing import machine
 from csflow.ablation.tradeoff import Entry, Row, Timing
 from csflow.cli.ablate import request
 from csflow.cli.app import app
 from csflow.config import load_line
 from csflow.errors import ConfigError, DataError
-from csflow.files import write_json
 from csflow.metrics import Measured
-from csflow.steps.ablate import Plan, newest
-from csflow.workspace import Workspace
+from csflow.system.files import write_json
+from csflow.system.workspace import Workspace
 
 FIGURES = {128: (10.0, 0.90, 0.99), 256: (20.0, 0.95, 0.96), 512: (40.0, 0.99, 0.95)}
 """Milliseconds, AUROC against synthetic defects and on test images by width."""
@@ -149,7 +149,7 @@ def test_times_are_taken_again_when_that_is_asked_for(monkeypatch: pytest.Monkey
         seen.append(retime)
         return newest("plates", Workspace.from_environment())
 
-    monkeypatch.setattr("csflow.steps.ablate.ablate", ablate)
+    monkeypatch.setattr("csflow.ablation.run.ablate", ablate)
     for words in ([], ["--retime"]):
         done = CliRunner().invoke(app, ["ablate", "plates", *words], catch_exceptions=False)
         assert done.exit_code == 0, done.output

@@ -13,7 +13,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from csflow.cli.app import app
-from csflow.detector import Detector
+from csflow.detector.detector import Detector
 from csflow.errors import UsageError
 
 

@@ -13,14 +13,14 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from csflow import processes
-from csflow.adapters import mlflow_store, registry, tracking
+from csflow.adapters.mlflow import connection, registry, tracking
 from csflow.cli.compare import compare
 from csflow.cli.lines import lines
 from csflow.cli.why import tell, why
 from csflow.config import LineConfig, load_line
 from csflow.errors import ConfigError, DataError, NotRegisteredError, RegistryError
-from csflow.workspace import Workspace
+from csflow.system import processes
+from csflow.system.workspace import Workspace
 
 YAML = "line: {name}\ndescription: {name} seen from above\ndata: {{repo: /data, path: {name}}}\n"
 
@@ -36,7 +36,7 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     patch.delenv("MLFLOW_TRACKING_URI", raising=False)
     patch.setenv("CSFLOW_LINES", str(root / "lines"))
     workspace, line = Workspace(root / "home"), load_line("tiles")
-    mlflow_store.initialise(workspace)
+    connection.initialise(workspace)
     detector = root / "detector"
     detector.mkdir()
     (detector / "config.json").write_text("{}")

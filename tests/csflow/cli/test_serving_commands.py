@@ -11,9 +11,10 @@ import typer
 import yaml
 from typer.testing import CliRunner
 
-from csflow.adapters import deployment, registry, serving
+from csflow.adapters import deployment, serving
 from csflow.adapters.deployment import LocalEndpoint, Release, Wanted
 from csflow.adapters.deployment.turns import LocalTurn
+from csflow.adapters.mlflow import registry
 from csflow.adapters.serving import ServedDetector
 from csflow.cli.endpoint import endpoint
 from csflow.cli.lines import lines as lines_command
@@ -23,9 +24,9 @@ from csflow.cli.rollback import rollback
 from csflow.cli.serve import serve
 from csflow.config import load_line
 from csflow.errors import ConfigError, CsflowError, DeployError, ModelError, UsageError
-from csflow.ports import bind
-from csflow.steps import promotion, rollout
-from csflow.steps.promotion import Promotion
+from csflow.release import promotion, rollout
+from csflow.release.promotion import Promotion
+from csflow.system.ports import bind
 from tests.csflow.kubernetes_server import Cluster
 
 ENDPOINT = LocalEndpoint("tiles", "http://127.0.0.1:4000", "127.0.0.1:4001", 1, "s", "d", "2", "log")

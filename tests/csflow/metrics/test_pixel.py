@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from sklearn import metrics as oracle
 
+from csflow.detector.scoring import upsample
 from csflow.errors import DataError
 from csflow.metrics import (
     PIXEL_METRICS,
@@ -28,7 +29,6 @@ from csflow.metrics import (
     pixel_counts,
     pixel_metrics,
 )
-from csflow.scoring import upsample
 
 Arrays = list[np.ndarray]
 Case = tuple[Arrays, Arrays]

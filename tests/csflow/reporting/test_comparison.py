@@ -12,8 +12,8 @@ import pytest
 from PIL import Image
 from scipy import stats
 
-from csflow.calibration import Calibration, calibrate
 from csflow.config import CalibrationConfig
+from csflow.detector.calibration import Calibration, calibrate
 from csflow.errors import DataError
 from csflow.metrics import (
     binning_error,

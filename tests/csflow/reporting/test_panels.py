@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from csflow.calibration import Calibration, calibrate
 from csflow.config import CalibrationConfig
+from csflow.detector.calibration import Calibration, calibrate
+from csflow.detector.scoring import THRESHOLD_POSITION, colours
 from csflow.reporting.figures import png
 from csflow.reporting.findings import Example, ImageResult, Sample, SampleGroup
 from csflow.reporting.panels import localisation_figure, mistakes_figure, three_views
-from csflow.scoring import THRESHOLD_POSITION, colours
 
 HELD_OUT = np.linspace(0.1, 1.0, 40)
 CALIBRATION = calibrate(HELD_OUT, HELD_OUT[:, None, None] * np.ones((2, 2)), CalibrationConfig(alpha=0.1))

@@ -14,8 +14,8 @@ import pytest
 from PIL import Image
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from csflow.calibration import Calibration, calibrate
 from csflow.config import CalibrationConfig
+from csflow.detector.calibration import Calibration, calibrate
 from csflow.metrics import IMAGE_METRICS, PIXEL_METRICS, Measured, PixelMetric, clopper_pearson
 from csflow.reporting.findings import Evaluation, Example, ImageResult, PixelFindings, Sample
 from csflow.reporting.normality import FeatureSample

@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from csflow.cache import CacheManifest
 from csflow.config import DataConfig, FeatureConfig, LineConfig
+from csflow.data.manifest import Manifest, build_manifest
 from csflow.errors import CacheError, UsageError
-from csflow.manifest import Manifest, build_manifest
+from csflow.features.store import CacheManifest
+from csflow.runs.context import RunContext
 from csflow.steps.cache_features import cache_features, extract_shard, plan_shards, shard_of
-from csflow.steps.context import RunContext
-from csflow.workspace import Workspace
+from csflow.system.workspace import Workspace
 
 IMAGES = 9
 LINE = LineConfig(line="plates", data=DataConfig(path="data"), features=FeatureConfig(image_size=128))
@@ -37,8 +37,8 @@ def inputs(images: Path, home: Path, tmp_path: Path) -> Callable[..., Inputs]:
     """A function that opens a run in an empty workspace."""
 
     def make(*, unchanged: bool = False) -> Inputs:
-        from csflow.adapters import tracking
-        from csflow.adapters.mlflow_store import initialise
+        from csflow.adapters.mlflow import tracking
+        from csflow.adapters.mlflow.connection import initialise
 
         workspace = Workspace(home)
         initialise(workspace)

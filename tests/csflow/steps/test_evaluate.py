@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 
 from csflow.config import RolesConfig
-from csflow.manifest import build_manifest
+from csflow.data.manifest import build_manifest
 from csflow.steps.evaluate import one_of_each_group
 
 

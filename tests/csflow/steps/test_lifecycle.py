@@ -12,13 +12,14 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from csflow.adapters import deployment, registry, tracking
+from csflow.adapters import deployment
+from csflow.adapters.mlflow import registry, tracking
 from csflow.config import DataConfig, LineConfig
-from csflow.files import sha256_tree
-from csflow.gate import GateDecision
-from csflow.ports import free_port
-from csflow.steps import promotion
-from csflow.workspace import Workspace
+from csflow.release import promotion
+from csflow.release.gate import GateDecision
+from csflow.system.files import sha256_tree
+from csflow.system.ports import free_port
+from csflow.system.workspace import Workspace
 
 BETTER = GateDecision("promoted", "it is better")
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from csflow.flow.training import EpochResult
 from csflow.steps.train import _History
-from csflow.training import EpochResult
 
 
 def _epoch(number: int) -> EpochResult:

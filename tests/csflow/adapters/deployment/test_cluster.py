@@ -18,7 +18,7 @@ from csflow.adapters.deployment.inference_service import document, observed, sel
 from csflow.adapters.deployment.turns import LocalTurn, lease
 from csflow.config import CanaryStep, DataConfig, LineConfig, ServingConfig
 from csflow.errors import DeployError, UsageError
-from csflow.workspace import Workspace
+from csflow.system.workspace import Workspace
 from tests.csflow.kubernetes_server import NAMESPACE, Cluster, kubeconfig
 
 ONE = Release("1", "1" * 64, f"s3://store/detectors/tiles/{'1' * 64}/")

@@ -14,14 +14,14 @@ from pathlib import Path
 
 import pytest
 
-from csflow import processes
 from csflow.adapters.deployment import endpoint as endpoints
 from csflow.adapters.deployment import local as deployment
 from csflow.adapters.deployment.local import LocalEndpoint
 from csflow.errors import DeployError
-from csflow.files import sha256_tree
-from csflow.ports import bind, free_port
-from csflow.workspace import Workspace
+from csflow.system import processes
+from csflow.system.files import sha256_tree
+from csflow.system.ports import bind, free_port
+from csflow.system.workspace import Workspace
 
 STAND_IN = '''
 """Answers like the model server; the file ``behaviour`` in the detector directory says how it fails."""
@@ -315,7 +315,7 @@ def test_a_real_detector_is_served(make_detector: Callable[..., Path], tmp_path:
 
     from PIL import Image
 
-    from csflow.detector import Detector
+    from csflow.detector.detector import Detector
 
     workspace, directory, buffer = Workspace(tmp_path), make_detector("tiles"), io.BytesIO()
     picture = Image.linear_gradient("L").convert("RGB")

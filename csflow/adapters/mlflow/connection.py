@@ -1,0 +1,210 @@
+"""Reaching MLflow: its address, its client, and the local database when there is no server.
+
+Shared by the adapters that know MLflow (:mod:`~csflow.adapters.mlflow.tracking` its runs,
+:mod:`~csflow.adapters.mlflow.registry` its models). MLflow's process-wide address is neither read nor set.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+import shutil
+import sqlite3
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Concatenate, ParamSpec, TypeVar
+
+from csflow.errors import CsflowError, NotRegisteredError, RegistryError
+from csflow.system.files import exclusive
+from csflow.system.workspace import Workspace
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+P = ParamSpec("P")
+Result = TypeVar("Result")
+_SQLITE = "sqlite:///"
+_REMEDIES = {
+    "Invalid Host header": "Start the server with --allowed-hosts naming the host that it is called by.",
+    "error code 401": "Set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN.",
+    "error code 403": "Ask the server's administrator for the right to write experiments and registered models.",
+    "error code 404": "Is it an MLflow server? Correct MLFLOW_TRACKING_URI.",
+    "Max retries exceeded": "Check that the server runs and what its log says; then run the same command again.",
+}
+"""What to do, by the first sign found in MLflow's words."""
+
+
+def initialise(workspace: Workspace) -> None:
+    """Bring the local tracking database to the schema of the installed MLflow, creating it if needed.
+
+    MLflow itself leaves a broken database when two processes meet on a fresh one, or when one is
+    killed while it creates it. Here one process works at a time, and a new database appears under
+    its name only when it is complete. Older databases are copied before they are migrated. A
+    tracking server looks after its own database: then nothing is done.
+
+    Raises:
+        CsflowError: If the database cannot be created.
+    """
+    database = database_file(workspace)
+    if database is None:
+        return
+    with exclusive(database.with_name(f".{database.name}.lock")):
+        if not database.exists():
+            _create_database(database)
+        elif _is_outdated(workspace.tracking_uri):
+            _migrate_database(database)
+
+
+def database_file(workspace: Workspace) -> Path | None:
+    """The SQLite file behind the tracking address; ``None`` if that names a server."""
+    uri = workspace.tracking_uri
+    return Path(uri.removeprefix(_SQLITE)) if uri.startswith(_SQLITE) else None
+
+
+def is_server(workspace: Workspace) -> bool:
+    """Whether a tracking server keeps runs and models."""
+    return workspace.tracking_uri.startswith(("http://", "https://"))
+
+
+def require_database(workspace: Workspace) -> None:
+    """Refuse to read where nothing was ever written: MLflow would make an empty database.
+
+    Raises:
+        NotRegisteredError: If there is no local database.
+    """
+    database = database_file(workspace)
+    if database is not None and not database.exists():
+        raise NotRegisteredError(
+            f"Nothing has run here yet: {database} does not exist. Run a pipeline first (python -m pipelines run "
+            "lines/LINE.yaml), or set CSFLOW_HOME to the workspace that holds your runs and models."
+        )
+
+
+def client_of(workspace: Workspace) -> MlflowClient:
+    """MLflow's client for this workspace.
+
+    The adapters import parts of mlflow after they have called this: what is set here is read on import.
+
+    Raises:
+        RegistryError: If a server is named that does not answer.
+    """
+    return _client_at(workspace.tracking_uri)
+
+
+def typed_errors(
+    function: Callable[Concatenate[Workspace, P], Result],
+) -> Callable[Concatenate[Workspace, P], Result]:
+    """Decorate a function that asks MLflow: what that refuses becomes :func:`refused`."""
+
+    @functools.wraps(function)
+    def asking(workspace: Workspace, /, *args: P.args, **kwargs: P.kwargs) -> Result:
+        try:
+            return function(workspace, *args, **kwargs)
+        except Exception as error:
+            # Only who got as far as asking has imported mlflow: errors from before need not wait for that.
+            if not type(error).__module__.startswith("mlflow."):
+                raise
+            raise refused(workspace, error) from error
+
+    return asking
+
+
+def refused(workspace: Workspace, error: Exception) -> RegistryError:
+    """MLflow's refusal with its own words and, where it is known, the remedy."""
+    said = str(getattr(error, "message", error)).strip()
+    remedy = next((remedy for sign, remedy in _REMEDIES.items() if sign in said), "")
+    return RegistryError(
+        f"MLflow at {workspace.tracking_uri} refused: {said}{'' if said.endswith('.') else '.'}{remedy}"
+    )
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Inside the block MLflow and its migrations report errors only."""
+    loggers = [logging.getLogger("mlflow"), logging.getLogger("alembic")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+@functools.cache
+def _client_at(uri: str) -> MlflowClient:
+    if uri.startswith(("http://", "https://")):
+        _reach(uri)
+    _settle()
+    from mlflow import MlflowClient
+
+    return MlflowClient(tracking_uri=uri, registry_uri=uri)
+
+
+def _reach(server: str) -> None:
+    """Fail within seconds where MLflow's own retries would take minutes."""
+    try:
+        urllib.request.urlopen(f"{server.rstrip('/')}/health", timeout=10).close()
+    except urllib.error.HTTPError:
+        return  # whatever it says, it is there
+    except OSError as error:
+        raise RegistryError(
+            f"No MLflow server answers at {server}: {error}. Start it, or correct MLFLOW_TRACKING_URI."
+        ) from error
+
+
+def _create_database(database: Path) -> None:
+    unfinished = database.with_name(f".{database.name}.new")
+    unfinished.unlink(missing_ok=True)
+    try:
+        database.parent.mkdir(parents=True, exist_ok=True)
+        _upgrade(unfinished)
+        unfinished.replace(database)
+    except OSError as error:
+        raise CsflowError(
+            f"Cannot create {database}: {error.strerror or error}. Free disk space or choose another CSFLOW_HOME."
+        ) from error
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def _migrate_database(database: Path) -> None:
+    """Migrate in place (other processes have it open), after a copy was put aside."""
+    shutil.copy2(database, database.with_name(f"{database.name}.{datetime.now(UTC):%Y%m%dT%H%M%S}.bak"))
+    _upgrade(database)
+
+
+def _upgrade(database: Path) -> None:
+    _settle()
+    from mlflow.db import upgrade
+
+    with quiet():
+        assert upgrade.callback is not None
+        upgrade.callback(f"{_SQLITE}{database}")
+
+
+def _is_outdated(uri: str) -> bool:
+    """Whether the schema is that of another MLflow than the installed one."""
+    _settle()
+    from alembic.script import ScriptDirectory
+    from mlflow.store import db_migrations
+
+    with closing(sqlite3.connect(uri.removeprefix(_SQLITE))) as connection:
+        try:
+            found = connection.execute("SELECT version_num FROM alembic_version").fetchone()
+        except sqlite3.OperationalError:
+            return True
+    folder = Path(next(iter(db_migrations.__path__)))
+    return found is None or found[0] != ScriptDirectory(str(folder)).get_current_head()
+
+
+def _settle() -> None:
+    """Before mlflow is imported: no calls to its makers, no progress bars for a handful of files."""
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")

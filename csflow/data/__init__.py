@@ -1,0 +1,1 @@
+"""Find a line's images and say what is in them."""

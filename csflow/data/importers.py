@@ -1,0 +1,310 @@
+"""Data sets and plain folders, brought into the MVTec AD layout that :mod:`csflow.data.manifest` reads.
+
+Every import is all or nothing: it is built beside its destination, checked, and moved there in one go.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from hashlib import sha256
+from pathlib import Path, PurePosixPath
+
+from csflow.config import RolesConfig
+from csflow.data.archives import ARCHIVES, extract
+from csflow.data.manifest import LAYOUT, build_manifest, is_image, shorten
+from csflow.errors import DataError
+from csflow.system.files import sha256_file
+
+MTD_DEFECTS = ("Blowhole", "Break", "Crack", "Fray", "Uneven")
+MVTEC_PARTS = ("train", "test", "ground_truth")
+LOSSLESS = frozenset({".png", ".bmp", ".tif", ".tiff"})
+
+
+def import_mtd(source: Path, dest: Path) -> None:
+    """Bring Magnetic Tile Defects into ``dest``, split as by the authors of CS-Flow.
+
+    ``train_filenames.txt`` names the good images to train with (761); the other good images (191) and all
+    defective ones (392) are for testing. Masks are made binary at half their range; a defective image
+    whose mask is empty (four of them) counts as one without a mask.
+
+    Args:
+        source: Folder with ``MT_Free/Imgs``, ``MT_Blowhole/Imgs``, … and ``train_filenames.txt``.
+        dest: Folder to create; may exist if it is empty.
+
+    Raises:
+        DataError: If a part of the data set is missing (it is named) or ``dest`` is not empty.
+
+    Reference:
+        Huang, Qiu, Yuan: Surface defect saliency of magnetic tile, The Visual Computer 36, 2020.
+    """
+    good, train = _mtd_good(source)
+    with _staged(dest, source) as staging:
+        _refuse_used(dest)
+        for image in good:
+            _copy(image, staging / "line" / ("train" if image.name in train else "test") / "good" / image.name)
+        for defect in MTD_DEFECTS:
+            for image in _mtd_images(source, defect):
+                kind = defect.lower()
+                _copy(image, staging / "line" / "test" / kind / image.name)
+                _write_binary_mask(
+                    image.with_suffix(".png"), staging / "line" / "ground_truth" / kind / f"{image.stem}_mask.png"
+                )
+        _place(staging / "line", dest)
+
+
+def _mtd_good(source: Path) -> tuple[list[Path], set[str]]:
+    """The good images and the names of those to train with."""
+    good = _mtd_images(source, "Free")
+    names = source / "train_filenames.txt"
+    if not names.is_file():
+        raise DataError(f"{names} is missing: the authors' list of training images. Put it beside the MT_ folders.")
+    train = set(names.read_text().split())
+    lost = sorted(train - {image.name for image in good})
+    if lost:
+        raise DataError(f"{names} names images that are not in MT_Free/Imgs: {shorten(lost)}. The copy is incomplete.")
+    return good, train
+
+
+def _mtd_images(source: Path, kind: str) -> list[Path]:
+    folder = source / f"MT_{kind}" / "Imgs"
+    images = sorted(folder.glob("*.jpg"))
+    if not images:
+        raise DataError(f"No .jpg images in {folder}. Expected the folders MT_Free, MT_Blowhole, … each with Imgs/.")
+    unmasked = [image.name for image in images if kind != "Free" and not image.with_suffix(".png").is_file()]
+    if unmasked:
+        raise DataError(f"{folder}: no mask (.png) for {shorten(unmasked)}. The copy is incomplete.")
+    return images
+
+
+def _write_binary_mask(source: Path, target: Path) -> None:
+    """Write a mask of 0 and 255, unless no pixel of it is marked."""
+    from PIL import Image
+
+    with Image.open(source) as image:
+        mask = image.convert("L").point([0] * 128 + [255] * 128)
+    if mask.getbbox() is not None:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        mask.save(target)
+
+
+def import_mvtec(source: Path, dest: Path) -> list[str]:
+    """Bring MVTec AD, or any data in its layout, into ``dest``, one sub-folder a class.
+
+    A class becomes a line of its name, in lower case and with ``-`` for ``_`` (``metal_nut``: ``metal-nut``).
+
+    Args:
+        source: Folder of class folders, one class folder, or an archive of either.
+        dest: Folder that gets the lines; may hold others already.
+
+    Returns:
+        Names of the lines.
+
+    Raises:
+        DataError: If the archive is damaged or unsafe, the layout is not that of MVTec AD, or a line is
+            already there.
+    """
+    if (dest / "train").exists():
+        raise DataError(f"{dest} is a line itself. Import several lines into a folder that holds one folder a line.")
+    with _staged(dest, source) as staging:
+        transfer: Callable[[Path, Path], None] = _copy
+        classes = source
+        if source.is_file():
+            classes = staging / "archive" / _archive_stem(source)
+            extract(source, classes)
+            transfer = _move
+        folders = {_line_name(folder.name): folder for folder in _class_folders(classes, source)}
+        for line, folder in folders.items():
+            _refuse_used(dest / line)
+            _take_line(folder, staging / "lines" / line, transfer)
+        dest.mkdir(parents=True, exist_ok=True)
+        for line in folders:
+            _place(staging / "lines" / line, dest / line)
+    return sorted(folders)
+
+
+def _class_folders(root: Path, source: Path) -> list[Path]:
+    """The class folders at, in, or one level below ``root``."""
+    if not root.is_dir():
+        raise DataError(f"{source} does not exist. Give a folder or an archive ({', '.join(ARCHIVES)}).")
+    level = [root]
+    for _ in range(3):
+        classes = [folder for folder in level if any((folder / part).is_dir() for part in MVTEC_PARTS)]
+        if classes:
+            others = sorted(folder.name for folder in level if folder not in classes)
+            if others:
+                raise DataError(f"{source}: no train or test folder in {shorten(others)}. Expected {LAYOUT} a class.")
+            return classes
+        level = sorted(child for folder in level for child in folder.iterdir() if _is_visible_folder(child))
+    raise DataError(f"{source} holds no class folder. Expected {LAYOUT} in it or in each of its folders.")
+
+
+def _is_visible_folder(path: Path) -> bool:
+    return path.is_dir() and not path.name.startswith((".", "__MACOSX"))
+
+
+def _line_name(folder: str) -> str:
+    """A folder's name as that of a line."""
+    name = re.sub(r"[ _.]+", "-", folder.lower()).strip("-")
+    if not re.fullmatch(r"[a-z0-9]([-a-z0-9]{0,48}[a-z0-9])?", name):
+        raise DataError(f"{folder!r} cannot name a line (letters, digits and '-', at most 50). Rename the folder.")
+    return name
+
+
+def _take_line(folder: Path, target: Path, transfer: Callable[[Path, Path], None]) -> None:
+    """Bring what the manifest of ``folder`` names, and the licence that goes with it."""
+    frame = build_manifest(folder, line="import", roles=RolesConfig()).frame
+    names = [*frame["path"], *(mask for mask in frame["mask"] if mask)]
+    names += [name for name in ("groups.csv", "license.txt", "readme.txt") if (folder / name).is_file()]
+    for name in names:
+        transfer(folder / name, target / name)
+
+
+def import_folder(
+    dest: Path, *, good: Path, defective: Path | None = None, masks: Path | None = None, test_share: float = 0.2
+) -> None:
+    """Bring a user's own images into ``dest``.
+
+    Sub-folders are searched too, and become part of the file name (``monday/1.png``: ``monday_1.png``). Which
+    good images are for testing depends on their content alone, so importing again splits alike.
+
+    Args:
+        dest: Folder to create; may exist if it is empty.
+        good: Folder of good images.
+        defective: Folder of defective images; its sub-folders, if any, name the types of defect.
+        masks: Folder like ``defective`` with masks of the same stem (or with ``_mask`` added), lossless, in
+            which the defective pixels are not 0.
+        test_share: Share of the good images that is for testing, between 0 and 1.
+
+    Raises:
+        DataError: If a folder is empty, two images would get one name, a mask has no image or is lossy, or
+            ``dest`` is not empty.
+    """
+    kinds = _defect_folders(defective) if defective else {}
+    if masks and not defective:
+        raise DataError(f"Masks ({masks}) belong to defective images. Give their folder too.")
+    with _staged(dest, good) as staging:
+        _refuse_used(dest)
+        for name, image in images_below(good).items():
+            split = "test" if _share_place(sha256_file(image)) < test_share else "train"
+            _copy(image, staging / "line" / split / "good" / name)
+        for kind, images in kinds.items():
+            for name, image in images.items():
+                _copy(image, staging / "line" / "test" / kind / name)
+        for kind, folder in _mask_folders(masks, list(kinds)).items() if masks else ():
+            for name, mask in masks_below(folder).items():
+                _copy(mask, staging / "line" / "ground_truth" / kind / name)
+        build_manifest(staging / "line", line="import", roles=RolesConfig())
+        _place(staging / "line", dest)
+
+
+def images_below(folder: Path) -> dict[str, Path]:
+    """The images in ``folder`` and its sub-folders by a flat name, sorted.
+
+    Raises:
+        DataError: If there are none, or two would get one name.
+    """
+    found: dict[str, Path] = {}
+    for path in sorted(folder.rglob("*")):
+        parts = path.relative_to(folder).parts
+        if not path.is_file() or not is_image(path) or any(part.startswith(".") for part in parts):
+            continue
+        name = "_".join(parts)
+        if name in found:
+            raise DataError(f"{path} and {found[name]} would both be named {name}. Rename one of them.")
+        found[name] = path
+    if not found:
+        reason = "holds no images" if folder.is_dir() else "is not a folder"
+        raise DataError(f"{folder} {reason}. Expected image files (png, jpg, bmp, tif, webp).")
+    return found
+
+
+def masks_below(folder: Path) -> dict[str, Path]:
+    """The masks in ``folder`` under the names the layout wants, ``STEM_mask.SUFFIX``.
+
+    Raises:
+        DataError: If there are none, or one is in a lossy format (its borders would not be 0 and not 0).
+    """
+    masks = images_below(folder)
+    lossy = [str(path) for path in masks.values() if path.suffix.lower() not in LOSSLESS]
+    if lossy:
+        raise DataError(f"Masks in a lossy format: {shorten(lossy)}. Save them as PNG.")
+    return {f"{PurePosixPath(name).stem.removesuffix('_mask')}_mask{path.suffix}": path for name, path in masks.items()}
+
+
+def _defect_folders(defective: Path) -> dict[str, dict[str, Path]]:
+    """Images by type of defect; without sub-folders there is one type, ``defect``."""
+    if not defective.is_dir():
+        raise DataError(f"{defective} is not a folder. Expected defective images, or one folder a type of defect.")
+    folders = sorted(path for path in defective.iterdir() if _is_visible_folder(path))
+    loose = sorted(path.name for path in defective.iterdir() if path.is_file() and is_image(path))
+    if folders and loose:
+        raise DataError(f"{defective} holds images beside folders: {shorten(loose)}. Put them into a folder as well.")
+    if any(folder.name.lower() == "good" for folder in folders):
+        raise DataError(f"{defective / 'good'} cannot be a type of defect. Give good images as such.")
+    return {folder.name: images_below(folder) for folder in folders} or {"defect": images_below(defective)}
+
+
+def _mask_folders(masks: Path, kinds: list[str]) -> dict[str, Path]:
+    """Folder of the masks of each type of defect; a type may have none."""
+    if not masks.is_dir():
+        raise DataError(f"{masks} is not a folder. Expected masks, laid out like the defective images.")
+    folders = {path.name: path for path in sorted(masks.iterdir()) if _is_visible_folder(path)}
+    if not folders and len(kinds) == 1:
+        return {kinds[0]: masks}
+    unknown = sorted(set(folders) - set(kinds))
+    if unknown or not folders:
+        raise DataError(f"{masks} holds {shorten(unknown) or 'no folders'}; expected folders named {', '.join(kinds)}.")
+    return folders
+
+
+def _share_place(digest: str) -> float:
+    """A place in [0, 1) that is independent of the one :func:`csflow.data.manifest.role_of` uses."""
+    return int(sha256(f"split {digest}".encode()).hexdigest()[:16], 16) / 2**64
+
+
+def _archive_stem(archive: Path) -> str:
+    """Name of an archive without its suffixes, for one that holds a class without a folder."""
+    return archive.name.split(".")[0]
+
+
+@contextmanager
+def _staged(dest: Path, source: Path) -> Iterator[Path]:
+    """A hidden folder beside ``dest`` that is gone afterwards; errors name ``dest`` or ``source`` instead."""
+    try:
+        dest.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=dest.parent, prefix=f".{dest.name}.") as name:
+            try:
+                yield Path(name)
+            except DataError as error:
+                message = str(error).replace(f"{name}/archive", str(source))
+                raise DataError(re.sub(rf"{re.escape(name)}/lines?\b", str(dest), message)) from error
+    except OSError as error:
+        reason = f"{error.strerror or error} ({error.filename or dest})"
+        raise DataError(f"Cannot import into {dest}: {reason}. Check disk space and permissions.") from error
+
+
+def _refuse_used(dest: Path) -> None:
+    if dest.exists() and (not dest.is_dir() or any(dest.iterdir())):
+        raise DataError(f"{dest} already exists and is not empty. Choose another folder or remove it.")
+
+
+def _place(staged: Path, dest: Path) -> None:
+    _refuse_used(dest)
+    dest.parent.mkdir(parents=True, exist_ok=True)
+    staged.replace(dest)
+
+
+def _copy(source: Path, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if target.exists():
+        raise DataError(f"{source}: there is already a {target.name}. Rename one of them.")
+    shutil.copyfile(source, target)
+
+
+def _move(source: Path, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    source.replace(target)

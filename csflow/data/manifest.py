@@ -1,0 +1,247 @@
+"""A line's images as a table: one row an image, with its split, role, defect, mask and content hash.
+
+The images lie in MVTec AD layout below a root folder::
+
+    train/good/*            good images to learn from
+    test/good/*             good images to judge with
+    test/DEFECT/*           defective images, one folder a type of defect
+    ground_truth/DEFECT/STEM_mask.png   optional, the defective pixels are not 0
+    groups.csv              optional, columns path,group: pictures of one part or batch
+"""
+
+from __future__ import annotations
+
+import csv
+import re
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from hashlib import sha256
+from io import StringIO
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple
+
+import pandas as pd
+
+from csflow.config import RolesConfig
+from csflow.errors import DataError
+from csflow.system.files import sha256_file, sha256_json, write_atomic
+
+COLUMNS = ("path", "line", "group", "split", "role", "label", "defect", "mask", "sha256", "mask_sha256")
+DIGEST_COLUMNS = ("path", "split", "group", "label", "defect", "sha256", "mask_sha256")
+SPLITS = ("train", "test")
+IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"})
+UNWRITABLE = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")
+LAYOUT = "train/good, test/good, test/DEFECT and ground_truth/DEFECT (STEM_mask.png)"
+
+
+@dataclass(frozen=True, eq=False)
+class Manifest:
+    """The table and where its relative paths start.
+
+    Attributes:
+        frame: One row an image, sorted by path, all columns text:
+            ``path`` (posix, relative to ``root``), ``line``, ``group`` ('' if none), ``split`` (train, test),
+            ``role`` (fit, calibrate, gate, test; '' for an image in train that is not good, which no step
+            uses and the data gate refuses), ``label`` (good, defective), ``defect`` ('' if good),
+            ``mask`` (path or ''), ``sha256`` of the image file, ``mask_sha256`` ('' if none).
+        root: Folder of the images.
+    """
+
+    frame: pd.DataFrame
+    root: Path
+
+    def __len__(self) -> int:
+        """Number of images."""
+        return len(self.frame)
+
+    @property
+    def files(self) -> list[Path]:
+        """The image files, in the order of the rows."""
+        return [self.root / path for path in self.frame["path"]]
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 over what the images are: independent of roles, root folder and row order."""
+        return sha256_json(sorted(self.frame[list(DIGEST_COLUMNS)].values.tolist()))
+
+    def rows(self, role: str | None = None, split: str | None = None, label: str | None = None) -> Manifest:
+        """Only the rows that agree with every given value."""
+        frame = self.frame
+        for column, value in (("role", role), ("split", split), ("label", label)):
+            if value is not None:
+                frame = frame[frame[column] == value]
+        return Manifest(frame.reset_index(drop=True), self.root)
+
+    def save(self, path: Path) -> None:
+        """Write the table as CSV, atomically; ``root`` is not part of it."""
+        write_atomic(path, self.frame.to_csv(index=False, lineterminator="\n"))
+
+    @classmethod
+    def load(cls, path: Path, root: Path) -> Manifest:
+        """Read a table written by :meth:`save`, for images below ``root``.
+
+        Raises:
+            DataError: If the file is missing or not such a table.
+        """
+        try:
+            frame = pd.read_csv(path, dtype=str, keep_default_na=False)
+        except (OSError, ValueError) as error:
+            raise DataError(f"Cannot read the manifest {path}: {error}. Run the ingest step again.") from error
+        if tuple(frame.columns) != COLUMNS:
+            found = ", ".join(frame.columns)
+            raise DataError(f"{path} has the columns {found}; expected {','.join(COLUMNS)}. Run the ingest step again.")
+        return cls(frame, root)
+
+
+def role_of(key: str, roles: RolesConfig) -> str:
+    """Role of a good training image, for good: it depends on its key and the shares alone.
+
+    Args:
+        key: The image's group, else the SHA-256 of its file.
+        roles: Shares held out from fitting.
+
+    Returns:
+        ``calibrate``, ``gate`` or ``fit``.
+    """
+    place = int(sha256(key.encode()).hexdigest()[:16], 16) / 2**64
+    if place < roles.calibrate:
+        return "calibrate"
+    return "gate" if place < roles.calibrate + roles.gate else "fit"
+
+
+def is_image(path: Path) -> bool:
+    """Whether the name is that of an image file; hidden files are not."""
+    return path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
+
+
+def build_manifest(root: Path, *, line: str, roles: RolesConfig) -> Manifest:
+    """Read a folder in MVTec AD layout; the images are hashed, not decoded.
+
+    Raises:
+        DataError: If there are no good training images, an image lies outside the layout, a mask belongs
+            to no image, or ``groups.csv`` contradicts the files.
+    """
+    images, masks = _scan(root)
+    if not any(image.split == "train" and image.kind == "good" for image in images):
+        raise DataError(f"No images in {root / 'train' / 'good'}. Expected {LAYOUT} below {root}.")
+    mask_of = _match_masks(root, images, masks)
+    groups = _read_groups(root, {image.path for image in images})
+    hashes = _hashes(root, [image.path for image in images] + masks)
+    records = [
+        _row(image, line, groups.get(image.path, ""), mask_of.get(image.path, ""), hashes, roles) for image in images
+    ]
+    frame = pd.DataFrame(records, columns=list(COLUMNS), dtype=str)
+    _refuse_shared_content(frame)
+    return Manifest(frame, root)
+
+
+class _Image(NamedTuple):
+    """An image of the layout: ``kind`` is the name of its folder, ``good`` or a defect."""
+
+    path: str
+    split: str
+    kind: str
+
+
+def _scan(root: Path) -> tuple[list[_Image], list[str]]:
+    """All images by path, and the paths of all masks."""
+    if not root.is_dir():
+        raise DataError(f"{root} is not a folder. Expected {LAYOUT} in it.")
+    images: list[_Image] = []
+    masks: list[str] = []
+    strays: list[str] = []
+    for path in sorted(_visible_images(root)):
+        match PurePosixPath(path).parts:
+            case (("train" | "test") as split, kind, _) if kind == "good" or kind.lower() != "good":
+                images.append(_Image(path, split, kind))
+            case ("ground_truth", _, _):
+                masks.append(path)
+            case _:
+                strays.append(path)
+    if strays:
+        raise DataError(f"{root}: outside the layout: {shorten(strays)}. Expected {LAYOUT}; move or remove them.")
+    return images, masks
+
+
+def _visible_images(root: Path) -> list[str]:
+    """Relative paths of the images below ``root``, without hidden files and folders."""
+    found = []
+    for path in root.rglob("*"):
+        relative = path.relative_to(root)
+        if is_image(path) and path.is_file() and not any(part.startswith(".") for part in relative.parts):
+            found.append(relative.as_posix())
+    broken = [ascii(name) for name in found if UNWRITABLE.search(name)]
+    if broken:
+        raise DataError(f"{root}: names with control characters or not in UTF-8: {shorten(broken)}. Rename the files.")
+    return found
+
+
+def _match_masks(root: Path, images: Sequence[_Image], masks: Sequence[str]) -> dict[str, str]:
+    """Mask of each image that has one."""
+    by_place: dict[tuple[str, str], list[str]] = {}
+    for image in images:
+        if image.split == "test" and image.kind != "good":
+            by_place.setdefault((image.kind, PurePosixPath(image.path).stem), []).append(image.path)
+    matched: dict[str, str] = {}
+    for mask in masks:
+        place = PurePosixPath(mask)
+        stem = place.stem.removesuffix("_mask")
+        owners = by_place.get((place.parent.name, stem), []) if place.stem.endswith("_mask") else []
+        if len(owners) != 1 or owners[0] in matched:
+            expected = f"exactly one image test/{place.parent.name}/{stem}.* and one mask for it"
+            found = f"{len(owners)} image(s)" + (", another mask" if owners and owners[0] in matched else "")
+            raise DataError(f"{root}: mask {mask}: expected {expected}, found {found}. Rename or remove it.")
+        matched[owners[0]] = mask
+    return matched
+
+
+def _read_groups(root: Path, known: set[str]) -> dict[str, str]:
+    """Group of each image named in ``groups.csv``."""
+    file = root / "groups.csv"
+    if not file.is_file():
+        return {}
+    reader = csv.DictReader(StringIO(file.read_text(encoding="utf-8-sig"), newline=""))
+    if reader.fieldnames is None or not {"path", "group"} <= set(reader.fieldnames):
+        raise DataError(f"{file} has the columns {reader.fieldnames}; expected path,group.")
+    groups: dict[str, str] = {}
+    for row in reader:
+        path, group = row["path"], row["group"] or ""
+        if path not in known:
+            raise DataError(f"{file} names {path!r}, which is not an image below {root}. Correct or remove the row.")
+        if groups.setdefault(path, group) != group:
+            raise DataError(f"{file} puts {path!r} into {groups[path]!r} and {group!r}. Keep one row.")
+    return groups
+
+
+def _hashes(root: Path, paths: Sequence[str]) -> dict[str, str]:
+    try:
+        with ThreadPoolExecutor() as pool:
+            return dict(zip(paths, pool.map(lambda path: sha256_file(root / path), paths), strict=True))
+    except OSError as error:
+        raise DataError(f"Cannot read {error.filename}: {error.strerror}. Check its permissions.") from error
+
+
+def _row(
+    image: _Image, line: str, group: str, mask: str, hashes: dict[str, str], roles: RolesConfig
+) -> tuple[str, ...]:
+    """Values of :data:`COLUMNS` for one image."""
+    digest = hashes[image.path]
+    good = image.kind == "good"
+    role = "test" if image.split == "test" else role_of(group or digest, roles) if good else ""
+    label, defect = ("good", "") if good else ("defective", image.kind)
+    return image.path, line, group, image.split, role, label, defect, mask, digest, hashes[mask] if mask else ""
+
+
+def _refuse_shared_content(frame: pd.DataFrame) -> None:
+    """The same picture in two groups could be fitted and then serve as held-out evidence."""
+    for _, same in frame[frame["split"] == "train"].groupby("sha256"):
+        if same["group"].nunique() > 1:
+            names = shorten([f"{path} ({group or 'no group'})" for path, group in same[["path", "group"]].to_numpy()])
+            raise DataError(f"The same picture lies in different groups of groups.csv: {names}. Keep one of them.")
+
+
+def shorten(names: Sequence[str], limit: int = 5) -> str:
+    """The first ``limit`` names and how many more there are, for messages."""
+    more = len(names) - limit
+    return ", ".join(names[:limit]) + (f" and {more} more" if more > 0 else "")

@@ -1,0 +1,117 @@
+"""A trained detector in torch: backbone, model and calibration, saved as one directory without any pickle.
+
+:mod:`csflow.detector.directory` describes the files of the directory. The same bytes are trained, registered, published
+and served; :mod:`csflow.detector.engine` serves them and needs no torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from csflow.config import LineConfig
+from csflow.data.images import to_pyramid_inputs
+from csflow.detector.calibration import Calibration
+from csflow.detector.directory import BACKBONE, MODEL, Description
+from csflow.detector.kinds import load_model
+from csflow.detector.model import Model, save_model, score_pyramid, score_stored
+from csflow.detector.prediction import Floats, judged
+from csflow.detector.prediction import Prediction as Prediction
+from csflow.features.backbone import Backbone, backbone_from_safetensors, save_trunk
+from csflow.features.store import CachedFeatures
+from csflow.flow.cross_scale import Pyramid
+from csflow.system.files import new_directory
+
+
+class Detector:
+    """Backbone, model and calibration of one line.
+
+    Args:
+        line: The line's configuration.
+        backbone: Frozen trunk that makes the feature pyramid.
+        model: What was fitted.
+        calibration: Threshold and p-values, or the kind ``none``.
+        lineage: Where it came from, as plain JSON values.
+    """
+
+    def __init__(
+        self,
+        line: LineConfig,
+        backbone: Backbone,
+        model: Model,
+        calibration: Calibration,
+        lineage: Mapping[str, Any],
+    ) -> None:
+        self.line = line
+        self.backbone = backbone
+        self.model = model.eval()
+        self.calibration = calibration
+        self.lineage = dict(lineage)
+
+    @cached_property
+    def device(self) -> torch.device:
+        """Where the backbone lies."""
+        return next(self.backbone.parameters()).device
+
+    def predict(self, images: Sequence[Image.Image], *, batch_size: int = 8) -> list[Prediction]:
+        """Score decoded RGB images (see :func:`csflow.data.images.read_image`)."""
+        predictions: list[Prediction] = []
+        for start in range(0, len(images), batch_size):
+            chunk = images[start : start + batch_size]
+            scores, maps = score_pyramid(self.model, self._extract(chunk))
+            predictions += [
+                judged(score, map2d, image.size, self.calibration)
+                for score, map2d, image in zip(scores, maps, chunk, strict=True)
+            ]
+        return predictions
+
+    def score_features(self, features: CachedFeatures) -> tuple[Floats, Floats]:
+        """Anomaly scores ``(N,)`` and anomaly maps ``(N, h, w)`` of stored features, both float32."""
+        return score_stored(self.model, features)
+
+    def save(self, directory: Path, *, examples: Sequence[Image.Image] = ()) -> None:
+        """Write the detector directory; either all of it appears or nothing.
+
+        Args:
+            directory: Where to; must not exist.
+            examples: Images of the line on which the written graph must agree; drawn ones without.
+
+        Raises:
+            ModelError: If the model cannot be stored, or the graph says something else than the detector.
+        """
+        from csflow.detector.engine import Engine
+        from csflow.detector.export import check_agreement, drawn_examples, write_graph
+
+        images = list(examples) or drawn_examples()
+
+        with new_directory(directory) as target:
+            Description(self.line, self.backbone.channels, self.calibration, self.lineage).write(target)
+            save_model(self.model, target / MODEL)
+            save_trunk(self.backbone, target / BACKBONE)
+            write_graph(self, target)
+            check_agreement(self.predict(images), Engine.load(target).predict(images), self.calibration)
+
+    @classmethod
+    def load(cls, directory: Path, *, device: str = "cpu") -> Detector:
+        """Read a detector directory of any known format.
+
+        Raises:
+            ModelError: If a file is missing, damaged or does not fit the configuration.
+        """
+        directory = Path(directory)
+        about = Description.read(directory)
+        backbone = backbone_from_safetensors(about.line.features, directory / BACKBONE)
+        model = load_model(directory / MODEL, about.line, backbone.shapes(about.line.features))
+        return cls(about.line, backbone.to(device), model.to(device), about.calibration, about.lineage)
+
+    def _extract(self, images: Sequence[Image.Image]) -> Pyramid:
+        inputs = [to_pyramid_inputs(i, self.line.features, self.backbone.mean, self.backbone.std) for i in images]
+        batch = [torch.from_numpy(np.stack(level)).to(self.device) for level in zip(*inputs, strict=True)]
+        pyramid: Pyramid = self.backbone(batch)
+        return pyramid

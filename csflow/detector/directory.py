@@ -1,0 +1,116 @@
+"""The detector directory: what lies in it, and reading all of it that needs no torch.
+
+======================== ==========================================================
+``config.json``          ``format``, ``kind``, the line's configuration, channels of the trunk
+``model.safetensors``    what was fitted: weights in half precision, the rest as it is (:mod:`csflow.detector.model`)
+``backbone.safetensors`` the trunk, so that serving never needs a model hub
+``graph.onnx``           both as one graph; its weights are in the two files above (from format 2 on)
+``calibration.json``     threshold and what it promises; absent fields if none
+``lineage.json``         data, run, code and seed it came from
+======================== ==========================================================
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from csflow.config import LineConfig, parse_line_json
+from csflow.detector.calibration import Calibration
+from csflow.errors import ConfigError, ModelError
+from csflow.system.files import sha256_file, sha256_json, write_json
+
+FORMAT = 3
+"""Format written. Format 2 knew flows alone, format 1 had them in full precision and no graph."""
+
+READABLE = (1, 2, 3)
+
+CONFIG, CALIBRATION, LINEAGE = "config.json", "calibration.json", "lineage.json"
+MODEL, BACKBONE, GRAPH = "model.safetensors", "backbone.safetensors", "graph.onnx"
+
+
+@dataclass(frozen=True)
+class Description:
+    """What a detector directory says in its JSON files.
+
+    Attributes:
+        line: The line's configuration.
+        channels: Channels of the first feature map.
+        calibration: Threshold and p-values, or the kind ``none``.
+        lineage: Where the detector came from, as plain JSON values.
+    """
+
+    line: LineConfig
+    channels: int
+    calibration: Calibration
+    lineage: Mapping[str, Any]
+
+    def write(self, directory: Path) -> None:
+        """Write the JSON files."""
+        about = {
+            "format": FORMAT,
+            "kind": self.line.detector,
+            "channels": self.channels,
+            "line": self.line.model_dump(mode="json"),
+        }
+        write_json(directory / CONFIG, about)
+        write_json(directory / CALIBRATION, self.calibration.to_json())
+        write_json(directory / LINEAGE, dict(self.lineage))
+
+    @classmethod
+    def read(cls, directory: Path) -> Description:
+        """Read the JSON files of a detector directory of any known format.
+
+        Raises:
+            ModelError: If one is missing, damaged or of a newer format.
+        """
+        config = _read_json(directory, CONFIG)
+        if config.get("format") not in READABLE:
+            raise ModelError(
+                f"{directory}/{CONFIG} has format {config.get('format')!r}, expected one of "
+                f"{', '.join(map(str, READABLE))}. Use the csflow version that wrote it, or train again."
+            )
+        try:
+            line = parse_line_json(json.dumps(config["line"]), source=f"{directory}/{CONFIG}")
+            channels = int(config["channels"])
+        except (KeyError, TypeError, ValueError, ConfigError) as error:
+            raise ModelError(f"{directory}/{CONFIG} does not describe a line: {error}") from error
+        calibration = Calibration.from_json(_read_json(directory, CALIBRATION))
+        return cls(line, channels, calibration, _read_json(directory, LINEAGE))
+
+
+def digest_beside_graph(directory: Path) -> str:
+    """SHA-256 over all that a graph relies on or repeats: every other file of its directory.
+
+    Raises:
+        ModelError: If one is missing or cannot be read.
+    """
+    try:
+        return sha256_json(
+            [[name, sha256_file(directory / name)] for name in (CONFIG, MODEL, BACKBONE, CALIBRATION, LINEAGE)]
+        )
+    except FileNotFoundError as error:
+        raise not_a_detector(directory, Path(str(error.filename)).name) from error
+    except OSError as error:
+        raise ModelError(f"{directory} cannot be read ({error}). Download or publish the detector again.") from error
+
+
+def not_a_detector(directory: Path, missing: str) -> ModelError:
+    """The error for a directory that lacks a file."""
+    return ModelError(f"{directory} is not a detector directory: {missing} is missing.")
+
+
+def _read_json(directory: Path, name: str) -> dict[str, Any]:
+    path = directory / name
+    try:
+        value = json.loads(path.read_text())
+    except FileNotFoundError as error:
+        raise not_a_detector(directory, name) from error
+    except (ValueError, OSError) as error:
+        raise ModelError(f"{path} cannot be read ({error}). Download or publish the detector again.") from error
+    if not isinstance(value, dict):
+        raise ModelError(f"{path} holds {type(value).__name__}, expected an object.")
+    return value

@@ -1,0 +1,61 @@
+"""What a detector says about one image: the same for torch, for the inference engine and on the wire."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from csflow.detector.calibration import Calibration
+from csflow.detector.scoring import Box, boxes_in_image
+
+Floats: TypeAlias = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a detector says about one image.
+
+    Attributes:
+        score: Anomaly score, higher is more anomalous.
+        p_value: Share of good parts that would score at least this high; ``None`` without calibration.
+        decision: ``"good"`` or ``"defective"``; ``None`` without calibration.
+        threshold: The score above which a part is defective; ``None`` without calibration.
+        anomaly_map: ``(h, w)`` float32 at the resolution of the finest latent.
+        image_size: ``(width, height)`` of the image in pixels.
+        boxes: Regions above the region threshold in image pixels, most anomalous first.
+    """
+
+    score: float
+    p_value: float | None
+    decision: str | None
+    threshold: float | None
+    anomaly_map: Floats
+    image_size: tuple[int, int]
+    boxes: list[Box]
+
+
+def judged(score: float, map2d: Floats, image_size: tuple[int, int], calibration: Calibration) -> Prediction:
+    """Judge one image's score and map by a calibration.
+
+    Args:
+        score: Anomaly score.
+        map2d: Anomaly map ``(h, w)`` at the resolution of the finest latent.
+        image_size: ``(width, height)`` of the image in pixels.
+        calibration: The detector's.
+
+    Raises:
+        ModelError: If the score is not a number.
+    """
+    score, regions = float(score), calibration.region_threshold
+    return Prediction(
+        score=score,
+        p_value=calibration.p_value(score),
+        decision=calibration.decide(score),
+        threshold=calibration.threshold,
+        anomaly_map=map2d,
+        image_size=image_size,
+        boxes=[] if regions is None else boxes_in_image(map2d, regions, image_size),
+    )

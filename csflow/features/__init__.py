@@ -1,0 +1,1 @@
+"""Compute the features of the frozen trunk and keep them."""

@@ -1,0 +1,207 @@
+"""Computing features: on a CPU one image a core in ONNX Runtime, elsewhere in batches in torch."""
+
+from __future__ import annotations
+
+import hashlib
+import warnings
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeAlias, TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from csflow.config import FeatureConfig
+from csflow.data.images import decode_image, normalisation, to_pyramid_levels
+from csflow.errors import CacheError, CsflowError, DataError, ModelError
+from csflow.features.backbone import Backbone
+from csflow.system.cores import cores
+from csflow.system.files import write_atomic
+from csflow.system.onnx_session import open_session
+
+if TYPE_CHECKING:
+    from onnxruntime import InferenceSession
+
+Half = NDArray[np.float16]
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+Levels: TypeAlias = list[NDArray[np.uint8]]
+
+AGREEMENT = 1e-4
+"""Largest relative difference (Euclidean norm) between the graph's features and torch's, before they are halved."""
+
+TRUNK = "trunk.onnx"
+
+
+def extract_features(
+    files: Mapping[str, Path], features: FeatureConfig, backbone: Backbone, batch_size: int, folder: Path
+) -> Iterator[tuple[str, Half]]:
+    """Compute the features of image files, in their order.
+
+    Args:
+        files: Path of each image by the SHA-256 its content must have.
+        features: Image size, scales and way of downscaling.
+        backbone: Computes the features, on the device it is on.
+        batch_size: Images computed at once on another device than the CPU; there it is one a core.
+        folder: Where the trunk's graph is kept for the next time.
+
+    Yields:
+        The image's hash and its values as float16: the scales flattened, finest first, one after the other.
+
+    Raises:
+        DataError: If a file is missing, damaged or of another content.
+        CacheError: If the trunk's graph cannot be written.
+        ModelError: If a value exceeds the range of half precision, or the trunk's graph disagrees with the trunk.
+    """
+    if not files:
+        return
+    graph = None
+    if _device_of(backbone).type == "cpu":
+        first = _levels_of(next(iter(files.items())), features)
+        graph = _checked_graph(folder / TRUNK, backbone, features, first)
+    computed = _in_batches(files, features, backbone, batch_size) if graph is None else _by_core(files, features, graph)
+    for sha, values in zip(files, computed, strict=True):
+        with np.errstate(over="ignore"):  # infinite then, and refused
+            half = values.astype(np.float16)
+        if not np.isfinite(half).all():
+            raise ModelError(f"Features of {files[sha]} exceed half precision. Use another backbone or stage.")
+        yield sha, half
+
+
+def _by_core(
+    files: Mapping[str, Path], features: FeatureConfig, graph: InferenceSession
+) -> Iterator[NDArray[np.float32]]:
+    """Every core reads, sizes and computes an image for itself."""
+
+    def work(item: tuple[str, Path]) -> NDArray[np.float32]:
+        return _run(graph, _levels_of(item, features))
+
+    return _map_ahead(work, files.items(), ahead=2 * cores())
+
+
+def _in_batches(
+    files: Mapping[str, Path], features: FeatureConfig, backbone: Backbone, batch_size: int
+) -> Iterator[NDArray[np.float32]]:
+    """The device computes a batch while threads read the next."""
+    levels = _map_ahead(lambda item: _levels_of(item, features), files.items(), ahead=2 * batch_size)
+    while batch := list(islice(levels, batch_size)):
+        yield from _forward(backbone, [np.stack(level) for level in zip(*batch, strict=True)])
+
+
+def _checked_graph(path: Path, backbone: Backbone, features: FeatureConfig, probe: Levels) -> InferenceSession | None:
+    """The trunk's graph, made if it is not there or does not compute what the trunk computes.
+
+    Returns:
+        The graph to be run by one core, or ``None`` if the trunk cannot be turned into one.
+
+    Raises:
+        ModelError: If even a fresh graph disagrees.
+    """
+    expected = _forward(backbone, [np.stack([level]) for level in probe])[0]
+    kept = _kept_graph(path, probe, expected)
+    if kept is not None:
+        return kept
+    try:
+        session = _new_graph(path, backbone, features)
+        found = _run(session, probe)
+    except ModelError as error:
+        warnings.warn(f"Features are computed in torch, which takes longer: {error}", stacklevel=2)
+        return None
+    if not (distance := _distance(expected, found)) <= AGREEMENT:
+        raise ModelError(
+            f"The graph of {backbone.name} computes features that differ by {distance:.2g} from the trunk's own "
+            f"(relative, at most {AGREEMENT:g} is allowed). Use another backbone or stage."
+        )
+    return session
+
+
+def _new_graph(path: Path, backbone: Backbone, features: FeatureConfig) -> InferenceSession:
+    from csflow.detector.graph import trunk_graph
+
+    content = trunk_graph(backbone, features).SerializeToString()
+    try:
+        write_atomic(path, content)
+    except CsflowError as error:
+        raise CacheError(str(error)) from error
+    return open_session(path, threads=1)
+
+
+def _kept_graph(path: Path, probe: Levels, expected: NDArray[np.float32]) -> InferenceSession | None:
+    """The graph made before, unless it is missing, damaged or another trunk's."""
+    if not path.is_file():
+        return None
+    try:
+        session = open_session(path, threads=1)
+        found = _run(session, probe)
+    except Exception:  # a damaged graph fails in any way; it is made again
+        return None
+    return session if found.shape == expected.shape and _distance(expected, found) <= AGREEMENT else None
+
+
+def _distance(expected: NDArray[np.float32], found: NDArray[np.float32]) -> float:
+    if not np.isfinite(expected).all():
+        return 0.0  # what is wrong is the trunk, and is said when its features are stored
+    return float(np.linalg.norm(found - expected) / (np.linalg.norm(expected) or 1.0))
+
+
+def _run(graph: InferenceSession, levels: Levels) -> NDArray[np.float32]:
+    """``(values,)`` of one image."""
+    feeds = {value.name: level[None] for value, level in zip(graph.get_inputs(), levels, strict=False)}
+    (values,) = graph.run(["features"], feeds)
+    row: NDArray[np.float32] = values[0]
+    return row
+
+
+@torch.inference_mode()
+def _forward(backbone: Backbone, levels: Levels) -> NDArray[np.float32]:
+    """``(B, values)`` from levels ``(B, s, s, 3)``: the scales of each image flattened, one after the other."""
+    device = _device_of(backbone)
+    factor, offset = (torch.from_numpy(values).to(device) for values in normalisation(backbone.mean, backbone.std))
+    pixels = [torch.from_numpy(level).to(device).float() for level in levels]
+    pyramid: list[Tensor] = backbone([(level * factor - offset).permute(0, 3, 1, 2) for level in pixels])
+    return torch.cat([level.flatten(1) for level in pyramid], dim=1).cpu().numpy()
+
+
+def _device_of(backbone: Backbone) -> torch.device:
+    return next(backbone.parameters()).device
+
+
+def _levels_of(item: tuple[str, Path], features: FeatureConfig) -> Levels:
+    """An image file, checked and sized for every scale."""
+    sha, path = item
+    return to_pyramid_levels(decode_image(_checked_bytes(path, sha), name=str(path)), features)
+
+
+def _checked_bytes(path: Path, sha: str) -> bytes:
+    """Read an image file whose content must be what the manifest says."""
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise DataError(f"Cannot read {path}: {error.strerror or error}. Run the ingest step again.") from error
+    found = hashlib.sha256(content).hexdigest()
+    if found != sha:
+        raise DataError(
+            f"{path} has changed since the manifest was made: expected SHA-256 {sha[:12]}…, got {found[:12]}…. "
+            "Restore the file (dvc checkout) or run the ingest step again."
+        )
+    return content
+
+
+def _map_ahead(work: Callable[[Item], Result], items: Iterable[Item], *, ahead: int) -> Iterator[Result]:
+    """Like ``map``, in threads, at most ``ahead`` results in front of the reader: memory stays bounded."""
+    executor = ThreadPoolExecutor(max_workers=cores())
+    waiting: deque[Future[Result]] = deque()
+    try:
+        for item in items:
+            waiting.append(executor.submit(work, item))
+            if len(waiting) > ahead:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        executor.shutdown(cancel_futures=True)

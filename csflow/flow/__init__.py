@@ -1,0 +1,1 @@
+"""Hold the cross-scale flow and train it."""

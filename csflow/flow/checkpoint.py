@@ -1,0 +1,161 @@
+"""The state of a training run in one file: weights, optimiser moments, place in the epoch. No pickle.
+
+A safetensors file whose tensors are named ``flow.NAME``, ``adam.NAME.MOMENT`` and, where weights are averaged,
+``mean.NAME``, channels last; its metadata holds, as JSON, what was being trained (``identity``) and how far it is
+(``progress``). One file, renamed into place, is never half of a state.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+from torch.optim import Adam
+
+from csflow.errors import CsflowError, ModelError
+from csflow.flow.cross_scale import CrossScaleFlow
+
+FILE = "checkpoint.safetensors"
+FORMAT = "2"
+MOMENTS = ("step", "exp_avg", "exp_avg_sq")
+
+Json = None | bool | int | float | str | list["Json"] | dict[str, "Json"]
+
+
+@dataclass
+class Progress:
+    """Where training stands; sums belong to the current epoch.
+
+    Attributes:
+        epoch: Current epoch, counted from 1.
+        step: Optimiser steps done in it.
+        nll_sum: Negative log-likelihood a dimension, summed over the images seen.
+        images: Images seen.
+        grad_norm_sum: Gradient norm before clipping, summed over steps.
+        seconds: Time spent.
+        first_nll: Negative log-likelihood a dimension of the very first batch, before any step.
+    """
+
+    epoch: int = 1
+    step: int = 0
+    nll_sum: float = 0.0
+    images: int = 0
+    grad_norm_sum: float = 0.0
+    seconds: float = 0.0
+    first_nll: float | None = None
+
+
+def save_checkpoint(
+    path: Path,
+    flow: CrossScaleFlow,
+    optimizer: Adam,
+    progress: Progress,
+    identity: Mapping[str, Json],
+    average: Mapping[str, Tensor],
+) -> None:
+    """Write the state atomically; an older checkpoint stays whole until the new one is.
+
+    Args:
+        path: The checkpoint file; its folder must exist.
+        flow: With all parameters already stepped at least once.
+        optimizer: Over ``flow.parameters()``.
+        progress: Place in the run.
+        identity: What is trained; a checkpoint is refused for anything else.
+        average: Mean of the parameters so far, by name; empty if none is kept.
+
+    Raises:
+        CsflowError: If the file cannot be written.
+    """
+    tensors = {f"flow.{name}": tensor for name, tensor in flow.state_dict().items()}
+    for name, parameter in flow.named_parameters():
+        tensors |= {f"adam.{name}.{moment}": optimizer.state[parameter][moment] for moment in MOMENTS}
+    tensors |= {f"mean.{name}": mean for name, mean in average.items()}
+    contiguous = {name: _as_in_memory(tensor.detach()) for name, tensor in tensors.items()}
+    metadata = {"format": FORMAT, "identity": json.dumps(identity), "progress": json.dumps(asdict(progress))}
+    # A fixed name: what a kill leaves behind is overwritten by the next attempt, not collected.
+    partial = path.with_name(f"{path.name}.part")
+    try:
+        save_file(contiguous, partial, metadata=metadata)
+        with partial.open("rb") as file:
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except (OSError, SafetensorError) as error:
+        partial.unlink(missing_ok=True)
+        raise CsflowError(
+            f"Cannot write the checkpoint {path}: {error}. Free disk space or choose another folder."
+        ) from error
+
+
+def load_checkpoint(
+    path: Path,
+    flow: CrossScaleFlow,
+    optimizer: Adam,
+    identity: Mapping[str, Json],
+    average: Mapping[str, Tensor],
+) -> Progress:
+    """Put a saved state into ``flow``, ``optimizer`` and the tensors of ``average``.
+
+    Raises:
+        ModelError: If the file belongs to another configuration, or is damaged (``flow`` may then hold a part of it).
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            if metadata["format"] != FORMAT:
+                raise ModelError(f"The checkpoint {path} was written by another csflow. Delete it to start over.")
+            saved = json.loads(metadata["identity"])
+            progress = Progress(**json.loads(metadata["progress"]))
+            differences = _differences(saved, identity)
+            if differences:
+                raise ModelError(
+                    f"The checkpoint {path} belongs to another configuration: {'; '.join(differences)}. "
+                    "Train in another folder, or delete the checkpoint to start over."
+                )
+            tensors = {name: _from_memory(file.get_tensor(name)) for name in file.keys()}  # noqa: SIM118 (no mapping)
+        _restore(flow, optimizer, tensors)
+        for name, mean in average.items():
+            mean.copy_(tensors[f"mean.{name}"])
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise ModelError(f"The checkpoint {path} is damaged ({error}). Delete it to start over.") from error
+    return progress
+
+
+def _as_in_memory(tensor: Tensor) -> Tensor:
+    """Weights with their channels last, as training keeps them: written as they lie, without a copy of the state."""
+    return (tensor.permute(0, 2, 3, 1) if tensor.ndim == 4 else tensor).contiguous()
+
+
+def _from_memory(tensor: Tensor) -> Tensor:
+    return tensor.permute(0, 3, 1, 2) if tensor.ndim == 4 else tensor
+
+
+def _restore(flow: CrossScaleFlow, optimizer: Adam, tensors: Mapping[str, Tensor]) -> None:
+    state = {}
+    for index, (name, parameter) in enumerate(flow.named_parameters()):
+        step, *moments = (tensors[f"adam.{name}.{moment}"] for moment in MOMENTS)
+        # In the memory layout of the parameter: fused Adam walks over both alike.
+        laid_out = [torch.empty_like(parameter).copy_(moment) for moment in moments]
+        state[index] = dict(zip(MOMENTS, [step, *laid_out], strict=True))
+    prefix = "flow."
+    flow.load_state_dict({n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)})
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def _differences(saved: Mapping[str, Json], wanted: Mapping[str, Json]) -> list[str]:
+    there, here = _flatten(saved), _flatten(wanted)
+    keys = [*there, *(key for key in here if key not in there)]
+    return [f"{k} is {there.get(k)} there, {here.get(k)} here" for k in keys if there.get(k) != here.get(k)]
+
+
+def _flatten(value: Mapping[str, Json], prefix: str = "") -> dict[str, Json]:
+    flat: dict[str, Json] = {}
+    for key, item in value.items():
+        flat |= _flatten(item, f"{prefix}{key}.") if isinstance(item, Mapping) else {f"{prefix}{key}": item}
+    return flat

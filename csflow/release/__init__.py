@@ -1,0 +1,1 @@
+"""Decide when and how a detector goes live, back and away."""

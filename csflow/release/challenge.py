@@ -1,0 +1,270 @@
+"""A challenger against the best champion so far: both scored on the same current images, then the gate."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from csflow.config import LineConfig
+from csflow.release.publication import lay_down
+from csflow.system.progress import say
+from csflow.system.workspace import Workspace
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from csflow.adapters.mlflow.registry import Version
+    from csflow.data.manifest import Manifest
+    from csflow.detector.detector import Detector
+    from csflow.release.gate import GateDecision, GoodOnlyEvidence
+    from csflow.reporting.comparison import PixelPair
+
+Scores: TypeAlias = "npt.NDArray[np.floating]"
+Scorer: TypeAlias = "Callable[[Detector, Manifest], tuple[Scores, npt.NDArray[np.floating]]]"
+"""Scores ``(N,)`` and maps ``(N, h, w)`` of a manifest's images."""
+
+DEFECT_SEED = 0
+"""Of the synthetic defects: the same for every detector and every night."""
+
+
+class Contender(NamedTuple):
+    """A version's number and its detector."""
+
+    version: int
+    detector: Detector
+
+
+def decide(
+    workspace: Workspace,
+    line: LineConfig,
+    version: int,
+    manifest: Manifest,
+    *,
+    score: Scorer | None = None,
+    comparison_out: Path | None = None,
+) -> GateDecision:
+    """Compare a version with the best champion so far on the line's current images.
+
+    With good and defective test images these are what is scored. A line without defective ones is judged by
+    its *gate* images, which no version was ever fitted to, and by synthetic defects pasted on them.
+
+    Args:
+        workspace: Where things are.
+        line: The line; its gate and calibration say what counts.
+        version: The challenger.
+        manifest: The line's current images.
+        score: How to score images of the manifest; by default through the feature store.
+        comparison_out: Folder for the report that compares both image by image; it stays away without a champion.
+
+    Returns:
+        The gate's decision. Without a champion: whether the version is fit to be the first.
+
+    Raises:
+        RegistryError: If there is no such version, or a version's files are not those registered.
+        DataError: If an image cannot be read.
+    """
+    from csflow.release import gate
+
+    score = score or _stored_scorer(workspace)
+    challenger, references = _contenders(workspace, line.line, version)
+    test = manifest.rows(role="test")
+    if set(test.frame["label"]) == {"good", "defective"}:
+        return _decide_labelled(line, challenger, references, test, score, comparison_out)
+    good = manifest.rows(role="gate")
+    if not len(good):
+        reason = (
+            "The line has neither defective test images nor gate images to judge by. Add either, or raise roles.gate."
+        )
+        return gate.GateDecision("kept_insufficient", reason, {"gate_images": 0})
+    return _decide_good_only(line, challenger, references, good, score, comparison_out)
+
+
+def _decide_labelled(
+    line: LineConfig,
+    challenger: Contender,
+    references: list[Contender],
+    test: Manifest,
+    score: Scorer,
+    comparison_out: Path | None,
+) -> GateDecision:
+    from csflow.data.images import read_image
+    from csflow.release import gate
+
+    labels = (test.frame["label"] == "defective").to_numpy()
+    scores, maps = score(challenger.detector, test)
+    if not references:
+        return gate.decide_first(scores, labels, line.gate)
+    rivals = [score(reference.detector, test) for reference in references]
+    best = int(np.argmax([_auroc(rival, labels) for rival, _ in rivals]))
+    rival, rival_maps = rivals[best]
+    decision = gate.decide_labelled(rival, scores, labels, line.gate)
+    if comparison_out is not None:
+        names = list(zip(test.frame["path"], test.frame["defect"], strict=True))
+        images = Shown(line.line, names, lambda index: read_image(test.files[index]))
+        pixels = _pixels(test, rival_maps, maps)
+        compare(comparison_out, images, (references[best], rival), (challenger, scores), decision.reason, pixels)
+    return decision
+
+
+def _pixels(
+    test: Manifest, champion: npt.NDArray[np.floating], challenger: npt.NDArray[np.floating]
+) -> PixelPair | None:
+    """Pixels of both detectors' maps; None without masks."""
+    from csflow.metrics.evaluation import counted_pixels
+    from csflow.reporting.comparison import PixelPair
+
+    counted = counted_pixels(test, champion, challenger)
+    return PixelPair(*counted) if counted else None
+
+
+def _decide_good_only(
+    line: LineConfig,
+    challenger: Contender,
+    references: list[Contender],
+    good: Manifest,
+    score: Scorer,
+    comparison_out: Path | None,
+) -> GateDecision:
+    from csflow.release import gate
+
+    defective = _pasted(good)
+    evidence = _good_only(challenger.detector, good, defective, score)
+    if not references:
+        return gate.decide_first(evidence.scores, evidence.labels, line.gate)
+    known = [_good_only(reference.detector, good, defective, score) for reference in references]
+    best = int(np.argmax([_auroc(each.scores, each.labels) for each in known]))
+    alpha = None if line.calibration == "none" else line.calibration.alpha
+    decision = gate.decide_good_only(known[best], evidence, line.gate, alpha)
+    if comparison_out is not None:
+        images = _good_and_pasted(line.line, good, defective)
+        champion = (references[best], known[best].scores)
+        compare(comparison_out, images, champion, (challenger, evidence.scores), decision.reason)
+    return decision
+
+
+class Shown(NamedTuple):
+    """The images two detectors were compared on.
+
+    Attributes:
+        line: Name of the product line.
+        names: Path and type of defect of each, '' for a good one.
+        picture: Reads one of them.
+    """
+
+    line: str
+    names: list[tuple[str, str]]
+    picture: Callable[[int], Image.Image]
+
+
+def compare(
+    directory: Path,
+    images: Shown,
+    champion: tuple[Contender, Scores],
+    challenger: tuple[Contender, Scores],
+    verdict: str,
+    pixels: PixelPair | None = None,
+) -> None:
+    """Write the report that compares two detectors image by image.
+
+    Args:
+        directory: Where to; see `csflow.reporting.comparison.write_comparison`.
+        images: What both were scored on.
+        champion: The one in service, or the best there was, with its scores.
+        challenger: The new one with its scores.
+        verdict: Of the gate.
+        pixels: Of both detectors' maps, where there are masks.
+    """
+    from csflow.reporting.comparison import Comparison, judge_scores, views, write_comparison
+
+    sides = [
+        judge_scores(f"version {one.version}", images.names, scores, one.detector.calibration)
+        for one, scores in (champion, challenger)
+    ]
+    found = Comparison(images.line, sides[0], sides[1], verdict, pixels=pixels)
+    chosen = found.shown()
+    pictures = [images.picture(index) for index in chosen]
+    before, after = (one.detector.predict(pictures) for one, _ in (champion, challenger))
+    seen = {
+        index: views(picture, found, first.anomaly_map, second.anomaly_map)
+        for index, picture, first, second in zip(chosen, pictures, before, after, strict=True)
+    }
+    page = write_comparison(directory, found, seen)
+    say(f"promote: version {challenger[0].version} beside version {champion[0].version}, image by image: {page}")
+
+
+def _contenders(workspace: Workspace, line: str, version: int) -> tuple[Contender, list[Contender]]:
+    """The challenger, and the champions to measure it against: the present one and the best there was.
+
+    Measured against the present one alone, the margin could be lost a little every night.
+    """
+    from csflow.adapters.mlflow import registry
+    from csflow.detector.detector import Detector
+
+    challenger = registry.find_version(workspace, line, version)
+    others = [v for v in registry.versions(workspace, line) if v.version != version]
+    chosen = [v for v in others if v.is_champion]
+    former = [v for v in others if v.decision == "promoted" and not v.is_champion]
+    if chosen and former:
+        chosen.append(max(former, key=_recorded_auroc))
+    if chosen:
+        against = " and ".join(f"version {v.version}" for v in chosen)
+        say(f"promote: version {version} against {against}, scored on the same images")
+    loaded = [Contender(v.version, Detector.load(lay_down(workspace, v))) for v in (challenger, *chosen)]
+    return loaded[0], loaded[1:]
+
+
+def _recorded_auroc(version: Version) -> tuple[float, int]:
+    """What a version measured in its own time; among equals the newer one."""
+    return version.number("image_auroc") or 0.0, version.version
+
+
+def _auroc(scores: Scores, labels: npt.NDArray[np.bool_]) -> float:
+    from csflow.metrics import image_auroc
+
+    return image_auroc(scores, labels)
+
+
+def _pasted(good: Manifest) -> list[Image.Image]:
+    """Synthetic defects on the gate images, the same for every detector."""
+    from csflow.data.images import read_image
+    from csflow.synthetic.paste import paste_defects
+
+    defective, _ = paste_defects([read_image(file) for file in good.files], DEFECT_SEED)
+    return defective
+
+
+def _good_and_pasted(line: str, good: Manifest, defective: list[Image.Image]) -> Shown:
+    """Gate images first, then the same with a synthetic defect, as `GoodOnlyEvidence` orders its scores."""
+    from csflow.data.images import read_image
+
+    names = [(path, "") for path in good.frame["path"]]
+    names += [(f"{path} with a pasted defect", "synthetic") for path in good.frame["path"]]
+    count = len(good)
+    return Shown(line, names, lambda i: read_image(good.files[i]) if i < count else defective[i - count])
+
+
+def _good_only(detector: Detector, good: Manifest, defective: list[Image.Image], score: Scorer) -> GoodOnlyEvidence:
+    from csflow.release.gate import GoodOnlyEvidence
+
+    return GoodOnlyEvidence(
+        good_scores=score(detector, good)[0],
+        synthetic_scores=np.array([prediction.score for prediction in detector.predict(defective)]),
+        threshold=detector.calibration.threshold,
+    )
+
+
+def _stored_scorer(workspace: Workspace) -> Scorer:
+    """Score through the feature store: versions on the same backbone share every feature."""
+    from csflow.runs.stored_features import feature_store
+
+    store = feature_store(workspace)
+
+    def score(detector: Detector, images: Manifest) -> tuple[Scores, npt.NDArray[np.floating]]:
+        cached = store.extract(images, detector.line.features, detector.backbone)
+        return detector.score_features(cached.open(list(images.frame["sha256"])))
+
+    return score

@@ -1,0 +1,31 @@
+"""Find a detector by what a person calls it: a line, a line's version, or a directory."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from csflow.config import load_line
+from csflow.errors import UsageError
+from csflow.system.workspace import Workspace
+
+
+def locate_detector(name: str, workspace: Workspace) -> Path:
+    """A local detector directory for ``LINE`` (its champion), ``LINE@VERSION`` or a directory.
+
+    Raises:
+        UsageError: If the name is neither a directory nor a line.
+        RegistryError: If the line has no champion or no such version.
+    """
+    directory = Path(name)
+    if directory.is_dir():
+        return directory
+    if "/" in name:
+        raise UsageError(f"{name} does not exist. Give LINE, LINE@VERSION or a detector directory.")
+    from csflow.adapters.mlflow import registry
+
+    line, _, wanted = name.partition("@")
+    if wanted and wanted != "champion" and not wanted.isdecimal():
+        raise UsageError(f"{name}: expected a version number or 'champion' after '@', got {wanted!r}.")
+    version = int(wanted) if wanted.isdecimal() else "champion"
+    model = load_line(line).line
+    return registry.download_detector(workspace, model, version, workspace.detectors / model)

@@ -1,0 +1,359 @@
+"""Retention: what no live version needs is listed and, on demand, removed; in the workspace, the store, the registry.
+
+A version is live if :func:`csflow.release.retention.kept` has a reason to keep it. Its features are those its run
+recorded (:mod:`csflow.runs.stored_features`). Where it is not known what is needed, nothing is removed:
+
+* a live version without such a record (registered by an older csflow): no features are removed at all;
+* a live version whose record cannot be read: none either, and the command fails;
+* a registry without versions, or a store that holds detectors of another registry: none of that place.
+
+Nothing younger than a given time is touched, so that a run under way loses nothing: an extraction renews the time of
+every entry it uses.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from csflow.errors import CacheError, CsflowError
+from csflow.release.publication import DETECTORS
+from csflow.release.retention import kept
+from csflow.runs.stored_features import DIGEST, SPACE, recorded_features
+from csflow.system.progress import say
+from csflow.system.workspace import Workspace
+
+if TYPE_CHECKING:
+    from csflow.adapters.mlflow.registry import Version
+    from csflow.adapters.storage import Store, Stored
+
+FEATURES = "features"
+_SHA = re.compile(r"[0-9a-f]{64}")
+_MODEL = re.compile(r"([0-9a-f]{64})(\.work)?")
+
+Needed = dict[str, set[str]]
+"""Entries that live versions need, by feature space."""
+
+
+@dataclass(frozen=True)
+class Policy:
+    """What stays in any case.
+
+    Attributes:
+        keep: The newest versions of a line.
+        before: Whatever is younger.
+    """
+
+    keep: int
+    before: datetime
+
+    @classmethod
+    def of(cls, keep: int, days: float, now: datetime | None = None) -> Policy:
+        """Keep the newest versions, and everything of the last days."""
+        return cls(keep, (now or datetime.now(UTC)) - timedelta(days=days))
+
+    def is_old(self, path: Path) -> bool:
+        """Whether a file, or every file of a folder, may go by its time; one that vanished meanwhile may not."""
+        try:
+            files = [path, *path.rglob("*")] if path.is_dir() else [path]
+            return max(file.stat().st_mtime for file in files) < self.before.timestamp()
+        except OSError:
+            return False
+
+
+@dataclass(frozen=True)
+class Group:
+    """Things of one kind in one place that may go.
+
+    Attributes:
+        what: For people, for instance ``versions of tiles``.
+        where: ``registry``, ``workspace`` or ``store``.
+        bytes: Their size in all.
+        versions: Registered versions.
+        paths: Files and folders of the workspace.
+        keys: Keys of objects in the store.
+    """
+
+    what: str
+    where: str
+    bytes: int
+    versions: tuple[Version, ...] = ()
+    paths: tuple[Path, ...] = ()
+    keys: tuple[str, ...] = ()
+
+    @property
+    def count(self) -> int:
+        """How many."""
+        return len(self.versions) or len(self.paths) or len(self.keys)
+
+
+@dataclass
+class Plan:
+    """What may go, what stays and why.
+
+    Attributes:
+        policy: What it was made by.
+        groups: What may go.
+        live: Reasons to keep a version, by line and number.
+        notes: Why something else stays.
+        refusal: Why features could not be judged; empty if they were.
+    """
+
+    policy: Policy
+    groups: list[Group] = field(default_factory=list)
+    live: dict[str, dict[int, list[str]]] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    refusal: str = ""
+
+    def add(self, group: Group) -> None:
+        """Add a group unless it is empty."""
+        if group.count:
+            self.groups.append(group)
+
+    @property
+    def bytes(self) -> int:
+        """Size of all that may go."""
+        return sum(group.bytes for group in self.groups)
+
+
+def plan(workspace: Workspace, policy: Policy) -> Plan:
+    """Find out what no live version needs; nothing is changed.
+
+    Raises:
+        RegistryError: If the registry cannot be read.
+        DeployError: If a cluster cannot be asked what it serves.
+        StorageError: If the store cannot be listed.
+    """
+    from csflow.adapters.mlflow import registry
+    from csflow.adapters.storage import Store
+
+    store, made = Store.from_environment(), Plan(policy)
+    published = _published(store) if store else {}
+    live: list[Version] = []
+    known: dict[str, set[str]] = {}
+    for line in registry.lines(workspace):
+        versions = registry.versions(workspace, line)
+        made.live[line] = _kept(workspace, line, versions, policy)
+        staying = [version for version in versions if version.version in made.live[line]]
+        live += staying
+        known[line] = {version.tags.get("detector_digest", "") for version in versions}
+        _add_versions(made, workspace, line, [v for v in versions if v not in staying], staying, published)
+    _add_models(made, workspace, {version.tags.get("model_key", "") for version in live})
+    needed = _needed(made, workspace, live)
+    if needed is not None:
+        _add_local_features(made, workspace, needed)
+        if store is not None and not _of_another_registry(made, store, published, known):
+            _add_shared_features(made, store, needed)
+    return made
+
+
+def apply(workspace: Workspace, made: Plan) -> int:
+    """Remove what a plan lists, unless it is needed by now; bytes that were removed.
+
+    A line's versions go while it is our turn to change its endpoint, and only after everything that was published of
+    them: what is interrupted is found again.
+
+    Raises:
+        RegistryError: If the registry refuses.
+        StorageError: If the store refuses.
+        DeployError: If a cluster cannot be asked what it serves.
+    """
+    from csflow.adapters.storage import Store
+
+    store, removed = Store.from_environment(), 0
+    for group in made.groups:
+        if group.versions and not _remove_versions(workspace, store, made.policy, group):
+            say(f"prune: {group.what}: some are needed by now; the rest of the plan is left. Run the command again.")
+            return removed
+        if group.keys and store is not None:
+            store.delete(group.keys)
+        removed += sum(_remove_path(path, made.policy) for path in group.paths) if group.paths else group.bytes
+    return removed
+
+
+def _kept(workspace: Workspace, line: str, versions: list[Version], policy: Policy) -> dict[int, list[str]]:
+    from csflow.adapters import deployment
+    from csflow.adapters.mlflow import registry
+
+    served = deployment.named_digests(workspace, line)
+    hold = registry.get_hold(workspace, line)
+    return kept(versions, newest=policy.keep, served=served, hold=hold, before=policy.before)
+
+
+def _add_versions(
+    made: Plan,
+    workspace: Workspace,
+    line: str,
+    going: list[Version],
+    staying: list[Version],
+    published: dict[tuple[str, str], list[Stored]],
+) -> None:
+    """A line's versions that may go, and what was published of them; one detector may be that of several."""
+    from csflow.adapters.mlflow import registry
+
+    digests = _unshared_digests(going, staying)
+    size = sum(registry.stored_bytes(workspace, version) for version in going)
+    folders = [path for digest in sorted(digests) if (path := workspace.detectors / line / digest).is_dir()]
+    objects = [stored for digest in digests for stored in published.get((line, digest), [])]
+    made.add(Group(f"versions of {line}", "registry", size, versions=tuple(going)))
+    # Listed for people; they go together with their versions.
+    size += sum(_size(path) for path in folders) + sum(stored.size for stored in objects)
+    if going:
+        made.groups[-1] = Group(
+            f"versions of {line}" + (", with what was published of them" if folders or objects else ""),
+            "registry" + (", workspace" if folders else "") + (", store" if objects else ""),
+            size,
+            versions=tuple(going),
+        )
+
+
+def _unshared_digests(going: Iterable[Version], staying: Iterable[Version]) -> set[str]:
+    """Digests of detectors that no version has which stays."""
+    digests = {version.tags.get("detector_digest", "") for version in going}
+    return digests - {version.tags.get("detector_digest", "") for version in staying} - {""}
+
+
+def _remove_versions(workspace: Workspace, store: Store | None, policy: Policy, group: Group) -> bool:
+    """Remove a line's versions, each after what was published of it; whether none of them is needed by now."""
+    from csflow.adapters import deployment
+    from csflow.adapters.mlflow import registry
+
+    line = group.versions[0].line
+    with deployment.turn(workspace, line):
+        versions = registry.versions(workspace, line)
+        live = _kept(workspace, line, versions, policy)
+        chosen = {version.version for version in group.versions} - live.keys()
+        going = [version for version in versions if version.version in chosen]
+        staying = [version for version in versions if version.version not in chosen]
+        for version in going:
+            for digest in _unshared_digests([version], staying):
+                _remove_published(workspace, store, line, digest)
+            registry.delete_version(workspace, version)
+            say(f"prune: version {version.version} of {line} is gone")
+        return len(chosen) == len(group.versions)
+
+
+def _remove_published(workspace: Workspace, store: Store | None, line: str, digest: str) -> None:
+    """The index of the published directory goes first: what is left then is not taken for whole."""
+    if store is not None:
+        keys = sorted(stored.key for stored in store.list(f"{DETECTORS}/{line}/{digest}"))
+        store.delete([key for key in keys if not _inside(key, digest)])
+        store.delete([key for key in keys if _inside(key, digest)])
+    shutil.rmtree(workspace.detectors / line / digest, ignore_errors=True)
+
+
+def _inside(key: str, digest: str) -> bool:
+    return f"/{digest}/" in key
+
+
+def _published(store: Store) -> dict[tuple[str, str], list[Stored]]:
+    """Objects of every detector in the store, its index among them, by line and digest."""
+    found: dict[tuple[str, str], list[Stored]] = {}
+    for stored in store.list(f"{DETECTORS}/"):
+        _, line, name, *_ = [*stored.key.split("/"), "", ""]
+        if _SHA.fullmatch(digest := name.partition(".")[0]):
+            found.setdefault((line, digest), []).append(stored)
+    return found
+
+
+def _of_another_registry(
+    made: Plan, store: Store, published: dict[tuple[str, str], list[Stored]], known: dict[str, set[str]]
+) -> bool:
+    """Whether the store holds detectors of versions that this registry does not know."""
+    foreign = sorted(f"{line}/{digest[:12]}" for line, digest in published if digest not in known.get(line, set()))
+    if foreign:
+        made.notes.append(
+            f"{len(foreign)} published detectors in the store are of no version in this registry ({foreign[0]}, …). "
+            "Another registry seems to use the store, so its features stay. If their versions were deleted by hand, "
+            f"delete the detectors in {DETECTORS}/ too."
+        )
+    return bool(foreign)
+
+
+def _needed(made: Plan, workspace: Workspace, live: list[Version]) -> Needed | None:
+    """Entries of all live versions; ``None`` if it cannot be known."""
+    if not live:
+        made.notes.append("This registry has no version that could say which features are needed: all of them stay.")
+        return None
+    silent = [version for version in live if not version.tags.get(DIGEST)]
+    if silent:
+        names = ", ".join(f"{version.line}@{version.version}" for version in silent[:5])
+        made.notes.append(
+            f"{len(silent)} live versions do not say which features they were made from ({names}), because an older "
+            "csflow registered them: all features stay until newer versions took their place."
+        )
+        return None
+    needed: Needed = {}
+    for version in {version.tags[DIGEST]: version for version in live}.values():
+        try:
+            record = recorded_features(workspace, version.run_id)
+            if (record.space, record.digest) != (version.tags.get(SPACE), version.tags[DIGEST]):
+                raise CacheError(f"Its digest is {record.digest}, registered was {version.tags[DIGEST]}.")
+        except CsflowError as error:
+            made.refusal = (
+                f"The features of {version.line}@{version.version} are not known, so none are removed: {error} "
+                f"Restore the artifact features/cache.json of run {version.run_id}, or delete the version."
+            )
+            return None
+        needed.setdefault(record.space, set()).update(record.entries)
+    return needed
+
+
+def _add_local_features(made: Plan, workspace: Workspace, needed: Needed) -> None:
+    for space in sorted(path for path in workspace.features.glob("*") if path.is_dir()):
+        wanted, entries = needed.get(space.name, set()), list(_entries(space))
+        going = [path for path in entries if path.name not in wanted and made.policy.is_old(path)]
+        if space.name not in needed and len(going) == len(entries) and made.policy.is_old(space):
+            going = [space]  # with the graph of its trunk
+        size = sum(_size(path) for path in going)
+        made.add(Group(f"features in {space.name[:12]}", "workspace", size, paths=tuple(going)))
+
+
+def _add_shared_features(made: Plan, store: Store, needed: Needed) -> None:
+    going: dict[str, list[Stored]] = {}
+    for stored in store.list(f"{FEATURES}/"):
+        parts = stored.key.split("/")
+        if len(parts) != 4 or not _SHA.fullmatch(parts[3]):
+            continue
+        space, sha = parts[1], parts[3]
+        if sha not in needed.get(space, set()) and stored.modified < made.policy.before:
+            going.setdefault(space, []).append(stored)
+    for space, some in sorted(going.items()):
+        keys, size = tuple(stored.key for stored in some), sum(stored.size for stored in some)
+        made.add(Group(f"features in {space[:12]}", "store", size, keys=keys))
+
+
+def _add_models(made: Plan, workspace: Workspace, needed: set[str]) -> None:
+    """Fitted models and checkpoints; versions carry their model, so that these only spare a training."""
+    folders = [(path, match) for path in workspace.models.glob("*") if (match := _MODEL.fullmatch(path.name))]
+    for what, suffix in (("fitted models", None), ("checkpoints", ".work")):
+        some = [p for p, m in folders if m[2] == suffix and m[1] not in needed and made.policy.is_old(p)]
+        made.add(Group(what, "workspace", sum(_size(path) for path in some), paths=tuple(sorted(some))))
+
+
+def _entries(space: Path) -> Iterator[Path]:
+    for path in space.glob("[0-9a-f][0-9a-f]/*"):
+        if _SHA.fullmatch(path.name):
+            yield path
+
+
+def _size(path: Path) -> int:
+    files = path.rglob("*") if path.is_dir() else [path]
+    return sum(file.stat().st_size for file in files if file.is_file())
+
+
+def _remove_path(path: Path, policy: Policy) -> int:
+    """Remove a file or folder unless it was used in the meantime; its size."""
+    if not policy.is_old(path):
+        return 0
+    size = _size(path)
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+    return size

@@ -1,0 +1,61 @@
+"""Which versions of a line stay, and why: a pure decision, so that it can be read and tested by itself."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from datetime import datetime
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from csflow.adapters.mlflow.registry import Version
+
+
+def kept(
+    versions: Sequence[Version],
+    *,
+    newest: int,
+    served: Collection[str],
+    hold: Mapping[str, str] | None,
+    before: datetime,
+) -> dict[int, list[str]]:
+    """Reasons to keep a version, by its number; a version without any may go.
+
+    Args:
+        versions: All of one line.
+        newest: How many of the newest stay in any case, at least 1.
+        served: Digests of detectors that an endpoint names.
+        hold: What a person noted when rolling back.
+        before: A version registered later stays: its run may not be over.
+    """
+    reasons: dict[int, list[str]] = {version.version: [] for version in versions}
+    ordered = sorted(versions, key=lambda version: version.version, reverse=True)
+    for version in ordered:
+        why = reasons[version.version]
+        why += version.aliases
+        if version.tags.get("detector_digest") in served:
+            why.append("endpoint")
+        if version.created >= before:
+            why.append("recent")
+        if hold and str(version.version) in hold.values():
+            why.append("hold")
+    for version in ordered[: max(newest, 1)]:
+        reasons[version.version].append("newest")
+    former = [version for version in ordered if version.decision == "promoted" and not version.is_champion]
+    if former:
+        # csflow.release.challenge measures every challenger against the best champion so far.
+        best = max(former, key=lambda version: (version.number("image_auroc") or 0.0, version.version))
+        reasons[best.version].append("best so far")
+    if (target := rollback_target(ordered)) is not None:
+        reasons[target.version].append("rollback")
+    return {number: why for number, why in reasons.items() if why}
+
+
+def rollback_target(versions: Sequence[Version]) -> Version | None:
+    """The version that ``csflow rollback`` would serve: the last champion before the present one."""
+    champion = next((version for version in versions if version.is_champion), None)
+    former = [
+        version
+        for version in versions
+        if version.decision == "promoted" and (champion is None or version.version < champion.version)
+    ]
+    return max(former, key=lambda version: version.version, default=None)

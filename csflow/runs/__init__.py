@@ -1,0 +1,1 @@
+"""Share between steps what one run of a line needs."""

@@ -1,0 +1,18 @@
+"""A line's images at its revision, as a manifest."""
+
+from __future__ import annotations
+
+from csflow.adapters.versioning import CheckedOut, checkout
+from csflow.config import LineConfig
+from csflow.data.manifest import Manifest, build_manifest
+from csflow.system.workspace import Workspace
+
+
+def materialise(line: LineConfig, workspace: Workspace) -> tuple[Manifest, CheckedOut]:
+    """Check out the line's data into the workspace, every file verified, and list it.
+
+    Raises:
+        DataError: If the data cannot be had complete and undamaged, or its layout is wrong.
+    """
+    checked_out = checkout(line.data, workspace.data / line.line)
+    return build_manifest(checked_out.root, line=line.line, roles=line.roles), checked_out

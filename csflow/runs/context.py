@@ -1,0 +1,124 @@
+"""What one pipeline run hands from step to step, and how a step reports its failure."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from csflow.config import LineConfig, parse_line_json
+from csflow.errors import CsflowError
+from csflow.system.files import sha256_file, sha256_json, write_atomic, write_json
+from csflow.system.workspace import Workspace
+
+if TYPE_CHECKING:
+    from csflow.data.manifest import Manifest
+
+ERROR_FILE = "CSFLOW_ERROR_FILE"
+
+FLOW_CODE = ("flow/convolution", "flow/device", "flow/distributed", "flow/cross_scale", "flow/training")
+"""Modules that decide what a flow becomes, given features and configuration."""
+
+FITTING_CODE = ("detector/baselines", "detector/kinds", "detector/model")
+"""Modules that decide what the other kinds of detector become, and how a flow is used in them."""
+
+DETECTOR_CODE = (*FLOW_CODE, *FITTING_CODE, "features/backbone", "features/store", "features/extraction",
+                 "detector/calibration", "detector/detector", "detector/directory", "detector/engine",
+                 "detector/export", "detector/graph", "detector/prediction", "detector/scoring", "detector/sizing",
+                 "data/images", "data/manifest")  # fmt: skip
+"""Modules that decide what a detector is and says, given images and configuration."""
+
+
+@dataclass(frozen=True)
+class RunContext:
+    """Identity of a run: written by ``ingest``, read by every later step.
+
+    Attributes:
+        line: The configuration this run trains, its seed included.
+        run_id: The MLflow run every step writes into.
+        git_rev: Full commit hash of the data repository.
+        data_md5: DVC's hash of the tracked folder that holds the line's images.
+        data_digest: Digest of the line's own manifest.
+        content_key: Digest of data, configuration, code and seed: equal keys give equal detectors.
+        data_root: Folder with the line's images.
+        unchanged: Whether this key has been decided before, so that nothing needs to be done.
+    """
+
+    line: LineConfig
+    run_id: str
+    git_rev: str
+    data_md5: str
+    data_digest: str
+    content_key: str
+    data_root: str
+    unchanged: bool
+
+    def save(self, path: Path) -> None:
+        """Write as JSON."""
+        plain: dict[str, Any] = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        write_json(path, plain | {"line": self.line.model_dump(mode="json")})
+
+    @classmethod
+    def load(cls, path: Path) -> RunContext:
+        """Read what :meth:`save` wrote."""
+        plain = json.loads(Path(path).read_text())
+        return cls(**plain | {"line": parse_line_json(json.dumps(plain["line"]), source=path)})
+
+
+def load_manifest(context: RunContext, path: Path) -> Manifest:
+    """The run's manifest, with the folder its paths start from."""
+    from csflow.data.manifest import Manifest
+
+    return Manifest.load(path, Path(context.data_root))
+
+
+def code_version(*modules: str) -> str:
+    """Digest of the source of the given modules of the method: other code never counts as unchanged."""
+    folder = Path(__file__).resolve().parent.parent
+    return sha256_json([[name, sha256_file(folder / f"{name}.py")] for name in sorted(modules)])
+
+
+@contextmanager
+def step(name: str, context: RunContext | None = None) -> Iterator[None]:
+    """Time a step in its MLflow run; on failure mark the run and leave the message for the shell.
+
+    The local runner of kfp only tells that *some* task failed; the message goes to the file that
+    ``CSFLOW_ERROR_FILE`` names, from where ``python -m pipelines run`` prints it last.
+    """
+    try:
+        if context is None:
+            yield
+            return
+        from csflow.adapters.mlflow import tracking
+
+        with tracking.step(Workspace.from_environment(), context.run_id, name):
+            yield
+    except Exception as error:
+        _leave_message(name, error)
+        raise
+
+
+def _leave_message(name: str, error: Exception) -> None:
+    target = os.environ.get(ERROR_FILE)
+    if target is None:
+        return
+    known = isinstance(error, CsflowError)
+    failure = Failure(
+        step=name,
+        message=str(error) if known else f"{type(error).__name__}: {error}",
+        exit_code=error.exit_code if isinstance(error, CsflowError) else 1,
+    )
+    write_atomic(Path(target), json.dumps(asdict(failure)))
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why a step failed, in words for the person at the shell."""
+
+    step: str
+    message: str
+    exit_code: int

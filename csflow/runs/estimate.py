@@ -1,0 +1,188 @@
+"""What a run of a line will take, from short trials of its two heavy steps on this machine."""
+
+from __future__ import annotations
+
+import multiprocessing
+import tempfile
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import TYPE_CHECKING, ParamSpec, TypeVar
+
+from csflow.config import LineConfig
+from csflow.steps.train import images_to_fit
+from csflow.system.processes import peak_memory
+
+if TYPE_CHECKING:
+    from csflow.data.manifest import Manifest
+    from csflow.features.shared_tier import FeatureTier
+    from csflow.features.store import Shape
+    from csflow.flow.cross_scale import Pyramid
+
+Arguments = ParamSpec("Arguments")
+Result = TypeVar("Result")
+
+WARM_UP_IMAGES = 4
+TRIAL_IMAGES = 12
+TRIAL_STEPS = 4
+FEWEST_IMAGES = 3
+"""Of a training trial: a covariance needs some."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a run is expected to take.
+
+    Attributes:
+        images: Images of the line.
+        fitted: Of these, good training images the flow is fitted to.
+        to_extract: Images whose features are not in the store yet.
+        features_bytes: On disk, of all images.
+        new_features_bytes: Of those, what is still to be written.
+        extraction_seconds: Of the step ``cache_features``, imports not counted.
+        training_seconds: Of all epochs; None for kinds of detector without epochs.
+        extraction_memory: Peak of the process that extracts, in bytes.
+        training_memory: Peak of the process that trains, in bytes, the features it reads included.
+        checkpoint_bytes: On disk while training; 0 without epochs.
+        device: Where it trains.
+        precision: In which precision.
+    """
+
+    images: int
+    fitted: int
+    to_extract: int
+    features_bytes: int
+    new_features_bytes: int
+    extraction_seconds: float
+    training_seconds: float | None
+    extraction_memory: int
+    training_memory: int
+    checkpoint_bytes: int
+    device: str
+    precision: str
+
+
+def estimate(line: LineConfig, manifest: Manifest, store: Path, tier: FeatureTier | None = None) -> Estimate:
+    """Try extraction and training of a line for a few images and steps, and reckon up.
+
+    Args:
+        line: The line.
+        manifest: Its images; some are read for the trial.
+        store: The feature store, to see what it holds already; nothing is written there.
+        tier: What all runs share below it; what it holds needs not be computed.
+
+    Raises:
+        ConfigError: If the configuration cannot work.
+        DataError: If there is no image to fit, or one is damaged.
+    """
+    from csflow.features.backbone import load_backbone
+    from csflow.features.store import FeatureStore
+    from csflow.flow.device import choose_device, choose_precision
+
+    fitted = len(images_to_fit(line, list(manifest.rows(role="fit").frame["sha256"])))
+    backbone = load_backbone(line.features)
+    plan = FeatureStore(store, tier).plan(manifest, line.features, backbone)
+    extraction = _apart(_try_extraction, line, manifest)
+    training = _apart(_try_training, line, plan.shapes)
+    steps = line.training.epochs * -(-fitted * line.features.rotations // line.training.batch_size)
+    step_seconds = training.step_seconds
+    device = choose_device(line.training)
+    missing = len(plan.missing)
+    written = missing + len(plan.shared)
+    return Estimate(
+        images=len(manifest),
+        fitted=fitted,
+        to_extract=missing,
+        features_bytes=len(manifest) * plan.entry_bytes,
+        new_features_bytes=written * plan.entry_bytes,
+        extraction_seconds=extraction.start_seconds + missing * extraction.image_seconds if missing else 0.0,
+        training_seconds=None if step_seconds is None else steps * step_seconds,
+        extraction_memory=extraction.peak,
+        training_memory=training.peak + fitted * plan.entry_bytes,
+        checkpoint_bytes=training.checkpoint_bytes,
+        device=str(device),
+        precision=choose_precision(line.training, device),
+    )
+
+
+@dataclass(frozen=True)
+class _ExtractionTrial:
+    start_seconds: float
+    image_seconds: float
+    peak: int
+
+
+@dataclass(frozen=True)
+class _TrainingTrial:
+    step_seconds: float | None
+    checkpoint_bytes: int
+    peak: int
+
+
+class _RandomFeatures:
+    """One batch of features; their values do not change how long a step takes."""
+
+    def __init__(self, shapes: Sequence[Shape], batch: int) -> None:
+        import torch
+
+        self.shapes = tuple(shapes)
+        self.levels = [torch.randn(batch, *shape) for shape in shapes]
+
+    def __len__(self) -> int:
+        return len(self.levels[0])
+
+    def batch(self, indices: Sequence[int]) -> Pyramid:
+        return [level[list(indices)] for level in self.levels]
+
+
+def _apart(work: Callable[Arguments, Result], *arguments: Arguments.args, **keywords: Arguments.kwargs) -> Result:
+    """Run in a process of its own, so that the peak of its memory is its own."""
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(work, *arguments, **keywords).result()
+
+
+def _try_extraction(line: LineConfig, manifest: Manifest) -> _ExtractionTrial:
+    """Extract a few images into a store of no further use; the first ones pay for what is done once."""
+    import time
+
+    from csflow.data.manifest import Manifest
+    from csflow.features.backbone import load_backbone
+    from csflow.features.store import FeatureStore
+
+    backbone = load_backbone(line.features)
+    with tempfile.TemporaryDirectory() as folder:
+        seconds = []
+        for last in (WARM_UP_IMAGES, WARM_UP_IMAGES + TRIAL_IMAGES):
+            began = time.perf_counter()
+            some = Manifest(manifest.frame.iloc[:last], manifest.root)
+            computed = FeatureStore(Path(folder)).extract(some, line.features, backbone).extracted
+            seconds.append((time.perf_counter() - began, computed))
+    (first, warm_up), (second, computed) = seconds
+    image_seconds = second / computed if computed else first / warm_up
+    return _ExtractionTrial(max(0.0, first - warm_up * image_seconds), image_seconds, peak_memory())
+
+
+def _try_training(line: LineConfig, shapes: Sequence[Shape]) -> _TrainingTrial:
+    """A few steps; the first one, which allocates everything, does not count."""
+    from csflow.adapters.mlflow.connection import client_of
+    from csflow.detector.kinds import fit_model
+    from csflow.flow.training import EpochResult
+    from csflow.system.workspace import Workspace
+
+    seconds: list[float] = []
+
+    def note(result: EpochResult) -> None:
+        seconds.append(result.seconds)
+
+    trial = line.training.model_copy(update={"epochs": TRIAL_STEPS})
+    features = _RandomFeatures(shapes, max(line.training.batch_size, FEWEST_IMAGES))
+    with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryDirectory() as elsewhere:
+        client_of(Workspace(Path(elsewhere)))  # the tracker takes memory, too
+        fit_model(line.model_copy(update={"training": trial}), features, directory=Path(folder), on_epoch=note)
+        checkpoint = sum(file.stat().st_size for file in Path(folder).iterdir())
+    # Every turn of an image is a vector of its own.
+    steps = -(-len(features) * line.features.rotations // line.training.batch_size)
+    each = [epoch / steps for epoch in seconds[1:]]
+    return _TrainingTrial(median(each) if each else None, checkpoint, peak_memory())

@@ -1,0 +1,176 @@
+"""What a run came to, as facts for machines (``summary.json``) and a table for people."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from csflow.runs.context import RunContext
+from csflow.system.files import write_json
+from csflow.system.workspace import Workspace
+
+OUTCOMES = {
+    "promoted": "the new version is champion and served",
+    "kept_worse": "the champion stays: the new version is worse",
+    "kept_insufficient": "the champion stays: not enough evidence for the new version",
+    "held": "the champion stays: a rollback holds it",
+    "unchanged": "nothing changed since the last decision, champion stands",
+}
+
+
+@dataclass
+class Summary:
+    """Facts of one run; for ``unchanged`` those of the champion.
+
+    Attributes:
+        model_version: The version this run registered, else the champion.
+        alias: ``champion`` if ``model_version`` has it, else empty.
+        champion_version: The version that is served.
+        scores: What the endpoint said about single images: image, label, score, decision.
+        seconds: Duration of each step.
+    """
+
+    line: str
+    outcome: str
+    reason: str
+    data_md5: str
+    data_digest: str
+    git_rev: str
+    image_auroc: float | None
+    image_auroc_interval: tuple[float, float] | None
+    pixel_auroc: float | None
+    threshold: float | None
+    alpha: float | None
+    promise: str
+    model_name: str
+    model_version: int
+    alias: str
+    champion_version: int | None
+    endpoint: str | None
+    report: str
+    run_id: str
+    scores: list[dict[str, Any]] = field(default_factory=list)
+    overlay: str | None = None
+    seconds: dict[str, float] = field(default_factory=dict)
+
+
+def summarise(context: RunContext, outcome: str, workspace: Workspace) -> Summary:
+    """Collect what registry, run and endpoint know about a finished run.
+
+    Raises:
+        RegistryError: If the line has no registered version.
+    """
+    from csflow.adapters import deployment
+    from csflow.adapters.mlflow import registry, tracking
+
+    line = context.line.line
+    champion = registry.find_champion(workspace, line)
+    made = [v for v in registry.versions(workspace, line) if v.tags.get("content_key") == context.content_key]
+    version = champion if outcome == "unchanged" and champion else made[0]
+    endpoint = deployment.status(workspace, line)
+    low, high = version.number("image_auroc_low"), version.number("image_auroc_high")
+    metrics = tracking.read_run(workspace, context.run_id).metrics
+    report = workspace.runs / version.run_id / "report"
+    return Summary(
+        line=line,
+        outcome=outcome,
+        reason=made[0].tags.get("decision_reason", "") if made else "",
+        data_md5=context.data_md5,
+        data_digest=context.data_digest,
+        git_rev=context.git_rev,
+        image_auroc=version.number("image_auroc"),
+        image_auroc_interval=None if low is None or high is None else (low, high),
+        pixel_auroc=version.number("pixel_auroc"),
+        threshold=version.number("threshold"),
+        alpha=version.number("alpha"),
+        promise=version.tags.get("promise", ""),
+        model_name=context.line.model_name,
+        model_version=version.version,
+        alias="champion" if version.is_champion else "",
+        champion_version=champion.version if champion else None,
+        endpoint=endpoint.url if endpoint else None,
+        report=str(report / "report.html"),
+        run_id=context.run_id,
+        seconds={name.removeprefix("seconds_"): s for name, s in metrics.items() if name.startswith("seconds_")},
+    )
+
+
+def write_summary(summary: Summary, workspace: Workspace) -> Path:
+    """Write ``summary.json`` into the workspace."""
+    path = workspace.root / "summary.json"
+    write_json(path, asdict(summary))
+    return path
+
+
+def render(summary: Summary, workspace: Workspace) -> None:
+    """Print the summary as a table, the judged images and what to try next."""
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+    table = Table(title=f"Product line {summary.line}", title_justify="left", show_header=False)
+    for name, value in _facts(summary):
+        table.add_row(name, value)
+    console.print(table)
+    if summary.scores:
+        judged = Table("image", "is", "score", "decision", title="Scored over HTTP", title_justify="left")
+        for row in summary.scores:
+            colour = "green" if row["label"] == row["decision"] else "red"
+            judged.add_row(row["image"], row["label"], f"{row['score']:.4f}", f"[{colour}]{row['decision']}[/]")
+        console.print(judged)
+    console.print(f"[bold]Report[/]    {_short(summary.report)}", soft_wrap=True)
+    if summary.overlay:
+        console.print(f"[bold]Overlay[/]   {_short(summary.overlay)}", soft_wrap=True)
+    console.print(f"[bold]Facts[/]     {_short(str(workspace.root / 'summary.json'))}", soft_wrap=True)
+    console.print("[bold]Try next[/]")
+    for command, purpose in _next_commands(summary, workspace):
+        console.print(f"  {command:<58} {purpose}", soft_wrap=True, highlight=False)
+
+
+def _facts(summary: Summary) -> list[tuple[str, str]]:
+    interval = summary.image_auroc_interval
+    between = f"   (95 % interval {100 * interval[0]:.1f} to {100 * interval[1]:.1f})" if interval else ""
+    champion = f"version {summary.champion_version}" if summary.champion_version else "none"
+    return [
+        ("outcome", f"{summary.outcome}: {OUTCOMES.get(summary.outcome, '')}"),
+        ("because", summary.reason or "-"),
+        ("image AUROC", f"{_percent(summary.image_auroc)}{between}"),
+        ("pixel AUROC", _percent(summary.pixel_auroc)),
+        ("threshold", f"{summary.threshold:.4f}" if summary.threshold is not None else "none"),
+        ("it promises", summary.promise or "-"),
+        ("model", f"{summary.model_name} version {summary.model_version} {summary.alias}".rstrip()),
+        ("champion", champion),
+        ("endpoint", summary.endpoint or "not running"),
+        ("data", f"{summary.data_md5} at {summary.git_rev[:12]}"),
+        ("seconds", "  ".join(f"{name} {seconds:.0f}" for name, seconds in summary.seconds.items())),
+    ]
+
+
+def _next_commands(summary: Summary, workspace: Workspace) -> list[tuple[str, str]]:
+    line = summary.line
+    return [
+        ("make demo FORCE=1", "train a challenger from another seed"),
+        (f".venv/bin/csflow why {line}", "data, run, gate and decision behind the champion"),
+        (f".venv/bin/csflow compare {line}", "all runs of the line side by side"),
+        (f".venv/bin/csflow serve {line} --port 8080", "serve the champion, with a curl line to try"),
+        (_runs_page(workspace.tracking_uri), "the same runs in the browser"),
+    ]
+
+
+def _runs_page(tracking_uri: str) -> str:
+    """A server has the page already; a database needs one started."""
+    if not tracking_uri.startswith("sqlite:///"):
+        return tracking_uri
+    return f".venv/bin/mlflow ui --backend-store-uri {_short(tracking_uri.removeprefix('sqlite:///'), 'sqlite:///')}"
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:.2f} %"
+
+
+def _short(path: str, prefix: str = "") -> str:
+    """A path below the current folder without the part everyone knows."""
+    here = Path.cwd()
+    resolved = Path(path)
+    return prefix + (str(resolved.relative_to(here)) if resolved.is_relative_to(here) else path)

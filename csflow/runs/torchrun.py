@@ -1,0 +1,268 @@
+"""Fit a line's detector in several processes of one machine, one a GPU: what starts them, and what they are.
+
+The step ``train`` writes a job (which features, images and configuration, and where the model goes), lets ``torchrun``
+start the processes on it and listens. By hand::
+
+    python -m csflow.runs.torchrun prepare LINE job.json
+    torchrun --standalone --nproc-per-node 4 -m csflow.runs.torchrun fit job.json
+
+The model lies where the pipeline looks for it, under the digest of what it was made from: a run of the line with the
+same images, configuration and code finds it and need not train.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+from argparse import ArgumentParser
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING
+
+from csflow import errors
+from csflow.config import LineConfig, load_line, parse_line_json
+from csflow.errors import CsflowError, UsageError
+from csflow.steps.train import OnEpoch, fit_here, images_to_fit, model_folder
+from csflow.system.cores import cores
+from csflow.system.files import write_json
+from csflow.system.progress import say
+from csflow.system.workspace import Workspace
+
+if TYPE_CHECKING:
+    from csflow.features.store import CacheManifest
+    from csflow.flow.training import EpochResult
+
+EPOCH = "csflow-epoch "
+"""Starts a line of standard output that tells of an epoch; libraries print there, too."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """What the processes fit together.
+
+    Attributes:
+        line: The line's configuration.
+        images: SHA-256 of the images to fit.
+        folder: Where the model goes; its name without the last part is shared by all processes.
+    """
+
+    line: LineConfig
+    images: list[str]
+    folder: Path
+
+    def save(self, path: Path, cached: CacheManifest) -> None:
+        """Write the job, and beside it the manifest of its features."""
+        cached.save(_features(path))
+        plain = {
+            "line": self.line.model_dump(mode="json"),
+            "images": self.images,
+            "folder": str(self.folder.absolute()),
+        }
+        write_json(path, plain)
+
+    @classmethod
+    def load(cls, path: Path) -> Job:
+        """Read what :meth:`save` wrote.
+
+        Raises:
+            UsageError: If it is no job.
+        """
+        try:
+            plain = json.loads(path.read_text())
+            line = parse_line_json(json.dumps(plain["line"]), source=path)
+            return cls(line, list(plain["images"]), Path(plain["folder"]))
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise UsageError(
+                f"{path} is no training job ({error!r}). Make one: python -m csflow.runs.torchrun prepare LINE {path}"
+            ) from error
+
+
+def fit_together(
+    line: LineConfig, cached: CacheManifest, images: list[str], folder: Path, publish: OnEpoch, *, processes: int
+) -> None:
+    """Fit a line's detector in several processes and wait for them; a killed training resumes.
+
+    SIGTERM and SIGINT are handed on: the processes write a checkpoint after their current step and end. ``torchrun``
+    gives them 30 seconds.
+
+    Args:
+        line: The line's configuration.
+        cached: Features of at least the images.
+        images: SHA-256 of the images to fit.
+        folder: Where the model goes; see :func:`csflow.steps.train.fit_here`.
+        publish: Told every epoch.
+        processes: How many, on GPUs one each.
+
+    Raises:
+        CsflowError: Of the class and with the message that a process failed with.
+        SystemExit: After a signal.
+    """
+    with tempfile.TemporaryDirectory(prefix="csflow-fit-") as name:
+        job = Path(name) / "job.json"
+        Job(line, images, folder).save(job, cached)
+        began = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--local-addr", "127.0.0.1"]
+        command = [*began, "--nproc-per-node", str(processes), "-m", __name__, "fit", str(job), "--tell"]
+        # A session of its own: Ctrl-C at a terminal reaches the processes once, through this one.
+        process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, text=True, env=_environment(processes), start_new_session=True
+        )
+        with _handed_on(process) as received:
+            _listen(process, publish)
+        if received:
+            raise SystemExit(128 + received[0])
+        if process.returncode:
+            raise _failure(job, processes, process.returncode)
+
+
+def _environment(processes: int) -> dict[str, str]:
+    """The same code for the processes, and cores dealt out to them; ``torchrun`` would leave each with one."""
+    root = str(Path(__file__).resolve().parents[2])
+    path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
+    return {"OMP_NUM_THREADS": str(max(1, cores() // processes))} | os.environ | {"PYTHONPATH": path}
+
+
+def _listen(process: subprocess.Popen[str], publish: OnEpoch) -> None:
+    """Hand every epoch on until the processes end; if nobody can take it, end them."""
+    from csflow.flow.training import EpochResult
+
+    assert process.stdout is not None
+    try:
+        for text in process.stdout:
+            if text.startswith(EPOCH):
+                publish(EpochResult(**json.loads(text.removeprefix(EPOCH))))
+            else:
+                sys.stderr.write(text)
+    finally:
+        if sys.exc_info()[0] is not None:
+            process.terminate()
+        process.wait()
+
+
+@contextmanager
+def _handed_on(process: subprocess.Popen[str]) -> Iterator[Sequence[int]]:
+    """Hand SIGTERM and SIGINT on to a process instead of dying of them, and collect them."""
+    received: list[int] = []
+    if threading.current_thread() is not threading.main_thread():  # only the main thread may set handlers
+        yield received
+        return
+
+    def hand_on(number: int, frame: FrameType | None) -> None:
+        received.append(number)
+        if len(received) == 1:  # a second one would interrupt torchrun while it ends the processes
+            with suppress(ProcessLookupError):
+                process.send_signal(signal.SIGTERM)
+
+    before = {number: signal.signal(number, hand_on) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+
+
+def _failure(job: Path, processes: int, status: int) -> CsflowError:
+    """What went wrong first-hand: that its peers then miss a process is no cause."""
+    told = [json.loads(file.read_text()) for file in sorted(job.parent.glob("error-*.json"))]
+    for error in told:
+        if error["kind"] is not None:
+            kind: type[CsflowError] = getattr(errors, error["kind"])
+            return kind(error["message"])
+    if told:
+        return CsflowError(f"Training in {processes} processes failed: {told[0]['message']}")
+    return CsflowError(
+        f"Training in {processes} processes ended with status {status} and without a message: one of them was killed, "
+        "for instance for want of memory. Give the step more memory, lower training.batch_size, or set resources.gpus "
+        "to 1. The next run goes on from the last checkpoint."
+    )
+
+
+def prepare(line: LineConfig, path: Path, workspace: Workspace) -> Job:
+    """Check a line's data out, bring its features up to date and write the job of fitting it.
+
+    Raises:
+        CsflowError: Of any kind, if data or features cannot be had.
+    """
+    from csflow.features.backbone import load_backbone
+    from csflow.features.store import FeatureStore
+    from csflow.runs.checkout import materialise
+
+    manifest, _ = materialise(line, workspace)
+    cached = FeatureStore(workspace.features).extract(manifest, line.features, load_backbone(line.features))
+    images = images_to_fit(line, list(manifest.rows(role="fit").frame["sha256"]))
+    job = Job(line, images, model_folder(line, cached, images, workspace.models))
+    job.save(path, cached)
+    return job
+
+
+def fit_job(path: Path, *, tell: bool) -> None:
+    """Be one of the processes that ``torchrun`` started.
+
+    Args:
+        path: What :meth:`Job.save` wrote.
+        tell: Whether the first process tells of every epoch on standard output, and each of its failure in a file
+            beside the job.
+
+    Raises:
+        CsflowError: Of any kind, if the detector cannot be fitted.
+        SystemExit: After a signal.
+    """
+    try:
+        from csflow.features.store import CacheManifest
+        from csflow.flow.distributed import joined
+
+        job = Job.load(path)
+        with joined(device=job.line.training.device) as group:
+            cached = CacheManifest.load(_features(path))
+            publish = _tell if tell else lambda result: None
+            fit_here(job.line, cached, job.images, job.folder, publish, group=group)
+            if group.first:
+                say(f"train: the model lies in {job.folder}")
+    except Exception as error:
+        if tell:
+            kind = type(error).__name__ if isinstance(error, CsflowError) else None
+            message = str(error) if kind else f"{type(error).__name__}: {error}"
+            write_json(path.with_name(f"error-{os.environ.get('RANK', '0')}.json"), {"kind": kind, "message": message})
+        raise
+
+
+def _tell(result: EpochResult) -> None:
+    print(f"{EPOCH}{json.dumps(asdict(result))}", flush=True)
+
+
+def _features(job: Path) -> Path:
+    return job.with_suffix(".features.json")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run from a shell; see the head of this file."""
+    parser = ArgumentParser(prog="python -m csflow.runs.torchrun", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    first = commands.add_parser("prepare", help="check the data out, extract what is missing, write the job")
+    first.add_argument("line", help="name of a line, or its YAML file")
+    then = commands.add_parser("fit", help="be one of the processes; started by torchrun")
+    then.add_argument("--tell", action="store_true", help="report as the step 'train' reads it")
+    for command in (first, then):
+        command.add_argument("job", type=Path, help="the job's JSON file")
+    options = parser.parse_args(arguments)
+    try:
+        if options.command == "prepare":
+            job = prepare(load_line(options.line), options.job, Workspace.from_environment())
+            say(f"{options.job}: {len(job.images)} images to fit; the model goes to {job.folder}")
+        else:
+            fit_job(options.job, tell=options.tell)
+    except CsflowError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Files, processes, ports, progress and everything else that touches the machine."""

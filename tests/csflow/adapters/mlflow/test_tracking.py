@@ -1,0 +1,263 @@
+"""Runs in a real MLflow on SQLite. One database for the module: making one takes seconds."""
+
+from __future__ import annotations
+
+import json
+import os
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from csflow.adapters.mlflow import connection, tracking
+from csflow.config import DataConfig, LineConfig
+from csflow.errors import CsflowError, DataError, NotRegisteredError, RegistryError
+from csflow.system.workspace import Workspace
+
+FirstRuns = tuple[Workspace, list[subprocess.CompletedProcess[str]]]
+
+LINE = LineConfig(line="tiles", data=DataConfig(path="tiles"))
+
+# What two nightly retrains on a fresh machine do at the same moment.
+FIRST_RUN = """
+import sys
+from pathlib import Path
+from csflow.adapters import tracking
+from csflow.system.workspace import Workspace
+workspace = Workspace(Path(sys.argv[1]))
+print(tracking.start_run(workspace, "tiles", params={"seed": "0"}, tags={}))
+from mlflow.telemetry import get_telemetry_client
+assert get_telemetry_client() is None, "MLflow would call home"
+"""
+
+
+@dataclass(frozen=True)
+class EpochResult:
+    """The fields of csflow.flow.training.EpochResult, without torch."""
+
+    epoch: int
+    epochs: int
+    nll: float
+    grad_norm: float
+    seconds: float
+    learning_rate: float
+
+
+@pytest.fixture(scope="module")
+def first_runs(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[tuple[Workspace, list[subprocess.CompletedProcess[str]]]]:
+    """A workspace whose database two processes made at once, and what those two said."""
+    root = tmp_path_factory.mktemp("tracking")
+    patch = pytest.MonkeyPatch()
+    patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    silent = {"CI", "GITHUB_ACTIONS", "PYTEST_CURRENT_TEST", "MLFLOW_TRACKING_URI", "MLFLOW_DISABLE_TELEMETRY"}
+    environment = {key: value for key, value in os.environ.items() if key not in silent}
+    command = [sys.executable, "-c", FIRST_RUN, str(root / "home")]
+    processes = [
+        subprocess.Popen(
+            command, env=environment, cwd=Path(connection.__file__).parents[3], text=True,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        )
+        for _ in range(2)
+    ]  # fmt: skip
+    ended = []
+    for process in processes:
+        out, err = process.communicate(timeout=180)
+        ended.append(subprocess.CompletedProcess(command, process.returncode, out, err))
+    yield Workspace(root / "home"), ended
+    patch.undo()
+
+
+@pytest.fixture
+def workspace(first_runs: FirstRuns, monkeypatch: pytest.MonkeyPatch) -> Workspace:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    return first_runs[0]
+
+
+@pytest.fixture
+def run_id(workspace: Workspace) -> str:
+    return tracking.start_run(workspace, "tiles", params=tracking.flat_params(LINE), tags={"data_md5": "d41d.dir"})
+
+
+def test_two_first_runs_at_once_both_succeed_and_are_silent(
+    first_runs: FirstRuns,
+) -> None:
+    workspace, (one, two) = first_runs
+    assert (one.returncode, two.returncode) == (0, 0), one.stderr + two.stderr
+    assert (one.stderr, two.stderr) == ("", "")
+    found = {run.run_id for run in tracking.list_runs(workspace, "tiles", limit=100)}
+    assert {one.stdout.strip(), two.stdout.strip()} <= found
+    assert one.stdout != two.stdout
+
+
+def test_a_run_is_open_until_finished(workspace: Workspace, run_id: str) -> None:
+    assert tracking.read_run(workspace, run_id).outcome == "running"
+    tracking.finish(workspace, run_id, "promoted")
+    run = tracking.read_run(workspace, run_id)
+    assert (run.status, run.outcome, run.tags["data_md5"]) == ("FINISHED", "promoted", "d41d.dir")
+
+
+def test_every_run_has_the_same_parameter_names() -> None:
+    usual = tracking.flat_params(LINE)
+    bare = tracking.flat_params(LINE.model_copy(update={"calibration": "none"}))
+    assert usual.keys() == bare.keys()
+    assert (usual["calibration.alpha"], bare["calibration.alpha"]) == ("0.05", "none")
+    assert usual["training.betas"] == "[0.5, 0.9]"
+
+
+def test_parameters_are_those_of_the_line(workspace: Workspace, run_id: str) -> None:
+    assert tracking.read_run(workspace, run_id).params == tracking.flat_params(LINE)
+
+
+def test_step_logs_its_seconds_and_memory(workspace: Workspace, run_id: str) -> None:
+    with tracking.step(workspace, run_id, "train"):
+        pass
+    with tracking.step(workspace, run_id, "evaluate"):
+        pass
+    run = tracking.read_run(workspace, run_id)
+    steps = ("train", "evaluate")
+    assert run.metrics.keys() == {f"{what}_{step}" for what in ("seconds", "peak_memory_mb") for step in steps}
+    assert run.seconds == pytest.approx(sum(run.metrics[f"seconds_{step}"] for step in steps))
+    assert 20 < run.metrics["peak_memory_mb_train"] <= run.metrics["peak_memory_mb_evaluate"] < 50_000
+    assert run.status == "RUNNING"
+
+
+def test_failed_step_marks_the_run_and_a_retry_takes_the_mark_off(workspace: Workspace, run_id: str) -> None:
+    with pytest.raises(DataError, match="3 images"), tracking.step(workspace, run_id, "validate"):
+        raise DataError("3 images cannot be read")
+    failed = tracking.read_run(workspace, run_id)
+    assert (failed.status, failed.outcome) == ("FAILED", "failed in validate")
+    assert failed.tags["error"] == "3 images cannot be read"
+    assert "seconds_validate" not in failed.metrics
+    with tracking.step(workspace, run_id, "validate"):
+        assert tracking.read_run(workspace, run_id).outcome == "running"
+    assert not {"error", "failed_step"} & tracking.read_run(workspace, run_id).tags.keys()
+
+
+def test_interrupted_step_is_killed_not_failed(workspace: Workspace, run_id: str) -> None:
+    with pytest.raises(KeyboardInterrupt), tracking.step(workspace, run_id, "train"):
+        raise KeyboardInterrupt
+    assert tracking.read_run(workspace, run_id).outcome == "killed in train"
+
+
+def test_steps_error_is_kept_when_the_tracker_fails_too(
+    workspace: Workspace, run_id: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def gone(*_: object, **__: object) -> None:
+        raise OSError("disk full")
+
+    with pytest.raises(DataError), tracking.step(workspace, run_id, "train"):  # noqa: PT012
+        monkeypatch.setattr(tracking, "_log", gone)
+        raise DataError("the one that matters")
+
+
+def test_curves_hold_every_epoch(workspace: Workspace, run_id: str) -> None:
+    with tracking.epoch_log(workspace, run_id, every=1e9) as on_epoch:
+        for epoch in range(1, 301):
+            on_epoch(EpochResult(epoch, 300, -epoch / 10, 1.0, 0.5, 2e-4))
+    history = connection.client_of(workspace).get_metric_history(run_id, "train_nll")
+    assert [(point.step, point.value) for point in history] == [(epoch, -epoch / 10) for epoch in range(1, 301)]
+    assert tracking.read_run(workspace, run_id).metrics == {
+        "train_nll": -30.0, "grad_norm": 1.0, "epoch_seconds": 0.5, "learning_rate": 2e-4,
+    }  # fmt: skip
+
+
+def test_curve_of_a_training_that_breaks_off_is_kept(workspace: Workspace, run_id: str) -> None:
+    with pytest.raises(RuntimeError), tracking.epoch_log(workspace, run_id, every=1e9) as on_epoch:  # noqa: PT012
+        on_epoch(EpochResult(1, 9, 0.5, 1.0, 0.5, 2e-4))
+        raise RuntimeError("diverged")
+    assert tracking.read_run(workspace, run_id).metrics["train_nll"] == 0.5
+
+
+def test_epochs_appear_while_training_goes_on(workspace: Workspace, run_id: str) -> None:
+    with tracking.epoch_log(workspace, run_id, every=0.0) as on_epoch:
+        on_epoch(EpochResult(1, 9, 0.5, 1.0, 0.5, 2e-4))
+        assert tracking.read_run(workspace, run_id).metrics["train_nll"] == 0.5
+
+
+def test_absent_figures_and_tags_are_left_out(workspace: Workspace, run_id: str) -> None:
+    tracking.log_metrics(workspace, run_id, {"image_auroc": 0.98, "pixel_auroc": None})
+    tracking.set_tags(workspace, run_id, {"note": None, "long": "x" * 9000})
+    run = tracking.read_run(workspace, run_id)
+    assert run.metrics == {"image_auroc": 0.98}
+    assert "note" not in run.tags
+    assert len(run.tags["long"]) == tracking.LONGEST_TAG
+
+
+def test_dataset_and_artifacts_are_attached(workspace: Workspace, run_id: str, tmp_path: Path) -> None:
+    manifest = tmp_path / "manifest.csv"
+    manifest.write_text("path,line,group\ntrain/good/1.png,tiles,\n")
+    (tmp_path / "quality").mkdir()
+    (tmp_path / "quality" / "page.html").write_text("<p>fine</p>")
+    tracking.log_dataset(workspace, run_id, name="tiles", digest="a" * 64, manifest=manifest, source="/data@1f2e:tiles")
+    tracking.log_artifact(workspace, run_id, tmp_path / "quality")
+    client = connection.client_of(workspace)
+    (entry,) = client.get_run(run_id).inputs.dataset_inputs
+    assert (entry.dataset.name, entry.dataset.digest) == ("tiles", "a" * 36)
+    assert json.loads(entry.dataset.source) == {"uri": "/data@1f2e:tiles"}
+    assert json.loads(entry.dataset.profile)["num_rows"] == 1
+    stored = workspace.root / "mlartifacts" / "tiles" / run_id / "artifacts"
+    assert (stored / "data" / "manifest.csv").read_text() == manifest.read_text()
+    assert (stored / "quality" / "page.html").exists()
+
+
+def test_runs_are_listed_newest_first(workspace: Workspace) -> None:
+    made = [tracking.start_run(workspace, "wood", params={}, tags={}) for _ in range(3)]
+    assert [run.run_id for run in tracking.list_runs(workspace, "wood", limit=2)] == made[:0:-1]
+
+
+def test_unknown_line_and_run_are_named(workspace: Workspace) -> None:
+    with pytest.raises(NotRegisteredError, match="'leather' never ran"):
+        tracking.list_runs(workspace, "leather", limit=5)
+    with pytest.raises(RegistryError, match="no run 'nobody'"):
+        tracking.read_run(workspace, "nobody")
+
+
+def test_reading_makes_no_database(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    with pytest.raises(NotRegisteredError, match="Run a pipeline first"):
+        tracking.list_runs(Workspace(tmp_path / "home"), "tiles", limit=5)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_database_appears_complete_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+
+    def half(database: Path) -> None:
+        database.write_bytes(b"half of it")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(connection, "_upgrade", half)
+    with pytest.raises(CsflowError, match="No space left on device"):
+        connection.initialise(Workspace(tmp_path))
+    assert [path.name for path in tmp_path.iterdir()] == [".mlflow.db.lock"]
+
+
+def test_older_database_is_copied_before_it_is_migrated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    with sqlite3.connect(tmp_path / "mlflow.db") as connection:
+        connection.execute("CREATE TABLE alembic_version (version_num TEXT)")
+        connection.execute("INSERT INTO alembic_version VALUES ('0123abc')")
+    before = (tmp_path / "mlflow.db").read_bytes()
+    migrated: list[Path] = []
+    monkeypatch.setattr(connection, "_upgrade", migrated.append)
+    connection.initialise(Workspace(tmp_path))
+    assert migrated == [tmp_path / "mlflow.db"]
+    (copy,) = tmp_path.glob("mlflow.db.*.bak")
+    assert copy.read_bytes() == before
+
+
+def test_current_database_is_left_alone(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connection, "_upgrade", lambda _: pytest.fail("migrated"))
+    connection.initialise(workspace)
+
+
+def test_server_that_does_not_answer_is_named_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    with pytest.raises(RegistryError, match=r"No MLflow server answers at http://127\.0\.0\.1:9"):
+        tracking.list_runs(Workspace(tmp_path), "tiles", limit=5)
