@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from csflow.ablation import timing
-from csflow.detector.detector import engine
+from csflow.detector import engine
 
 PICTURES = [Image.new("RGB", (8, 8), (shade, 0, 0)) for shade in (10, 20, 30)]
 

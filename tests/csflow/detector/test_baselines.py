@@ -12,6 +12,7 @@ from sklearn.covariance import LedoitWolf
 from sklearn.neighbors import NearestNeighbors
 
 from csflow.config import PadimConfig, PatchcoreConfig
+from csflow.detector import baselines
 from csflow.detector.baselines import (
     Mahalanobis,
     NearestNeighbour,
@@ -20,7 +21,6 @@ from csflow.detector.baselines import (
     farthest_first,
     smooth,
 )
-from csflow.detector.detector import baselines
 from csflow.detector.model import Model, round_to_stored, score_stored
 from csflow.errors import DataError
 from csflow.flow.cross_scale import Pyramid

@@ -118,7 +118,7 @@ def test_saving_again_changes_no_weight(directory: Path, tmp_path: Path) -> None
 
 def test_a_graph_that_disagrees_is_refused(directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The exporter leaves out a part of the network; nothing is written then."""
-    from csflow.detector.detector import graph
+    from csflow.detector import graph
 
     judge = graph._Scorer.forward
 

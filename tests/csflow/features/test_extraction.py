@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from csflow.config import FeatureConfig
 from csflow.data.images import read_image, to_pyramid_inputs, to_pyramid_levels
-from csflow.detector.detector import graph
+from csflow.detector import graph
 from csflow.errors import CacheError, ModelError
 from csflow.features.backbone import Backbone, load_backbone
 from csflow.features.extraction import TRUNK, extract_features

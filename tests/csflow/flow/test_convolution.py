@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from csflow.flow import convolution
 from csflow.flow.convolution import best_tile, convolve, convolve_enlarged, tiling
-from csflow.flow.cross_scale import convolution
 
 Layer = Callable[[Tensor, nn.Conv2d], Tensor]
 

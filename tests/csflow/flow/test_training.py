@@ -19,10 +19,10 @@ from safetensors import safe_open
 
 from csflow.config import FlowConfig, TrainingConfig
 from csflow.errors import CsflowError, DataError, ModelError
+from csflow.flow import checkpoint as checkpoint_module
+from csflow.flow import training as training_module
 from csflow.flow.checkpoint import FILE
 from csflow.flow.cross_scale import CrossScaleFlow, Pyramid, latent_count
-from csflow.flow.cross_scale import checkpoint as checkpoint_module
-from csflow.flow.cross_scale import training as training_module
 from csflow.flow.distributed import ALONE, Group
 from csflow.flow.training import EpochResult, channel_statistics, fit
 

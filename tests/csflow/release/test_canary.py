@@ -288,7 +288,7 @@ from pathlib import Path
 from csflow.adapters import deployment
 from csflow.adapters.deployment import Release, turns
 from csflow.config import parse_line_json
-from csflow.steps import canary
+from csflow.release import canary
 from csflow.release.canary import Decision, Rollout
 from csflow.system.workspace import Workspace
 

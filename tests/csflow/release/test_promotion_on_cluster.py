@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 import yaml
-from tests.csflow.steps.test_promotion import World
 
 from csflow.adapters import deployment
 from csflow.adapters.deployment import Progress, Release, local
@@ -23,6 +22,7 @@ from csflow.release.publication import Published
 from csflow.system.files import sha256_tree
 from csflow.system.workspace import Workspace
 from tests.csflow.kubernetes_server import Cluster
+from tests.csflow.release.test_promotion import World
 
 BETTER = GateDecision("promoted", "it is better")
 WORSE = GateDecision("kept_worse", "it is worse")

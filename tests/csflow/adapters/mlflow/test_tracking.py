@@ -26,7 +26,7 @@ LINE = LineConfig(line="tiles", data=DataConfig(path="tiles"))
 FIRST_RUN = """
 import sys
 from pathlib import Path
-from csflow.adapters import tracking
+from csflow.adapters.mlflow import tracking
 from csflow.system.workspace import Workspace
 workspace = Workspace(Path(sys.argv[1]))
 print(tracking.start_run(workspace, "tiles", params={"seed": "0"}, tags={}))
@@ -240,9 +240,9 @@ def test_database_appears_complete_or_not_at_all(tmp_path: Path, monkeypatch: py
 
 def test_older_database_is_copied_before_it_is_migrated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    with sqlite3.connect(tmp_path / "mlflow.db") as connection:
-        connection.execute("CREATE TABLE alembic_version (version_num TEXT)")
-        connection.execute("INSERT INTO alembic_version VALUES ('0123abc')")
+    with sqlite3.connect(tmp_path / "mlflow.db") as database:
+        database.execute("CREATE TABLE alembic_version (version_num TEXT)")
+        database.execute("INSERT INTO alembic_version VALUES ('0123abc')")
     before = (tmp_path / "mlflow.db").read_bytes()
     migrated: list[Path] = []
     monkeypatch.setattr(connection, "_upgrade", migrated.append)
