@@ -13,6 +13,9 @@ def cache_features(
     shards: list,  # type: ignore[type-arg]
 ) -> None:
     """See csflow.steps.cache_features."""
+    from csflow.runs.services import Services
     from csflow.steps import cache_features
 
-    cache_features.cache_features(context.path, manifest.path, features_out=features.path, shards=shards)
+    cache_features.cache_features(
+        Services.from_environment(), context.path, manifest.path, features_out=features.path, shards=shards
+    )

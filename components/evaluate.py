@@ -16,10 +16,17 @@ def evaluate(
     metrics: dsl.Output[dsl.Metrics],
 ) -> None:
     """See csflow.steps.evaluate."""
+    from csflow.runs.services import Services
     from csflow.steps import evaluate
 
     results = evaluate.evaluate(
-        context.path, manifest.path, features.path, model.path, detector_out=detector.path, report_out=report.path
+        Services.from_environment(),
+        context.path,
+        manifest.path,
+        features.path,
+        model.path,
+        detector_out=detector.path,
+        report_out=report.path,
     )
     for name, value in results.items():
         metrics.log_metric(name, value)

@@ -8,6 +8,7 @@ from components.image import BASE_IMAGE
 @dsl.component(base_image=BASE_IMAGE, install_kfp_package=False)
 def promote(context: dsl.Input[dsl.Artifact], manifest: dsl.Input[dsl.Dataset], version: int) -> str:
     """See csflow.steps.promote. Returns the outcome."""
+    from csflow.runs.services import Services
     from csflow.steps import promote
 
-    return promote.promote(context.path, manifest.path, version=version)
+    return promote.promote(Services.from_environment(), context.path, manifest.path, version=version)

@@ -13,6 +13,7 @@ def train(
     model: dsl.Output[dsl.Model],
 ) -> None:
     """See csflow.steps.train."""
+    from csflow.runs.services import Services
     from csflow.steps import train
 
-    train.train(context.path, manifest.path, features.path, model_out=model.path)
+    train.train(Services.from_environment(), context.path, manifest.path, features.path, model_out=model.path)

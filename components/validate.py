@@ -8,6 +8,7 @@ from components.image import BASE_IMAGE
 @dsl.component(base_image=BASE_IMAGE, install_kfp_package=False)
 def validate(context: dsl.Input[dsl.Artifact], manifest: dsl.Input[dsl.Dataset], report: dsl.Output[dsl.HTML]) -> None:
     """See csflow.steps.validate."""
+    from csflow.runs.services import Services
     from csflow.steps import validate
 
-    validate.validate(context.path, manifest.path, report_out=report.path)
+    validate.validate(Services.from_environment(), context.path, manifest.path, report_out=report.path)

@@ -11,13 +11,13 @@ import numpy.typing as npt
 
 from csflow.config import LineConfig
 from csflow.release.publication import lay_down
+from csflow.runs.services import Services
 from csflow.system.progress import say
-from csflow.system.workspace import Workspace
 
 if TYPE_CHECKING:
     from PIL import Image
 
-    from csflow.adapters.mlflow.registry import Version
+    from csflow.adapters.mlflow.versions import Version
     from csflow.data.manifest import Manifest
     from csflow.detector.detector import Detector
     from csflow.release.gate import GateDecision, GoodOnlyEvidence
@@ -39,7 +39,7 @@ class Contender(NamedTuple):
 
 
 def decide(
-    workspace: Workspace,
+    services: Services,
     line: LineConfig,
     version: int,
     manifest: Manifest,
@@ -53,7 +53,7 @@ def decide(
     its *gate* images, which no version was ever fitted to, and by synthetic defects pasted on them.
 
     Args:
-        workspace: Where things are.
+        services: Where things are.
         line: The line; its gate and calibration say what counts.
         version: The challenger.
         manifest: The line's current images.
@@ -69,8 +69,8 @@ def decide(
     """
     from csflow.release import gate
 
-    score = score or _stored_scorer(workspace)
-    challenger, references = _contenders(workspace, line.line, version)
+    score = score or _stored_scorer(services)
+    challenger, references = _contenders(services, line.line, version)
     test = manifest.rows(role="test")
     if set(test.frame["label"]) == {"good", "defective"}:
         return _decide_labelled(line, challenger, references, test, score, comparison_out)
@@ -196,16 +196,15 @@ def compare(
     say(f"promote: version {challenger[0].version} beside version {champion[0].version}, image by image: {page}")
 
 
-def _contenders(workspace: Workspace, line: str, version: int) -> tuple[Contender, list[Contender]]:
+def _contenders(services: Services, line: str, version: int) -> tuple[Contender, list[Contender]]:
     """The challenger, and the champions to measure it against: the present one and the best there was.
 
     Measured against the present one alone, the margin could be lost a little every night.
     """
-    from csflow.adapters.mlflow import registry
     from csflow.detector.detector import Detector
 
-    challenger = registry.find_version(workspace, line, version)
-    others = [v for v in registry.versions(workspace, line) if v.version != version]
+    challenger = services.registry.find_version(line, version)
+    others = [v for v in services.registry.versions(line) if v.version != version]
     chosen = [v for v in others if v.is_champion]
     former = [v for v in others if v.decision == "promoted" and not v.is_champion]
     if chosen and former:
@@ -213,7 +212,7 @@ def _contenders(workspace: Workspace, line: str, version: int) -> tuple[Contende
     if chosen:
         against = " and ".join(f"version {v.version}" for v in chosen)
         say(f"promote: version {version} against {against}, scored on the same images")
-    loaded = [Contender(v.version, Detector.load(lay_down(workspace, v))) for v in (challenger, *chosen)]
+    loaded = [Contender(v.version, Detector.load(lay_down(services, v))) for v in (challenger, *chosen)]
     return loaded[0], loaded[1:]
 
 
@@ -257,11 +256,11 @@ def _good_only(detector: Detector, good: Manifest, defective: list[Image.Image],
     )
 
 
-def _stored_scorer(workspace: Workspace) -> Scorer:
+def _stored_scorer(services: Services) -> Scorer:
     """Score through the feature store: versions on the same backbone share every feature."""
     from csflow.runs.stored_features import feature_store
 
-    store = feature_store(workspace)
+    store = feature_store(services)
 
     def score(detector: Detector, images: Manifest) -> tuple[Scores, npt.NDArray[np.floating]]:
         cached = store.extract(images, detector.line.features, detector.backbone)

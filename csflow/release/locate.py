@@ -6,10 +6,10 @@ from pathlib import Path
 
 from csflow.config import load_line
 from csflow.errors import UsageError
-from csflow.system.workspace import Workspace
+from csflow.runs.services import Services
 
 
-def locate_detector(name: str, workspace: Workspace) -> Path:
+def locate_detector(name: str, services: Services) -> Path:
     """A local detector directory for ``LINE`` (its champion), ``LINE@VERSION`` or a directory.
 
     Raises:
@@ -21,11 +21,10 @@ def locate_detector(name: str, workspace: Workspace) -> Path:
         return directory
     if "/" in name:
         raise UsageError(f"{name} does not exist. Give LINE, LINE@VERSION or a detector directory.")
-    from csflow.adapters.mlflow import registry
 
     line, _, wanted = name.partition("@")
     if wanted and wanted != "champion" and not wanted.isdecimal():
         raise UsageError(f"{name}: expected a version number or 'champion' after '@', got {wanted!r}.")
     version = int(wanted) if wanted.isdecimal() else "champion"
     model = load_line(line).line
-    return registry.download_detector(workspace, model, version, workspace.detectors / model)
+    return services.registry.download_detector(model, version, services.workspace.detectors / model)

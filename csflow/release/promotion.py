@@ -24,18 +24,18 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
+from csflow.adapters.deployment.endpoints import Approval
 from csflow.config import LineConfig
 from csflow.errors import RegistryError, UsageError
-from csflow.release.canary import Decision
 from csflow.release.rollout import deploy
+from csflow.runs.services import Services
 from csflow.system.progress import say
-from csflow.system.workspace import Workspace
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
-    from csflow.adapters.deployment import Endpoint, Turn
-    from csflow.adapters.mlflow.registry import Version
+    from csflow.adapters.deployment.endpoints import Endpoint, EndpointLock
+    from csflow.adapters.mlflow.versions import Version
     from csflow.release.gate import GateDecision
 
 
@@ -57,7 +57,7 @@ class Promotion:
 
 
 def promote(
-    workspace: Workspace,
+    services: Services,
     line: LineConfig,
     version: int,
     decide: Callable[[], GateDecision],
@@ -68,7 +68,7 @@ def promote(
     A version that was decided before is not decided again, so that a repeated step ends the same.
 
     Args:
-        workspace: Where things are.
+        services: Where things are.
         line: The line.
         version: The challenger.
         decide: Compares it with the champion; called at most once.
@@ -79,38 +79,34 @@ def promote(
         DeployError: If the new endpoint does not start or does not answer as the detector does; the champion
             is then still served.
     """
-    from csflow.adapters.mlflow import registry
-
-    with _one_at_a_time(workspace, line.line) as turn:
-        challenger = registry.find_version(workspace, line.line, version)
-        outcome, reason = _decided_before(challenger) or _decided(workspace, line.line, decide)
+    with _one_at_a_time(services, line.line) as lock:
+        challenger = services.registry.find_version(line.line, version)
+        outcome, reason = _decided_before(challenger) or _decided(services, line.line, decide)
         if outcome == "promoted":
-            return _take_over(workspace, line, challenger, Decision("gate", reason), samples, turn)
+            return _take_over(services, line, challenger, Approval("gate", reason), samples, lock)
         if outcome != "unchanged":
-            _note(workspace, challenger, outcome, reason)
-        return _follow_champion(workspace, line, outcome, reason, samples, turn)
+            _note(services, challenger, outcome, reason)
+        return _follow_champion(services, line, outcome, reason, samples, lock)
 
 
-def promote_by_hand(workspace: Workspace, line: LineConfig, version: int) -> Promotion:
+def promote_by_hand(services: Services, line: LineConfig, version: int) -> Promotion:
     """Serve a version because a person says so; a hold ends with it.
 
     Raises:
         RegistryError: As :func:`promote`.
         DeployError: As :func:`promote`.
     """
-    from csflow.adapters.mlflow import registry
-
-    with _one_at_a_time(workspace, line.line) as turn:
-        chosen = registry.find_version(workspace, line.line, version)
-        decision = Decision("hand", f"promoted by hand ({_user()}, {_now()})")
-        return _take_over(workspace, line, chosen, decision, (), turn)
+    with _one_at_a_time(services, line.line) as lock:
+        chosen = services.registry.find_version(line.line, version)
+        approval = Approval("hand", f"promoted by hand ({_user()}, {_now()})")
+        return _take_over(services, line, chosen, approval, (), lock)
 
 
-def rollback(workspace: Workspace, line: LineConfig, to: int | None = None, *, reason: str = "") -> Promotion:
+def rollback(services: Services, line: LineConfig, to: int | None = None, *, reason: str = "") -> Promotion:
     """Serve a former champion again and hold it against retrains.
 
     Args:
-        workspace: Where things are.
+        services: Where things are.
         line: The line.
         to: A version that was champion before; ``None`` for the last one before the present champion.
         reason: For the people who find the hold later.
@@ -119,22 +115,20 @@ def rollback(workspace: Workspace, line: LineConfig, to: int | None = None, *, r
         RegistryError: If there is no champion, or no former one to go back to.
         DeployError: As :func:`promote`; the present champion is then still served and nothing is held.
     """
-    from csflow.adapters.mlflow import registry
-
-    with _one_at_a_time(workspace, line.line) as turn:
-        champion = registry.find_version(workspace, line.line)
-        former = _former_champion(workspace, champion, to)
-        endpoint = deploy(workspace, line, former, (), turn).endpoint
+    with _one_at_a_time(services, line.line) as lock:
+        champion = services.registry.find_version(line.line)
+        former = _former_champion(services, champion, to)
+        endpoint = deploy(services, line, former, (), lock).endpoint
         why = f"rolled back from version {champion.version} ({_user()}, {_now()})" + (f": {reason}" if reason else "")
         hold = {"reason": reason, "time": _now(), "user": _user(), "rolled_back": str(champion.version)}
-        registry.set_hold(workspace, line.line, hold)
-        registry.set_alias(workspace, line.line, former.version)
-        _note(workspace, champion, "rolled_back", why)
+        services.registry.set_hold(line.line, hold)
+        services.registry.set_alias(line.line, former.version)
+        _note(services, champion, "rolled_back", why)
         say(f"rollback: version {former.version} is champion again and held")
         return Promotion("rolled_back", why, former.version, endpoint)
 
 
-def release_hold(workspace: Workspace, line: str) -> dict[str, str]:
+def release_hold(services: Services, line: str) -> dict[str, str]:
     """Let retrains replace the champion again.
 
     Returns:
@@ -143,17 +137,15 @@ def release_hold(workspace: Workspace, line: str) -> dict[str, str]:
     Raises:
         UsageError: If nothing is held.
     """
-    from csflow.adapters.mlflow import registry
-
-    with _one_at_a_time(workspace, line):
-        hold = registry.get_hold(workspace, line)
+    with _one_at_a_time(services, line):
+        hold = services.registry.get_hold(line)
         if hold is None:
             raise UsageError(f"Line {line!r} has no hold to release: retrains may promote already.")
-        registry.set_hold(workspace, line, None)
+        services.registry.set_hold(line, None)
         return hold
 
 
-def reconcile(workspace: Workspace, line: LineConfig, samples: Sequence[bytes] = ()) -> Promotion:
+def reconcile(services: Services, line: LineConfig, samples: Sequence[bytes] = ()) -> Promotion:
     """Make the endpoint serve the champion, whatever happened before; the alias is right.
 
     One thing comes before that: a promotion that was killed on a cluster and whose challenger is still wanted is
@@ -165,12 +157,12 @@ def reconcile(workspace: Workspace, line: LineConfig, samples: Sequence[bytes] =
         RegistryError: If the champion's files are not those registered.
         DeployError: If its endpoint does not start, or a promotion that went on fails.
     """
-    with _one_at_a_time(workspace, line.line) as turn:
-        unfinished = _still_wanted(workspace, line.line, turn)
+    with _one_at_a_time(services, line.line) as lock:
+        unfinished = _still_wanted(services, line.line, lock)
         if unfinished is None:
-            return _follow_champion(workspace, line, "reconciled", "", samples, turn)
-        version, decision = unfinished
-        done = _take_over(workspace, line, version, decision, samples, turn)
+            return _follow_champion(services, line, "reconciled", "", samples, lock)
+        version, approval = unfinished
+        done = _take_over(services, line, version, approval, samples, lock)
         return replace(done, outcome="reconciled", reason=f"its promotion was interrupted and went on: {done.reason}")
 
 
@@ -184,11 +176,9 @@ def _decided_before(challenger: Version) -> tuple[str, str] | None:
     return (challenger.decision, reason) if challenger.decision else None
 
 
-def _decided(workspace: Workspace, line: str, decide: Callable[[], GateDecision]) -> tuple[str, str]:
+def _decided(services: Services, line: str, decide: Callable[[], GateDecision]) -> tuple[str, str]:
     """The gate's outcome, unless a hold overrules it; a line without champion has nothing to hold."""
-    from csflow.adapters.mlflow import registry
-
-    hold = registry.get_hold(workspace, line)
+    hold = services.registry.get_hold(line)
     decision = decide()
     if hold is None:
         return decision.outcome, decision.reason
@@ -197,62 +187,60 @@ def _decided(workspace: Workspace, line: str, decide: Callable[[], GateDecision]
     return "held", f"held by {by}{because}; the gate alone would have said {decision.outcome}: {decision.reason}"
 
 
-def _still_wanted(workspace: Workspace, line: str, turn: Turn) -> tuple[Version, Decision] | None:
+def _still_wanted(services: Services, line: str, lock: EndpointLock) -> tuple[Version, Approval] | None:
     """The challenger of a promotion that was killed, and why it was to be champion; ``None`` if it is not any more."""
-    from csflow.adapters.mlflow import registry
-
-    progress = turn.progress
+    progress = lock.progress
     if progress is None:
         return None
     try:
-        version = registry.find_version(workspace, line, int(progress.release.version))
+        version = services.registry.find_version(line, int(progress.release.version))
     except RegistryError:
         return None
-    undecided = version.decision == "" and registry.get_hold(workspace, line) is None
+    undecided = version.decision == "" and services.registry.get_hold(line) is None
     same = version.tags.get("detector_digest") == progress.release.digest
-    wanted = same and (progress.by == "hand" or undecided)
-    return (version, Decision(progress.by, progress.reason)) if wanted else None
+    wanted = same and (progress.approval.by == "hand" or undecided)
+    return (version, progress.approval) if wanted else None
 
 
 def _take_over(
-    workspace: Workspace, line: LineConfig, version: Version, decision: Decision, samples: Sequence[bytes], turn: Turn
+    services: Services,
+    line: LineConfig,
+    version: Version,
+    approval: Approval,
+    samples: Sequence[bytes],
+    lock: EndpointLock,
 ) -> Promotion:
     """Deploy, then move the alias; a person's decision ends a hold.
 
     The version counts as decided only after that: if this is interrupted, the next run decides again
     instead of finding nothing to do.
     """
-    from csflow.adapters.mlflow import registry
-
-    deployed = deploy(workspace, line, version, samples, turn, decision)
-    reason = f"{decision.reason}; canary: {deployed.note}" if deployed.note else decision.reason
-    registry.set_version_tags(workspace, version.line, version.version, {"decision_reason": reason})
-    registry.set_alias(workspace, line.line, version.version)
-    _note(workspace, version, "promoted", reason)
-    if decision.by == "hand":
-        registry.set_hold(workspace, line.line, None)
-    turn.record(None)
+    deployed = deploy(services, line, version, samples, lock, approval)
+    reason = f"{approval.reason}; canary: {deployed.note}" if deployed.note else approval.reason
+    services.registry.set_version_tags(version.line, version.version, {"decision_reason": reason})
+    services.registry.set_alias(line.line, version.version)
+    _note(services, version, "promoted", reason)
+    if approval.by == "hand":
+        services.registry.set_hold(line.line, None)
+    lock.record(None)
     say(f"promote: version {version.version} is champion, served at {deployed.endpoint.url}")
     return Promotion("promoted", reason, version.version, deployed.endpoint)
 
 
 def _follow_champion(
-    workspace: Workspace, line: LineConfig, outcome: str, reason: str, samples: Sequence[bytes], turn: Turn
+    services: Services, line: LineConfig, outcome: str, reason: str, samples: Sequence[bytes], lock: EndpointLock
 ) -> Promotion:
     """Serve the champion; without one nothing may be served."""
-    from csflow.adapters import deployment
-    from csflow.adapters.mlflow import registry
-
-    champion = registry.find_champion(workspace, line.line)
-    given_up = turn.progress
+    champion = services.registry.find_champion(line.line)
+    given_up = lock.progress
     if champion is None:
-        stopped = deployment.stop(workspace, line.line)
-        turn.record(None)
+        stopped = services.endpoints.stop(line.line)
+        lock.record(None)
         note = "no champion: the endpoint was stopped" if stopped else "no champion, nothing served"
         return Promotion(outcome, reason or note, None, None)
-    before = deployment.status(workspace, line.line)
-    endpoint = deploy(workspace, line, champion, samples, turn).endpoint
-    turn.record(None)
+    before = services.endpoints.status(line.line)
+    endpoint = deploy(services, line, champion, samples, lock).endpoint
+    lock.record(None)
     if before is None:
         note = f"champion version {champion.version} was not served and is now"
     elif before == endpoint:
@@ -264,13 +252,12 @@ def _follow_champion(
     return Promotion(outcome, reason or note, champion.version, endpoint)
 
 
-def _former_champion(workspace: Workspace, champion: Version, to: int | None) -> Version:
-    from csflow.adapters.mlflow import registry
+def _former_champion(services: Services, champion: Version, to: int | None) -> Version:
 
-    others = [v for v in registry.versions(workspace, champion.line) if v.version != champion.version]
+    others = [v for v in services.registry.versions(champion.line) if v.version != champion.version]
     former = [v for v in others if v.decision == "promoted" and (to is not None or v.version < champion.version)]
     if to is not None:
-        registry.find_version(workspace, champion.line, to)
+        services.registry.find_version(champion.line, to)
     chosen = [v for v in former if to in (None, v.version)]
     if chosen:
         return max(chosen, key=lambda v: v.version)
@@ -282,18 +269,15 @@ def _former_champion(workspace: Workspace, champion: Version, to: int | None) ->
     )
 
 
-def _note(workspace: Workspace, version: Version, decision: str, reason: str) -> None:
-    from csflow.adapters.mlflow import registry
+def _note(services: Services, version: Version, decision: str, reason: str) -> None:
 
     tags = {"decision": decision, "decision_reason": reason}
-    registry.set_version_tags(workspace, version.line, version.version, tags)
+    services.registry.set_version_tags(version.line, version.version, tags)
 
 
-def _one_at_a_time(workspace: Workspace, line: str) -> AbstractContextManager[Turn]:
+def _one_at_a_time(services: Services, line: str) -> AbstractContextManager[EndpointLock]:
     """A nightly retrain and a person must not switch the same line at once."""
-    from csflow.adapters import deployment
-
-    return deployment.turn(workspace, line)
+    return services.endpoints.lock(line)
 
 
 def _user() -> str:

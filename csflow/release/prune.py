@@ -1,4 +1,4 @@
-"""Retention: what no live version needs is listed and, on demand, removed; in the workspace, the store, the registry.
+"""Retention: what no live version needs is listed and, on demand, removed; in the workspace, the store and the registry.
 
 A version is live if :func:`csflow.release.retention.kept` has a reason to keep it. Its features are those its run
 recorded (:mod:`csflow.runs.stored_features`). Where it is not known what is needed, nothing is removed:
@@ -24,12 +24,12 @@ from typing import TYPE_CHECKING
 from csflow.errors import CacheError, CsflowError
 from csflow.release.publication import DETECTORS
 from csflow.release.retention import kept
+from csflow.runs.services import Services
 from csflow.runs.stored_features import DIGEST, SPACE, recorded_features
 from csflow.system.progress import say
-from csflow.system.workspace import Workspace
 
 if TYPE_CHECKING:
-    from csflow.adapters.mlflow.registry import Version
+    from csflow.adapters.mlflow.versions import Version
     from csflow.adapters.storage import Store, Stored
 
 FEATURES = "features"
@@ -121,7 +121,7 @@ class Plan:
         return sum(group.bytes for group in self.groups)
 
 
-def plan(workspace: Workspace, policy: Policy) -> Plan:
+def plan(services: Services, policy: Policy) -> Plan:
     """Find out what no live version needs; nothing is changed.
 
     Raises:
@@ -129,30 +129,27 @@ def plan(workspace: Workspace, policy: Policy) -> Plan:
         DeployError: If a cluster cannot be asked what it serves.
         StorageError: If the store cannot be listed.
     """
-    from csflow.adapters.mlflow import registry
-    from csflow.adapters.storage import Store
-
-    store, made = Store.from_environment(), Plan(policy)
+    store, made = services.store, Plan(policy)
     published = _published(store) if store else {}
     live: list[Version] = []
     known: dict[str, set[str]] = {}
-    for line in registry.lines(workspace):
-        versions = registry.versions(workspace, line)
-        made.live[line] = _kept(workspace, line, versions, policy)
+    for line in services.registry.lines():
+        versions = services.registry.versions(line)
+        made.live[line] = _kept(services, line, versions, policy)
         staying = [version for version in versions if version.version in made.live[line]]
         live += staying
         known[line] = {version.tags.get("detector_digest", "") for version in versions}
-        _add_versions(made, workspace, line, [v for v in versions if v not in staying], staying, published)
-    _add_models(made, workspace, {version.tags.get("model_key", "") for version in live})
-    needed = _needed(made, workspace, live)
+        _add_versions(made, services, line, [v for v in versions if v not in staying], staying, published)
+    _add_models(made, services, {version.tags.get("model_key", "") for version in live})
+    needed = _needed(made, services, live)
     if needed is not None:
-        _add_local_features(made, workspace, needed)
+        _add_local_features(made, services, needed)
         if store is not None and not _of_another_registry(made, store, published, known):
             _add_shared_features(made, store, needed)
     return made
 
 
-def apply(workspace: Workspace, made: Plan) -> int:
+def apply(services: Services, made: Plan) -> int:
     """Remove what a plan lists, unless it is needed by now; bytes that were removed.
 
     A line's versions go while it is our turn to change its endpoint, and only after everything that was published of
@@ -163,11 +160,9 @@ def apply(workspace: Workspace, made: Plan) -> int:
         StorageError: If the store refuses.
         DeployError: If a cluster cannot be asked what it serves.
     """
-    from csflow.adapters.storage import Store
-
-    store, removed = Store.from_environment(), 0
+    store, removed = services.store, 0
     for group in made.groups:
-        if group.versions and not _remove_versions(workspace, store, made.policy, group):
+        if group.versions and not _remove_versions(services, store, made.policy, group):
             say(f"prune: {group.what}: some are needed by now; the rest of the plan is left. Run the command again.")
             return removed
         if group.keys and store is not None:
@@ -176,29 +171,25 @@ def apply(workspace: Workspace, made: Plan) -> int:
     return removed
 
 
-def _kept(workspace: Workspace, line: str, versions: list[Version], policy: Policy) -> dict[int, list[str]]:
-    from csflow.adapters import deployment
-    from csflow.adapters.mlflow import registry
+def _kept(services: Services, line: str, versions: list[Version], policy: Policy) -> dict[int, list[str]]:
 
-    served = deployment.named_digests(workspace, line)
-    hold = registry.get_hold(workspace, line)
+    served = services.endpoints.named_digests(line)
+    hold = services.registry.get_hold(line)
     return kept(versions, newest=policy.keep, served=served, hold=hold, before=policy.before)
 
 
 def _add_versions(
     made: Plan,
-    workspace: Workspace,
+    services: Services,
     line: str,
     going: list[Version],
     staying: list[Version],
     published: dict[tuple[str, str], list[Stored]],
 ) -> None:
     """A line's versions that may go, and what was published of them; one detector may be that of several."""
-    from csflow.adapters.mlflow import registry
-
     digests = _unshared_digests(going, staying)
-    size = sum(registry.stored_bytes(workspace, version) for version in going)
-    folders = [path for digest in sorted(digests) if (path := workspace.detectors / line / digest).is_dir()]
+    size = sum(services.registry.stored_bytes(version) for version in going)
+    folders = [path for digest in sorted(digests) if (path := services.workspace.detectors / line / digest).is_dir()]
     objects = [stored for digest in digests for stored in published.get((line, digest), [])]
     made.add(Group(f"versions of {line}", "registry", size, versions=tuple(going)))
     # Listed for people; they go together with their versions.
@@ -218,33 +209,30 @@ def _unshared_digests(going: Iterable[Version], staying: Iterable[Version]) -> s
     return digests - {version.tags.get("detector_digest", "") for version in staying} - {""}
 
 
-def _remove_versions(workspace: Workspace, store: Store | None, policy: Policy, group: Group) -> bool:
+def _remove_versions(services: Services, store: Store | None, policy: Policy, group: Group) -> bool:
     """Remove a line's versions, each after what was published of it; whether none of them is needed by now."""
-    from csflow.adapters import deployment
-    from csflow.adapters.mlflow import registry
-
     line = group.versions[0].line
-    with deployment.turn(workspace, line):
-        versions = registry.versions(workspace, line)
-        live = _kept(workspace, line, versions, policy)
+    with services.endpoints.lock(line):
+        versions = services.registry.versions(line)
+        live = _kept(services, line, versions, policy)
         chosen = {version.version for version in group.versions} - live.keys()
         going = [version for version in versions if version.version in chosen]
         staying = [version for version in versions if version.version not in chosen]
         for version in going:
             for digest in _unshared_digests([version], staying):
-                _remove_published(workspace, store, line, digest)
-            registry.delete_version(workspace, version)
+                _remove_published(services, store, line, digest)
+            services.registry.delete_version(version)
             say(f"prune: version {version.version} of {line} is gone")
         return len(chosen) == len(group.versions)
 
 
-def _remove_published(workspace: Workspace, store: Store | None, line: str, digest: str) -> None:
+def _remove_published(services: Services, store: Store | None, line: str, digest: str) -> None:
     """The index of the published directory goes first: what is left then is not taken for whole."""
     if store is not None:
         keys = sorted(stored.key for stored in store.list(f"{DETECTORS}/{line}/{digest}"))
         store.delete([key for key in keys if not _inside(key, digest)])
         store.delete([key for key in keys if _inside(key, digest)])
-    shutil.rmtree(workspace.detectors / line / digest, ignore_errors=True)
+    shutil.rmtree(services.workspace.detectors / line / digest, ignore_errors=True)
 
 
 def _inside(key: str, digest: str) -> bool:
@@ -275,7 +263,7 @@ def _of_another_registry(
     return bool(foreign)
 
 
-def _needed(made: Plan, workspace: Workspace, live: list[Version]) -> Needed | None:
+def _needed(made: Plan, services: Services, live: list[Version]) -> Needed | None:
     """Entries of all live versions; ``None`` if it cannot be known."""
     if not live:
         made.notes.append("This registry has no version that could say which features are needed: all of them stay.")
@@ -291,7 +279,7 @@ def _needed(made: Plan, workspace: Workspace, live: list[Version]) -> Needed | N
     needed: Needed = {}
     for version in {version.tags[DIGEST]: version for version in live}.values():
         try:
-            record = recorded_features(workspace, version.run_id)
+            record = recorded_features(services, version.run_id)
             if (record.space, record.digest) != (version.tags.get(SPACE), version.tags[DIGEST]):
                 raise CacheError(f"Its digest is {record.digest}, registered was {version.tags[DIGEST]}.")
         except CsflowError as error:
@@ -304,8 +292,8 @@ def _needed(made: Plan, workspace: Workspace, live: list[Version]) -> Needed | N
     return needed
 
 
-def _add_local_features(made: Plan, workspace: Workspace, needed: Needed) -> None:
-    for space in sorted(path for path in workspace.features.glob("*") if path.is_dir()):
+def _add_local_features(made: Plan, services: Services, needed: Needed) -> None:
+    for space in sorted(path for path in services.workspace.features.glob("*") if path.is_dir()):
         wanted, entries = needed.get(space.name, set()), list(_entries(space))
         going = [path for path in entries if path.name not in wanted and made.policy.is_old(path)]
         if space.name not in needed and len(going) == len(entries) and made.policy.is_old(space):
@@ -328,9 +316,9 @@ def _add_shared_features(made: Plan, store: Store, needed: Needed) -> None:
         made.add(Group(f"features in {space[:12]}", "store", size, keys=keys))
 
 
-def _add_models(made: Plan, workspace: Workspace, needed: set[str]) -> None:
+def _add_models(made: Plan, services: Services, needed: set[str]) -> None:
     """Fitted models and checkpoints; versions carry their model, so that these only spare a training."""
-    folders = [(path, match) for path in workspace.models.glob("*") if (match := _MODEL.fullmatch(path.name))]
+    folders = [(path, match) for path in services.workspace.models.glob("*") if (match := _MODEL.fullmatch(path.name))]
     for what, suffix in (("fitted models", None), ("checkpoints", ".work")):
         some = [p for p, m in folders if m[2] == suffix and m[1] not in needed and made.policy.is_old(p)]
         made.add(Group(what, "workspace", sum(_size(path) for path in some), paths=tuple(sorted(some))))

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from csflow.errors import RegistryError
-from csflow.system.workspace import Workspace
+from csflow.runs.services import Services
 
 if TYPE_CHECKING:
-    from csflow.adapters.mlflow.registry import Version
+    from csflow.adapters.mlflow.versions import Version
 
 DETECTORS = "detectors"
 """Folder of published detectors in a store: ``detectors/LINE/DIGEST/``."""
@@ -34,7 +34,7 @@ class Published:
         return self.folder.name
 
 
-def publish(workspace: Workspace, version: Version) -> Published:
+def publish(services: Services, version: Version) -> Published:
     """Lay a version's detector down as :func:`lay_down` does, where every endpoint can read it.
 
     With ``CSFLOW_STORE`` it is uploaded there too, file by file checked, and that is its ``uri``. Published again,
@@ -45,10 +45,8 @@ def publish(workspace: Workspace, version: Version) -> Published:
         StorageError: If the store refuses, does not answer, or holds other content there.
         ConfigError: If ``CSFLOW_STORE`` names no store.
     """
-    from csflow.adapters.storage import Store
-
-    store = Store.from_environment()
-    folder = lay_down(workspace, version)
+    store = services.store
+    folder = lay_down(services, version)
     if store is None:
         return Published(folder, f"{folder.absolute().as_uri()}/")
     key = f"{DETECTORS}/{version.line}/{folder.name}"
@@ -56,16 +54,16 @@ def publish(workspace: Workspace, version: Version) -> Published:
     return Published(folder, f"{store.uri(key)}/")
 
 
-def lay_down(workspace: Workspace, version: Version) -> Path:
+def lay_down(services: Services, version: Version) -> Path:
     """Lay a version's detector down as ``detectors/LINE/DIGEST/`` on this machine, checked.
 
     Raises:
         RegistryError: If the version has no digest, or its files have another one.
     """
-    from csflow.adapters.mlflow import registry
-
     expected = version.tags.get("detector_digest")
-    folder = registry.download_detector(workspace, version.line, version.version, workspace.detectors / version.line)
+    folder = services.registry.download_detector(
+        version.line, version.version, services.workspace.detectors / version.line
+    )
     if folder.name != expected:
         raise RegistryError(
             f"Version {version.version} of line {version.line!r} is registered with the detector digest {expected!r}, "

@@ -7,7 +7,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from csflow.adapters.mlflow.registry import Version
+    from csflow.adapters.mlflow.versions import Version
 
 
 def kept(

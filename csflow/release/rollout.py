@@ -4,125 +4,69 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from csflow.adapters.deployment.endpoints import Release
 from csflow.config import LineConfig
 from csflow.errors import DeployError
-from csflow.release.canary import Decision, Rollout
-from csflow.release.publication import Published, publish
-from csflow.system.workspace import Workspace
+from csflow.release.publication import publish
+from csflow.runs.services import Services
 
 if TYPE_CHECKING:
-    from csflow.adapters.deployment import Document, Endpoint, Turn
-    from csflow.adapters.mlflow.registry import Version
+    from csflow.adapters.deployment.endpoints import Approval, Deployed, Endpoint, EndpointLock, Endpoints
+    from csflow.adapters.mlflow.versions import Version
     from csflow.data.manifest import Manifest
+    from csflow.runs.services import Services
 
 SAME_SCORE = 1e-3
 """Largest relative difference between a score over HTTP and the detector's own."""
 
 
-@dataclass(frozen=True)
-class Deployed:
-    """A version that serves its line.
-
-    Attributes:
-        endpoint: Where.
-        note: What its canary steps showed; empty without any.
-    """
-
-    endpoint: Endpoint
-    note: str = ""
-
-
 def deploy(
-    workspace: Workspace,
+    services: Services,
     line: LineConfig,
     version: Version,
     samples: Sequence[bytes],
-    turn: Turn,
-    decision: Decision | None = None,
+    lock: EndpointLock,
+    approval: Approval | None = None,
 ) -> Deployed:
-    """Publish a version, start it beside what serves, try it, and let it take over.
+    """Publish a version, start it next to what serves, try it, and let it take over.
 
-    Nothing happens if it serves already. The alias is the caller's to move, afterwards.
+    Nothing happens if it serves already. Moving the alias afterwards is the caller's task.
 
     Args:
-        workspace: Where things are.
-        line: The line; says where and how it is served.
+        services: The outside systems.
+        line: The line; its configuration says where and how it is served.
         version: What to serve.
-        samples: Encoded images to try the new endpoint with; none for drawn ones.
-        turn: The right to change the line's endpoint.
-        decision: Why it becomes champion, on a cluster in the line's canary steps; ``None`` if it is so already
-            or was before: then at once.
+        samples: Encoded images to try the new endpoint with; drawn ones if there are none.
+        lock: The right to change the line's endpoint.
+        approval: Why it becomes champion, on a cluster in the line's canary steps; ``None`` if it is champion already
+            or was before: then it takes over at once.
 
     Raises:
         RegistryError: If the version's files are not those registered.
-        DeployError: If the new endpoint does not start or fails its smoke test; the former one goes on.
+        DeployError: If the new endpoint does not start or fails its smoke test; the former one goes on serving.
     """
-    from csflow.adapters import deployment
-
-    published = publish(workspace, version)
-    if deployment.on_cluster():
-        return _on_cluster(line, version, published, samples, turn, decision)
-    return Deployed(_on_this_machine(workspace, line, str(version.version), published.folder, samples))
-
-
-def _on_cluster(
-    line: LineConfig,
-    version: Version,
-    published: Published,
-    samples: Sequence[bytes],
-    turn: Turn,
-    decision: Decision | None,
-) -> Deployed:
-    from csflow.adapters import deployment
-
-    release = deployment.Release(str(version.version), published.digest, published.uri)
-    service = deployment.service(line, turn)
+    published = publish(services, version)
 
     def trial(endpoint: Endpoint) -> None:
-        smoke_test(endpoint, published.folder, samples)
+        smoke_test(services.endpoints, endpoint, published.folder, samples)
 
-    note = Rollout(service, turn, line, release, trial, decision).run()
-    return Deployed(service.endpoint(release), note)
-
-
-def _on_this_machine(
-    workspace: Workspace, line: LineConfig, number: str, directory: Path, samples: Sequence[bytes]
-) -> Endpoint:
-    from csflow.adapters import deployment
-
-    port = line.serving.port
-    present = deployment.status(workspace, line.line)
-    if isinstance(present, deployment.LocalEndpoint) and deployment.serves(present, directory.name, number, port):
-        deployment.sweep(workspace, line.line)
-        return present
-    candidate = deployment.start_candidate(workspace, line.line, directory, number, port=port)
-    try:
-        smoke_test(candidate.endpoint, directory, samples)
-        return deployment.switch(workspace, candidate)
-    except BaseException:
-        if deployment.status(workspace, line.line) != candidate.endpoint:
-            deployment.discard(workspace, candidate)
-        raise
+    release = Release(str(version.version), published.digest, published.uri)
+    return services.endpoints.deploy(line, release, published.folder, trial=trial, lock=lock, approval=approval)
 
 
-def champion_document(workspace: Workspace, line: LineConfig) -> Document:
+def champion_document(services: Services, line: LineConfig) -> dict[str, Any]:
     """The InferenceService of a line's champion, for people and for GitOps; its detector is published for it.
 
     Raises:
         RegistryError: If the line has no champion.
         DeployError: If a cluster cannot read where detectors are published.
     """
-    from csflow.adapters import deployment
-    from csflow.adapters.mlflow import registry
-
-    champion = registry.find_version(workspace, line.line)
-    published = publish(workspace, champion)
-    release = deployment.Release(str(champion.version), published.digest, published.uri)
-    return deployment.wanted_document(line, release)
+    champion = services.registry.find_version(line.line)
+    published = publish(services, champion)
+    return services.endpoints.document(line, Release(str(champion.version), published.digest, published.uri))
 
 
 def sample_images(manifest: Manifest) -> list[bytes]:
@@ -131,10 +75,11 @@ def sample_images(manifest: Manifest) -> list[bytes]:
     return [part.files[0].read_bytes() for part in parts if len(part)]
 
 
-def smoke_test(endpoint: Endpoint, directory: Path, samples: Sequence[bytes]) -> None:
+def smoke_test(endpoints: Endpoints, endpoint: Endpoint, directory: Path, samples: Sequence[bytes]) -> None:
     """Check that the endpoint says over HTTP what the detector itself says.
 
     Args:
+        endpoints: Reaches the endpoint.
         endpoint: The endpoint to try.
         directory: The detector it should serve.
         samples: Encoded images; none for two drawn ones.
@@ -142,12 +87,11 @@ def smoke_test(endpoint: Endpoint, directory: Path, samples: Sequence[bytes]) ->
     Raises:
         DeployError: If it cannot be reached, answers for another version, or a score or decision differs.
     """
-    from csflow.adapters import deployment
     from csflow.data.images import read_image
     from csflow.detector.detector import Detector
 
     images = list(samples) or _drawn_samples()
-    answers = deployment.score(endpoint, images)
+    answers = endpoints.score(endpoint, images)
     predictions = Detector.load(directory).predict([read_image(image) for image in images])
     if len(answers) != len(images):
         raise DeployError(f"{endpoint.url} gave {len(answers)} answers for {len(images)} images. See {endpoint.log}.")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 from csflow.config import LineConfig, parse_line_json
 from csflow.errors import CsflowError
 from csflow.system.files import sha256_file, sha256_json, write_atomic, write_json
-from csflow.system.workspace import Workspace
 
 if TYPE_CHECKING:
     from csflow.data.manifest import Manifest
+    from csflow.runs.services import Services
 
 ERROR_FILE = "CSFLOW_ERROR_FILE"
 
@@ -83,19 +83,19 @@ def code_version(*modules: str) -> str:
 
 
 @contextmanager
-def step(name: str, context: RunContext | None = None) -> Iterator[None]:
+def step(services: Services, name: str, context: RunContext | None = None) -> Iterator[None]:
     """Time a step in its MLflow run; on failure mark the run and leave the message for the shell.
 
-    The local runner of kfp only tells that *some* task failed; the message goes to the file that
-    ``CSFLOW_ERROR_FILE`` names, from where ``python -m pipelines run`` prints it last.
+    The local runner of kfp only tells that *some* task failed; the message goes to the file that ``CSFLOW_ERROR_FILE``
+    names, and ``csflow run`` prints it last.
+
+    Args:
+        services: Its tracker keeps the run.
+        name: Name of the step.
+        context: The run; ``None`` before there is one.
     """
     try:
-        if context is None:
-            yield
-            return
-        from csflow.adapters.mlflow import tracking
-
-        with tracking.step(Workspace.from_environment(), context.run_id, name):
+        with nullcontext() if context is None else services.tracker.step(context.run_id, name):
             yield
     except Exception as error:
         _leave_message(name, error)

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from csflow.runs.context import RunContext
+from csflow.runs.line_state import read_line_state
+from csflow.runs.services import Services
 from csflow.system.files import write_json
 from csflow.system.workspace import Workspace
 
@@ -20,7 +22,7 @@ OUTCOMES = {
 
 
 @dataclass
-class Summary:
+class RunSummary:
     """Facts of one run; for ``unchanged`` those of the champion.
 
     Attributes:
@@ -55,24 +57,21 @@ class Summary:
     seconds: dict[str, float] = field(default_factory=dict)
 
 
-def summarise(context: RunContext, outcome: str, workspace: Workspace) -> Summary:
+def summarise_run(context: RunContext, outcome: str, services: Services) -> RunSummary:
     """Collect what registry, run and endpoint know about a finished run.
 
     Raises:
         RegistryError: If the line has no registered version.
     """
-    from csflow.adapters import deployment
-    from csflow.adapters.mlflow import registry, tracking
-
     line = context.line.line
-    champion = registry.find_champion(workspace, line)
-    made = [v for v in registry.versions(workspace, line) if v.tags.get("content_key") == context.content_key]
+    state = read_line_state(services, line)
+    champion, endpoint = state.champion, state.endpoint
+    made = [v for v in services.registry.versions(line) if v.tags.get("content_key") == context.content_key]
     version = champion if outcome == "unchanged" and champion else made[0]
-    endpoint = deployment.status(workspace, line)
     low, high = version.number("image_auroc_low"), version.number("image_auroc_high")
-    metrics = tracking.read_run(workspace, context.run_id).metrics
-    report = workspace.runs / version.run_id / "report"
-    return Summary(
+    metrics = services.tracker.read_run(context.run_id).metrics
+    report = services.workspace.runs / version.run_id / "report"
+    return RunSummary(
         line=line,
         outcome=outcome,
         reason=made[0].tags.get("decision_reason", "") if made else "",
@@ -96,14 +95,14 @@ def summarise(context: RunContext, outcome: str, workspace: Workspace) -> Summar
     )
 
 
-def write_summary(summary: Summary, workspace: Workspace) -> Path:
+def write_summary(summary: RunSummary, workspace: Workspace) -> Path:
     """Write ``summary.json`` into the workspace."""
     path = workspace.root / "summary.json"
     write_json(path, asdict(summary))
     return path
 
 
-def render(summary: Summary, workspace: Workspace) -> None:
+def print_summary(summary: RunSummary, workspace: Workspace) -> None:
     """Print the summary as a table, the judged images and what to try next."""
     from rich.console import Console
     from rich.table import Table
@@ -128,7 +127,7 @@ def render(summary: Summary, workspace: Workspace) -> None:
         console.print(f"  {command:<58} {purpose}", soft_wrap=True, highlight=False)
 
 
-def _facts(summary: Summary) -> list[tuple[str, str]]:
+def _facts(summary: RunSummary) -> list[tuple[str, str]]:
     interval = summary.image_auroc_interval
     between = f"   (95 % interval {100 * interval[0]:.1f} to {100 * interval[1]:.1f})" if interval else ""
     champion = f"version {summary.champion_version}" if summary.champion_version else "none"
@@ -147,7 +146,7 @@ def _facts(summary: Summary) -> list[tuple[str, str]]:
     ]
 
 
-def _next_commands(summary: Summary, workspace: Workspace) -> list[tuple[str, str]]:
+def _next_commands(summary: RunSummary, workspace: Workspace) -> list[tuple[str, str]]:
     line = summary.line
     return [
         ("make demo FORCE=1", "train a challenger from another seed"),

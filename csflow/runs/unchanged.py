@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING
 
 from csflow.config import LineConfig
 from csflow.errors import RegistryError
-from csflow.system.workspace import Workspace
+from csflow.runs.services import Services
 
 if TYPE_CHECKING:
-    from csflow.adapters.mlflow.registry import Version
+    from csflow.adapters.mlflow.versions import Version
 
 
-def unchanged_since_champion(line: LineConfig, workspace: Workspace) -> str:
+def unchanged_since_champion(line: LineConfig, services: Services) -> str:
     """Compare the line's images at its revision with those of its champion; configuration and code do not count.
 
     DVC's digest of the tracked folder tells at once if nothing in it changed. If something did, it may have been
@@ -25,35 +25,32 @@ def unchanged_since_champion(line: LineConfig, workspace: Workspace) -> str:
         DataError: If the revision or its images cannot be had.
         RegistryError: If the registry cannot be read.
     """
-    from csflow.adapters.mlflow import registry
     from csflow.runs.checkout import materialise
 
-    champion = registry.find_champion(workspace, line.line)
+    champion = services.registry.find_champion(line.line)
     if champion is None:
         return ""
-    commit, md5 = _committed(line, workspace)
-    if md5 != champion.tags.get("data_md5") or line.data.path != _path_of(champion, workspace):
-        manifest, _ = materialise(line, workspace)
+    commit, md5 = _committed(line, services)
+    if md5 != champion.tags.get("data_md5") or line.data.path != _path_of(champion, services):
+        manifest, _ = materialise(line, services.workspace)
         if manifest.digest != champion.tags.get("data_digest"):
             return ""
     return f"the images of {line.line} at {commit[:12]} are those of its champion, version {champion.version}"
 
 
-def _committed(line: LineConfig, workspace: Workspace) -> tuple[str, str]:
+def _committed(line: LineConfig, services: Services) -> tuple[str, str]:
     """The commit of the line's revision, and DVC's digest of the tracked folder there."""
     from csflow.adapters.versioning.checkout import locate, repository_path
     from csflow.adapters.versioning.tracked import tracked_folder
 
-    clones = workspace.data / line.line
+    clones = services.workspace.data / line.line
     repository, commit = locate(line.data, clones)
     return commit, tracked_folder(repository, commit, repository_path(line.data.path)).md5
 
 
-def _path_of(champion: Version, workspace: Workspace) -> str | None:
+def _path_of(champion: Version, services: Services) -> str | None:
     """The folder that the champion's run read; ``None`` if the run is gone."""
-    from csflow.adapters.mlflow import tracking
-
     try:
-        return tracking.read_run(workspace, champion.run_id).params.get("data.path")
+        return services.tracker.read_run(champion.run_id).params.get("data.path")
     except RegistryError:
         return None

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 
 from csflow.errors import CacheError, UsageError
 from csflow.runs.context import RunContext, load_manifest, step
+from csflow.runs.services import Services
 from csflow.runs.stored_features import feature_store, record_features
 from csflow.system.progress import say
-from csflow.system.workspace import Workspace
 
 if TYPE_CHECKING:
     from csflow.config import LineConfig
@@ -22,6 +22,7 @@ MOST_SHARDS = 1000
 
 
 def cache_features(
+    services: Services,
     context_path: str | Path,
     manifest_path: str | Path,
     *,
@@ -31,6 +32,7 @@ def cache_features(
     """Write the immutable cache manifest of this line's images, which the store holds by then.
 
     Args:
+        services: The outside systems.
         context_path: What ``ingest`` wrote.
         manifest_path: The line's manifest.
         features_out: Where to write the cache manifest.
@@ -44,11 +46,11 @@ def cache_features(
     context = RunContext.load(Path(context_path))
     if context.unchanged:
         return
-    with step("cache_features", context):
+    with step(services, "cache_features", context):
         manifest = load_manifest(context, Path(manifest_path))
-        cached = _joined(manifest, shards) if shards else _extract(context.line, manifest)
+        cached = _joined(services, manifest, shards) if shards else _extract(services, context.line, manifest)
         cached.save(Path(features_out))
-        record_features(Workspace.from_environment(), context.run_id, cached)
+        record_features(services, context.run_id, cached)
         came = f"{cached.extracted} computed" + (f", {cached.fetched} fetched" if cached.fetched else "")
         say(f"cache_features: {len(manifest)} images x {context.line.features.scales} scales in the store, {came}")
 
@@ -64,10 +66,13 @@ def plan_shards(shards: int) -> list[int]:
     return list(range(shards))
 
 
-def extract_shard(context_path: str | Path, manifest_path: str | Path, *, shard: int, shards: int) -> str:
+def extract_shard(
+    services: Services, context_path: str | Path, manifest_path: str | Path, *, shard: int, shards: int
+) -> str:
     """Extract the features of one shard; several may run at once, on one store.
 
     Args:
+        services: The outside systems.
         context_path: What ``ingest`` wrote.
         manifest_path: The line's manifest.
         shard: Which one, from 0.
@@ -85,11 +90,11 @@ def extract_shard(context_path: str | Path, manifest_path: str | Path, *, shard:
     context = RunContext.load(Path(context_path))
     if context.unchanged:
         return ""
-    with step("extract" if shards == 1 else f"extract_{shard}", context):
+    with step(services, "extract" if shards == 1 else f"extract_{shard}", context):
         part = shard_of(load_manifest(context, Path(manifest_path)), shard, shards)
         if not len(part):
             return ""
-        cached = _extract(context.line, part)
+        cached = _extract(services, context.line, part)
         counts = {"extracted": cached.extracted, "fetched": cached.fetched}
         return json.dumps({"space": cached.space, "shapes": cached.shapes, **counts})
 
@@ -108,14 +113,14 @@ def shard_of(manifest: Manifest, shard: int, shards: int) -> Manifest:
     return Manifest(manifest.frame[chosen].reset_index(drop=True), manifest.root)
 
 
-def _extract(line: LineConfig, manifest: Manifest) -> CacheManifest:
+def _extract(services: Services, line: LineConfig, manifest: Manifest) -> CacheManifest:
     from csflow.features.backbone import load_backbone
 
-    store = feature_store(Workspace.from_environment())
+    store = feature_store(services)
     return store.extract(manifest, line.features, load_backbone(line.features))
 
 
-def _joined(manifest: Manifest, shards: Sequence[str]) -> CacheManifest:
+def _joined(services: Services, manifest: Manifest, shards: Sequence[str]) -> CacheManifest:
     """The cache manifest of all shards together; whoever opens it compares every checksum."""
     from csflow.features.store import CacheManifest
 
@@ -130,5 +135,5 @@ def _joined(manifest: Manifest, shards: Sequence[str]) -> CacheManifest:
     shapes = tuple((int(c), int(h), int(w)) for c, h, w in parts[0]["shapes"])
     entries = tuple(sorted(set(manifest.frame["sha256"])))
     extracted, fetched = (sum(part[count] for part in parts) for count in ("extracted", "fetched"))
-    root = Workspace.from_environment().features
+    root = services.workspace.features
     return CacheManifest(root, found.pop(), shapes, entries, extracted=extracted, fetched=fetched)

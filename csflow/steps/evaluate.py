@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 
 from csflow import __version__
 from csflow.runs.context import DETECTOR_CODE, RunContext, code_version, load_manifest, step
+from csflow.runs.services import Services
 from csflow.steps.train import images_to_fit
 from csflow.system.progress import say
-from csflow.system.workspace import Workspace
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -29,6 +29,7 @@ FEATURES_SHOWN = 400
 
 
 def evaluate(
+    services: Services,
     context_path: str | Path,
     manifest_path: str | Path,
     features_path: str | Path,
@@ -40,6 +41,7 @@ def evaluate(
     """Calibrate on *calibrate* images, judge on *test* images; nothing is chosen on either.
 
     Args:
+        services: The outside systems.
         context_path: What ``ingest`` wrote.
         manifest_path: The line's manifest.
         features_path: The cache manifest.
@@ -58,24 +60,22 @@ def evaluate(
     context = RunContext.load(Path(context_path))
     if context.unchanged:
         return {}
-    with step("evaluate", context):
-        from csflow.adapters.mlflow import tracking
+    with step(services, "evaluate", context):
         from csflow.features.store import CacheManifest
         from csflow.reporting.report import write_report
 
-        workspace = Workspace.from_environment()
         manifest, cached = load_manifest(context, Path(manifest_path)), CacheManifest.load(Path(features_path))
         detector = _assemble(context, manifest, cached, Path(model_path))
         detector.save(Path(detector_out), examples=_examples(manifest))
         epochs = json.loads((Path(model_path) / "training.json").read_text())
         shown = _features_shown(context, manifest, cached)
         evaluation = judge(detector, manifest, cached, nll=[row["nll"] for row in epochs], features=shown)
-        folder = workspace.runs / context.run_id / "report"
+        folder = services.workspace.runs / context.run_id / "report"
         page = write_report(folder, evaluation)
         shutil.copyfile(page, report_out)
         metrics = _metrics(evaluation) | {f"images_{role}": float(n) for role, n in _counts(context, manifest).items()}
-        tracking.log_metrics(workspace, context.run_id, metrics)
-        tracking.log_artifact(workspace, context.run_id, folder)
+        services.tracker.log_metrics(context.run_id, metrics)
+        services.tracker.log_artifact(context.run_id, folder)
         say(f"evaluate: image AUROC {_text(evaluation.image_auroc)}, pixel AUROC {_text(evaluation.pixel_auroc)}")
         say(f"evaluate: {evaluation.calibration.statement}")
         return metrics

@@ -6,25 +6,29 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from csflow.adapters.mlflow.runs import flat_params
 from csflow.config import LineConfig, parse_line_json
 from csflow.errors import NotRegisteredError
 from csflow.features.weights import weights_digest
 from csflow.runs.checkout import materialise
 from csflow.runs.context import DETECTOR_CODE, RunContext, code_version, step
+from csflow.runs.services import Services
 from csflow.system.files import sha256_json
 from csflow.system.progress import say
-from csflow.system.workspace import Workspace
 
 if TYPE_CHECKING:
-    from csflow.adapters.mlflow.registry import Version
+    from csflow.adapters.mlflow.versions import Version
     from csflow.adapters.versioning import CheckedOut
     from csflow.data.manifest import Manifest
 
 
-def ingest(line_json: str, *, force: bool, context_out: str | Path, manifest_out: str | Path) -> RunContext:
+def ingest(
+    services: Services, line_json: str, *, force: bool, context_out: str | Path, manifest_out: str | Path
+) -> RunContext:
     """First step of every run.
 
     Args:
+        services: The outside systems.
         line_json: The line's configuration as JSON, presets merged in.
         force: Train again, from a seed no version has used, even if nothing changed.
         context_out: Where to write the run's context.
@@ -35,18 +39,14 @@ def ingest(line_json: str, *, force: bool, context_out: str | Path, manifest_out
         DataError: If the revision, the folder or an image cannot be had, or an image's hash differs.
     """
     start = time.monotonic()
-    workspace = Workspace.from_environment()
-    with step("ingest"):
+    with step(services, "ingest"):
         line = parse_line_json(line_json)
-        manifest, checked_out = materialise(line, workspace)
-        context = _open_run(workspace, line, manifest, checked_out, force=force)
+        manifest, checked_out = materialise(line, services.workspace)
+        context = _open_run(services, line, manifest, checked_out, force=force)
         manifest.save(Path(manifest_out))
         context.save(Path(context_out))
-    with step("ingest", context):
-        from csflow.adapters.mlflow import tracking
-
-        tracking.log_dataset(
-            workspace,
+    with step(services, "ingest", context):
+        services.tracker.log_dataset(
             context.run_id,
             name=context.line.line,
             digest=checked_out.data_md5,
@@ -56,17 +56,15 @@ def ingest(line_json: str, *, force: bool, context_out: str | Path, manifest_out
         state = "unchanged since the last decision" if context.unchanged else "new"
         say(f"ingest: {len(manifest)} images at {checked_out.git_rev[:12]}, data {checked_out.data_md5}: {state}")
     # The run did not exist yet while the data came, so the step could not time itself from its start.
-    tracking.log_metrics(workspace, context.run_id, {"seconds_ingest": time.monotonic() - start})
+    services.tracker.log_metrics(context.run_id, {"seconds_ingest": time.monotonic() - start})
     return context
 
 
 def _open_run(
-    workspace: Workspace, line: LineConfig, manifest: Manifest, checked_out: CheckedOut, *, force: bool
+    services: Services, line: LineConfig, manifest: Manifest, checked_out: CheckedOut, *, force: bool
 ) -> RunContext:
     """Tell whether anything is new, and open the MLflow run every later step writes into."""
-    from csflow.adapters.mlflow import tracking
-
-    versions = _known_versions(workspace, line)
+    versions = _known_versions(services, line)
     if force:
         # Not their number: pruned versions had seeds too.
         line = line.with_seed(line.training.seed + max((version.version for version in versions), default=0))
@@ -83,17 +81,14 @@ def _open_run(
         "data_digest": manifest.digest,
         "git_rev": checked_out.git_rev,
     }
-    run_id = tracking.start_run(workspace, line.line, params=tracking.flat_params(line), tags=identity)
+    run_id = services.tracker.start_run(line.line, params=flat_params(line), tags=identity)
     return RunContext(line=line, run_id=run_id, data_root=str(manifest.root), unchanged=unchanged, **identity)
 
 
-def _known_versions(workspace: Workspace, line: LineConfig) -> list[Version]:
-    from csflow.adapters.mlflow import registry
-    from csflow.adapters.mlflow.connection import initialise
-
-    initialise(workspace)
+def _known_versions(services: Services, line: LineConfig) -> list[Version]:
+    services.tracker.initialise()
     try:
-        return registry.versions(workspace, line.line)
+        return services.registry.versions(line.line)
     except NotRegisteredError:
         return []
 

@@ -6,16 +6,17 @@ import json
 from pathlib import Path
 
 from csflow.runs.context import RunContext, load_manifest, step
+from csflow.runs.services import Services
 from csflow.runs.stored_features import DIGEST, MODEL_KEY, SPACE
 from csflow.system.files import sha256_tree
 from csflow.system.progress import say
-from csflow.system.workspace import Workspace
 
 
-def register(context_path: str | Path, manifest_path: str | Path, detector_path: str | Path) -> int:
+def register(services: Services, context_path: str | Path, manifest_path: str | Path, detector_path: str | Path) -> int:
     """Register once per content key; a repeated call finds the same version.
 
     Args:
+        services: The outside systems.
         context_path: What ``ingest`` wrote.
         manifest_path: The line's manifest; its first image becomes the model's input example.
         detector_path: The detector directory.
@@ -29,27 +30,23 @@ def register(context_path: str | Path, manifest_path: str | Path, detector_path:
     context = RunContext.load(Path(context_path))
     if context.unchanged:
         return 0
-    with step("register", context):
-        from csflow.adapters.mlflow import registry
-
+    with step(services, "register", context):
         example = load_manifest(context, Path(manifest_path)).files[0]
-        version = registry.register(
-            Workspace.from_environment(),
+        version = services.registry.register(
             Path(detector_path),
             line=context.line.line,
             run_id=context.run_id,
-            tags=_version_tags(context, Path(detector_path)),
+            tags=_version_tags(services, context, Path(detector_path)),
             example=example.read_bytes(),
         )
         say(f"register: {context.line.model_name} version {version}")
         return version
 
 
-def _version_tags(context: RunContext, detector: Path) -> dict[str, object]:
-    from csflow.adapters.mlflow import tracking
+def _version_tags(services: Services, context: RunContext, detector: Path) -> dict[str, object]:
     from csflow.detector.calibration import Calibration
 
-    run = tracking.read_run(Workspace.from_environment(), context.run_id)
+    run = services.tracker.read_run(context.run_id)
     metrics = run.metrics
     line = context.line
     return {

@@ -13,9 +13,9 @@ import numpy as np
 
 from csflow.errors import DataError
 from csflow.runs.context import FITTING_CODE, FLOW_CODE, RunContext, code_version, load_manifest, step
+from csflow.runs.services import Services
 from csflow.system.files import new_directory, sha256_json, write_json
 from csflow.system.progress import say
-from csflow.system.workspace import Workspace
 
 if TYPE_CHECKING:
     from csflow.config import LineConfig
@@ -27,7 +27,12 @@ OnEpoch: TypeAlias = "Callable[[EpochResult], None]"
 
 
 def train(
-    context_path: str | Path, manifest_path: str | Path, features_path: str | Path, *, model_out: str | Path
+    services: Services,
+    context_path: str | Path,
+    manifest_path: str | Path,
+    features_path: str | Path,
+    *,
+    model_out: str | Path,
 ) -> None:
     """Train, or find the model that equal inputs made before; a killed training resumes.
 
@@ -35,6 +40,7 @@ def train(
     :mod:`csflow.runs.torchrun`.
 
     Args:
+        services: The outside systems.
         context_path: What ``ingest`` wrote.
         manifest_path: The line's manifest.
         features_path: The cache manifest.
@@ -47,17 +53,15 @@ def train(
     context = RunContext.load(Path(context_path))
     if context.unchanged:
         return
-    with step("train", context):
-        from csflow.adapters.mlflow import tracking
+    with step(services, "train", context):
         from csflow.features.store import CacheManifest
 
-        workspace = Workspace.from_environment()
         manifest = load_manifest(context, Path(manifest_path)).rows(role="fit")
         cached = CacheManifest.load(Path(features_path))
         images = images_to_fit(context.line, list(manifest.frame["sha256"]))
-        with tracking.epoch_log(workspace, context.run_id) as publish:
-            folder = find_or_fit(context.line, cached, images, workspace.models, publish)
-        tracking.set_tags(workspace, context.run_id, {"model_key": folder.name})
+        with services.tracker.epoch_log(context.run_id) as publish:
+            folder = find_or_fit(context.line, cached, images, services.workspace.models, publish)
+        services.tracker.set_tags(context.run_id, {"model_key": folder.name})
         shutil.copytree(folder, Path(model_out), dirs_exist_ok=True)
 
 

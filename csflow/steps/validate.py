@@ -6,15 +6,18 @@ from pathlib import Path
 
 from csflow.errors import DataError
 from csflow.runs.context import RunContext, load_manifest, step
+from csflow.runs.services import Services
 from csflow.system.files import write_atomic, write_json
 from csflow.system.progress import say
-from csflow.system.workspace import Workspace
 
 
-def validate(context_path: str | Path, manifest_path: str | Path, *, report_out: str | Path) -> None:
+def validate(
+    services: Services, context_path: str | Path, manifest_path: str | Path, *, report_out: str | Path
+) -> None:
     """Run the data gate over the manifest.
 
     Args:
+        services: The outside systems.
         context_path: What ``ingest`` wrote.
         manifest_path: The line's manifest.
         report_out: Where to write the page.
@@ -25,17 +28,16 @@ def validate(context_path: str | Path, manifest_path: str | Path, *, report_out:
     context = RunContext.load(Path(context_path))
     if context.unchanged:
         return
-    with step("validate", context):
+    with step(services, "validate", context):
         from csflow.adapters import data_quality as quality
-        from csflow.adapters.mlflow import tracking
 
         manifest = load_manifest(context, Path(manifest_path))
         report = quality.validate(manifest, context.line.quality)
-        folder = Workspace.from_environment().runs / context.run_id / "data_quality"
+        folder = services.workspace.runs / context.run_id / "data_quality"
         write_atomic(folder / "data_quality.html", report.html())
         write_json(folder / "data_quality.json", report.to_json())
         write_atomic(Path(report_out), report.html())
-        tracking.log_artifact(Workspace.from_environment(), context.run_id, folder)
+        services.tracker.log_artifact(context.run_id, folder)
         if not report.success:
             raise DataError(report.explanation(context.line.line))
         say(f"validate: {len(manifest)} images pass the data gate")

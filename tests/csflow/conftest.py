@@ -89,7 +89,7 @@ def bucket(s3_server: str, monkeypatch: pytest.MonkeyPatch) -> str:
 @pytest.fixture
 def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
     """A cluster over HTTP with KServe on it, which csflow's environment points to; promotions are quick there."""
-    from csflow.release import canary
+    from csflow.adapters.deployment import canary
 
     made = Cluster()
     for name in ("KUBERNETES_SERVICE_HOST", "CSFLOW_NAMESPACE", "CSFLOW_SERVE_IMAGE"):

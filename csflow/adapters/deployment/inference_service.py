@@ -27,7 +27,7 @@ KServe's webhook. What a cluster really does is not taken from its version: a dr
 Where things are written decides what restarts. KServe copies annotations and labels of the InferenceService onto
 its pods, so a change there would restart every pod (Standard) or make a new revision (Knative). The version and
 digest of a detector therefore stand at its *predictor*, where they live as long as its pods, and the canary step
-stands at the line's Lease (:mod:`csflow.adapters.deployment.turns`). In Standard mode a detector that passed takes
+stands at the line's Lease (:mod:`csflow.adapters.deployment.lease`). In Standard mode a detector that passed takes
 over by its ``predictor.name``, without a restart; names alternate between ``a`` and ``b``, because a Service's
 name has 63 characters and a line's may have 50.
 """
@@ -41,10 +41,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from csflow.adapters.deployment.endpoints import Release
+from csflow.adapters.deployment.kubernetes_api import Document
 from csflow.config import LineConfig, ServingConfig
 from csflow.errors import DeployError
-
-Document = dict[str, Any]
 
 API_VERSION = "serving.kserve.io/v1beta1"
 MODE = "serving.kserve.io/deploymentMode"
@@ -52,7 +52,7 @@ MODES = {"standard": "Standard", "knative": "Knative"}
 LEGACY_MODES = {"RawDeployment": "Standard", "Serverless": "Knative"}
 MODEL_FORMAT = "csflow"
 CONTAINER = "kserve-container"
-READABLE = ("s3://", "gs://", "pvc://", "https://", "hf://", "oci://")
+READABLE_SCHEMES = ("s3://", "gs://", "pvc://", "https://", "hf://", "oci://")
 """Schemes KServe's storage initializer reads."""
 
 VERSION, DIGEST = "csflow/version", "csflow/digest"
@@ -62,22 +62,7 @@ _NAME = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")
 
 
 @dataclass(frozen=True)
-class Release:
-    """A published detector, as a cluster serves it.
-
-    Attributes:
-        version: Its registered version.
-        digest: Digest of its directory.
-        uri: Where KServe reads it; ends in ``LINE/DIGEST/``.
-    """
-
-    version: str
-    digest: str
-    uri: str
-
-
-@dataclass(frozen=True)
-class Wanted:
+class DesiredService:
     """What a line's InferenceService should say.
 
     Attributes:
@@ -96,7 +81,7 @@ class Wanted:
 
 
 @dataclass(frozen=True)
-class Observed:
+class ObservedService:
     """What a line's InferenceService says.
 
     Attributes:
@@ -108,7 +93,7 @@ class Observed:
         status: KServe's status.
     """
 
-    wanted: Wanted | None
+    wanted: DesiredService | None
     mode: str
     url: str
     ready: bool
@@ -116,7 +101,7 @@ class Observed:
     status: Mapping[str, Any]
 
 
-def document(line: LineConfig, wanted: Wanted, namespace: str) -> Document:
+def document(line: LineConfig, wanted: DesiredService, namespace: str) -> Document:
     """The InferenceService of a line.
 
     This is the only place that says how it looks: promotions apply it, and ``csflow endpoint LINE --yaml``
@@ -145,13 +130,13 @@ def document(line: LineConfig, wanted: Wanted, namespace: str) -> Document:
     }  # fmt: skip
 
 
-def observed(found: Document) -> Observed:
+def observed(found: Document) -> ObservedService:
     """Read an InferenceService back."""
     metadata, spec, status = found["metadata"], found.get("spec", {}), found.get("status", {})
     mode = status.get("deploymentMode") or metadata.get("annotations", {}).get(MODE, "")
     conditions = {condition["type"]: condition for condition in status.get("conditions", [])}
     address = status.get("address") or {}
-    return Observed(
+    return ObservedService(
         wanted=_wanted(spec),
         mode=LEGACY_MODES.get(mode, mode).lower(),
         url=status.get("url") or address.get("url") or "",
@@ -176,14 +161,14 @@ def other_name(name: str) -> str:
     return "b" if name == "a" else "a"
 
 
-def _knative(line: LineConfig, wanted: Wanted) -> Document:
+def _knative(line: LineConfig, wanted: DesiredService) -> Document:
     if wanted.challenger is None:
         return {"predictor": _predictor(line, wanted.champion, wanted.former, line.serving.replicas)}
     predictor = _predictor(line, wanted.challenger, wanted.champion, line.serving.replicas)
     return {"predictor": predictor | {"canaryTrafficPercent": wanted.percent}}
 
 
-def _standard(line: LineConfig, wanted: Wanted) -> Document:
+def _standard(line: LineConfig, wanted: DesiredService) -> Document:
     replicas = line.serving.replicas
     champion = _predictor(line, wanted.champion, wanted.former, replicas)
     champion |= {"name": wanted.name} if wanted.name else {}
@@ -215,17 +200,18 @@ def _predictor(line: LineConfig, release: Release, former: Release | None, repli
     return {"minReplicas": replicas, "labels": labels, "annotations": annotations, "model": model}
 
 
-def _check(line: LineConfig, wanted: Wanted) -> None:
+def _check(line: LineConfig, wanted: DesiredService) -> None:
     if not _NAME.fullmatch(line.line):
         raise DeployError(
             f"Line {line.line!r} cannot be the name of an InferenceService: KServe wants a letter first. "
             "Rename the line."
         )
     for release in (wanted.champion, wanted.challenger):
-        if release is not None and not release.uri.startswith(READABLE):
+        if release is not None and not release.uri.startswith(READABLE_SCHEMES):
             raise DeployError(
                 f"Version {release.version} of line {line.line!r} is published at {release.uri}, which a cluster "
-                f"cannot read; expected {', '.join(READABLE)}. Set CSFLOW_STORE=s3://BUCKET/PREFIX and promote again."
+                f"cannot read; expected {', '.join(READABLE_SCHEMES)}. Set CSFLOW_STORE=s3://BUCKET/PREFIX and promote "
+                "again."
             )
         if release is not None and not release.uri.endswith(f"/{release.digest}/"):
             raise DeployError(
@@ -234,7 +220,7 @@ def _check(line: LineConfig, wanted: Wanted) -> None:
             )
 
 
-def _wanted(spec: Document) -> Wanted | None:
+def _wanted(spec: Document) -> DesiredService | None:
     predictor = spec.get("predictor", {})
     newest, before = _release(predictor), _former(predictor)
     name = str(predictor.get("name", ""))
@@ -242,10 +228,10 @@ def _wanted(spec: Document) -> Wanted | None:
         return None
     percent = predictor.get("canaryTrafficPercent")
     if percent is not None and before is not None:
-        return Wanted(before, None, newest, int(percent))
+        return DesiredService(before, None, newest, int(percent))
     for canary in spec.get("canary", []):
-        return Wanted(newest, before, _release(canary["predictor"]), int(canary["trafficPercent"]), name)
-    return Wanted(newest, before, name=name)
+        return DesiredService(newest, before, _release(canary["predictor"]), int(canary["trafficPercent"]), name)
+    return DesiredService(newest, before, name=name)
 
 
 def _release(predictor: Document) -> Release | None:

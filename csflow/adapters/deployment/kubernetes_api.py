@@ -49,7 +49,7 @@ class ApiError(DeployError):
 
 
 @dataclass(frozen=True)
-class Kind:
+class ResourceKind:
     """A kind of object: where the API server keeps it.
 
     Attributes:
@@ -68,10 +68,10 @@ class Kind:
         return f"{root}/{self.version}/namespaces/{namespace}/{self.plural}" + (f"/{name}" if name else "")
 
 
-INFERENCE_SERVICE = Kind("serving.kserve.io", "v1beta1", "inferenceservices")
-HTTP_ROUTE = Kind("gateway.networking.k8s.io", "v1", "httproutes")
-LEASE = Kind("coordination.k8s.io", "v1", "leases")
-POD = Kind("", "v1", "pods")
+INFERENCE_SERVICE = ResourceKind("serving.kserve.io", "v1beta1", "inferenceservices")
+HTTP_ROUTE = ResourceKind("gateway.networking.k8s.io", "v1", "httproutes")
+LEASE = ResourceKind("coordination.k8s.io", "v1", "leases")
+POD = ResourceKind("", "v1", "pods")
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ class KubernetesApi:
     client: ApiClient
     namespace: str
 
-    def get(self, kind: Kind, name: str) -> Document | None:
+    def get(self, kind: ResourceKind, name: str) -> Document | None:
         """One object; ``None`` if there is none of that name.
 
         Raises:
@@ -105,7 +105,7 @@ class KubernetesApi:
         answer = self._patiently("GET", POD.path(self.namespace), query={"labelSelector": selector})
         return list(answer["items"])
 
-    def apply(self, kind: Kind, document: Document, *, dry_run: bool = False, force: bool = False) -> Document:
+    def apply(self, kind: ResourceKind, document: Document, *, dry_run: bool = False, force: bool = False) -> Document:
         """Server-side apply: the fields of the document become as it says, those it named before and no more go.
 
         Fields the cluster does not know are an error, not dropped.
@@ -119,18 +119,18 @@ class KubernetesApi:
         applied: Document = self._patiently("PATCH", path, query=query, body=document, content_type=APPLY)
         return applied
 
-    def create(self, kind: Kind, document: Document) -> Document:
+    def create(self, kind: ResourceKind, document: Document) -> Document:
         """Create an object; an :class:`ApiError` 409 if there is one of that name."""
         created: Document = self._request("POST", kind.path(self.namespace), body=document)
         return created
 
-    def replace(self, kind: Kind, document: Document) -> Document:
+    def replace(self, kind: ResourceKind, document: Document) -> Document:
         """Write an object back; an :class:`ApiError` 409 if somebody changed it since it was read."""
         path = kind.path(self.namespace, document["metadata"]["name"])
         replaced: Document = self._request("PUT", path, body=document)
         return replaced
 
-    def delete(self, kind: Kind, name: str) -> bool:
+    def delete(self, kind: ResourceKind, name: str) -> bool:
         """Delete an object and what it owns; whether there was one."""
         try:
             self._request("DELETE", kind.path(self.namespace, name), query={"propagationPolicy": "Background"})

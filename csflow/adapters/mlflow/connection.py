@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Concatenate, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Concatenate, ParamSpec, Protocol, TypeVar
 
 from csflow.errors import CsflowError, NotRegisteredError, RegistryError
 from csflow.system.files import exclusive
@@ -96,20 +96,30 @@ def client_of(workspace: Workspace) -> MlflowClient:
     return _client_at(workspace.tracking_uri)
 
 
-def typed_errors(
-    function: Callable[Concatenate[Workspace, P], Result],
-) -> Callable[Concatenate[Workspace, P], Result]:
-    """Decorate a function that asks MLflow: what that refuses becomes :func:`refused`."""
+class _OfWorkspace(Protocol):
+    """What asks MLflow on behalf of a workspace."""
 
-    @functools.wraps(function)
-    def asking(workspace: Workspace, /, *args: P.args, **kwargs: P.kwargs) -> Result:
+    @property
+    def workspace(self) -> Workspace: ...
+
+
+Asking = TypeVar("Asking", bound=_OfWorkspace)
+
+
+def typed_errors(
+    method: Callable[Concatenate[Asking, P], Result],
+) -> Callable[Concatenate[Asking, P], Result]:
+    """Decorate a method that asks MLflow, so that a refusal is raised as :func:`refused`."""
+
+    @functools.wraps(method)
+    def asking(self: Asking, /, *args: P.args, **kwargs: P.kwargs) -> Result:
         try:
-            return function(workspace, *args, **kwargs)
+            return method(self, *args, **kwargs)
         except Exception as error:
-            # Only who got as far as asking has imported mlflow: errors from before need not wait for that.
+            # Only a method that got as far as asking has imported mlflow: earlier errors need not wait for that.
             if not type(error).__module__.startswith("mlflow."):
                 raise
-            raise refused(workspace, error) from error
+            raise refused(self.workspace, error) from error
 
     return asking
 

@@ -1,7 +1,7 @@
-"""MLflow runs: one run a pipeline run, opened by its first step and written to by every step.
+"""Write one MLflow run for each pipeline run: the first step opens it and every step logs to it.
 
-Every run of a line has the same parameter names (:func:`flat_params`) and metric names, so that the
-MLflow page and ``csflow compare`` can lay runs side by side. The experiment is named after the line.
+Every run of a line has the same parameter names (:func:`csflow.adapters.mlflow.runs.flat_params`) and metric names, so
+that the MLflow page and ``csflow compare`` can show runs side by side. The experiment is named after the line.
 
 ============================= =====================================================================
 metric                        meaning
@@ -27,297 +27,24 @@ import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from csflow.adapters.mlflow.connection import client_of, initialise, is_server, require_database, typed_errors
-from csflow.config import CalibrationConfig, LineConfig
+from csflow.adapters.mlflow.runs import Run
+from csflow.adapters.mlflow.versions import LONGEST_TAG
 from csflow.errors import NotRegisteredError, RegistryError
 from csflow.system.processes import peak_memory
 from csflow.system.retry import database_is_locked, retried
 from csflow.system.workspace import Workspace
 
 if TYPE_CHECKING:
-    from mlflow.entities import Run as MlflowRun
-
     from csflow.flow.training import EpochResult
 
-LONGEST_TAG = 5000
 _PARENT = "mlflow.parentRunId"
 _LARGEST_BATCH = 1000  # metrics MLflow takes in one request
-
-
-@dataclass(frozen=True)
-class Run:
-    """What one pipeline run left behind.
-
-    Attributes:
-        run_id: MLflow's id.
-        status: ``RUNNING``, ``FINISHED``, ``FAILED`` or ``KILLED``.
-        started: When the first step opened it, UTC.
-    """
-
-    run_id: str
-    status: str
-    started: datetime
-    params: Mapping[str, str] = field(default_factory=dict)
-    metrics: Mapping[str, float] = field(default_factory=dict)
-    tags: Mapping[str, str] = field(default_factory=dict)
-
-    @property
-    def outcome(self) -> str:
-        """What became of it: the outcome of its last step, else where it failed, else its status."""
-        if self.status == "FINISHED":
-            return self.tags.get("outcome", "finished")
-        step = self.tags.get("failed_step")
-        return f"{self.status.lower()} in {step}" if step else self.status.lower()
-
-    @property
-    def seconds(self) -> float:
-        """Duration of all its steps together."""
-        return sum(value for name, value in self.metrics.items() if name.startswith("seconds_"))
-
-
-def flat_params(line: LineConfig) -> dict[str, str]:
-    """The configuration as flat names, the same names for every run: ``features.image_size`` and so on.
-
-    >>> from csflow.config import DataConfig
-    >>> flat_params(LineConfig(line="tiles", data=DataConfig(path="tiles")))["features.image_size"]
-    '384'
-    """
-    elsewhere = {"line", "description", "detector", "serving", "schedule", "resources"}
-    sections = line.model_dump(mode="json", exclude=elsewhere)
-    if sections["calibration"] == "none":
-        sections["calibration"] = dict.fromkeys(CalibrationConfig.model_fields, "none")
-    flat = {f"{section}.{key}": _text(value) for section, keys in sections.items() for key, value in keys.items()}
-    return {"detector": line.detector, **flat}
-
-
-@typed_errors
-def start_run(
-    workspace: Workspace,
-    line: str,
-    *,
-    params: Mapping[str, str],
-    tags: Mapping[str, object],
-    name: str | None = None,
-    parent: str | None = None,
-) -> str:
-    """Open the MLflow run of one pipeline run in state ``RUNNING``.
-
-    Args:
-        workspace: Where things are; the local database is made if there is none.
-        line: Name of the experiment: the line's name, or :func:`ablations_of` it.
-        params: Of every run of the line the same names, see :func:`flat_params`.
-        tags: For instance the digests of the data; those that are ``None`` are left out.
-        name: How MLflow's page calls the run; line and time by default.
-        parent: The run it is nested in.
-
-    Returns:
-        The id of the run, which every later step writes to.
-    """
-    initialise(workspace)
-    run = client_of(workspace).create_run(
-        _experiment_id(workspace, line),
-        run_name=name or f"{line} {datetime.now(UTC):%Y-%m-%d %H:%M:%S}",
-        tags={"line": line, **_tag_texts(tags), **({_PARENT: parent} if parent else {})},
-    )
-    _log(workspace, run.info.run_id, params=params)
-    return str(run.info.run_id)
-
-
-@contextmanager
-def step(workspace: Workspace, run_id: str, name: str) -> Iterator[None]:
-    """One pipeline step inside the run: its duration and peak memory are logged, its failure marks the run.
-
-    An error sets the tags ``error`` and ``failed_step`` and the status ``FAILED`` (``KILLED`` for an
-    interrupt) and goes on to the caller. A step that is tried again takes the marks off.
-    """
-    _reopen(workspace, run_id)
-    start = time.perf_counter()
-    try:
-        yield
-    except BaseException as error:
-        # The step's own error matters more than the one of a tracker that is gone too.
-        with suppress(Exception):
-            status = "FAILED" if isinstance(error, Exception) else "KILLED"
-            fail(workspace, run_id, step=name, message=str(error) or type(error).__name__, status=status)
-        raise
-    used = {f"seconds_{name}": time.perf_counter() - start, f"peak_memory_mb_{name}": peak_memory() / 1e6}
-    log_metrics(workspace, run_id, used)
-
-
-@typed_errors
-def fail(workspace: Workspace, run_id: str, *, step: str, message: str, status: str = "FAILED") -> None:
-    """Mark the run as failed in ``step`` because of ``message``."""
-    set_tags(workspace, run_id, {"failed_step": step, "error": message})
-    client_of(workspace).set_terminated(run_id, status)
-
-
-@typed_errors
-@retried(database_is_locked)
-def finish(workspace: Workspace, run_id: str, outcome: str) -> None:
-    """Close the run as ``FINISHED``; ``outcome`` is for instance ``promoted`` or ``unchanged``."""
-    set_tags(workspace, run_id, {"outcome": outcome})
-    client_of(workspace).set_terminated(run_id, "FINISHED")
-
-
-def log_metrics(workspace: Workspace, run_id: str, metrics: Mapping[str, float | None]) -> None:
-    """Log final figures; those that are ``None`` are left out."""
-    points = [_Point(name, float(value), _now(), 0) for name, value in metrics.items() if value is not None]
-    _log(workspace, run_id, points=points)
-
-
-def set_tags(workspace: Workspace, run_id: str, tags: Mapping[str, object]) -> None:
-    """Set tags of the run; those that are ``None`` are left out, too long values are cut."""
-    _log(workspace, run_id, tags=_tag_texts(tags))
-
-
-@contextmanager
-def epoch_log(workspace: Workspace, run_id: str, *, every: float = 2.0) -> Iterator[Callable[[EpochResult], None]]:
-    """Yield an ``on_epoch`` for :func:`csflow.flow.training.fit` that draws the run's curves.
-
-    Epochs are written together every ``every`` seconds and when the block ends, however it ends, so
-    that the tracker does not slow down short ones.
-    """
-    waiting: list[_Point] = []
-    written = time.monotonic()
-
-    def flush() -> None:
-        nonlocal written
-        for start in range(0, len(waiting), _LARGEST_BATCH):
-            _log(workspace, run_id, points=waiting[start : start + _LARGEST_BATCH])
-        waiting.clear()
-        written = time.monotonic()
-
-    def on_epoch(result: EpochResult) -> None:
-        values = {
-            "train_nll": result.nll,
-            "grad_norm": result.grad_norm,
-            "epoch_seconds": result.seconds,
-            "learning_rate": result.learning_rate,
-        }
-        waiting.extend(_Point(name, value, _now(), result.epoch) for name, value in values.items())
-        if time.monotonic() - written >= every:
-            flush()
-
-    try:
-        yield on_epoch
-    finally:
-        flush()
-
-
-@typed_errors
-def log_artifact(workspace: Workspace, run_id: str, path: Path, *, folder: str | None = None) -> None:
-    """Attach a file, or a directory under its own name; ``folder`` is where among the run's artifacts."""
-    client_of(workspace).log_artifact(run_id, str(path), folder)
-
-
-def fetch_artifact(workspace: Workspace, run_id: str, path: str, target: Path) -> Path:
-    """Copy one of the run's artifacts into the folder ``target``.
-
-    Raises:
-        RegistryError: If the run has no such artifact, or it cannot be read.
-    """
-    client_of(workspace)
-    from mlflow.artifacts import download_artifacts
-    from mlflow.exceptions import MlflowException
-
-    uri = workspace.tracking_uri
-    try:
-        return Path(download_artifacts(run_id=run_id, artifact_path=path, dst_path=str(target), tracking_uri=uri))
-    except (MlflowException, OSError) as error:
-        raise RegistryError(f"Artifact {path} of run {run_id} cannot be read from {uri}: {error}.") from error
-
-
-@typed_errors
-@retried(database_is_locked)
-def log_dataset(workspace: Workspace, run_id: str, *, name: str, digest: str, manifest: Path, source: str) -> None:
-    """Record which data the run saw, and attach the manifest under ``data/``.
-
-    Args:
-        workspace: Where things are.
-        run_id: The run.
-        name: Name of the line.
-        digest: Digest of the data; MLflow keeps its first 36 characters.
-        manifest: The manifest as CSV.
-        source: Where the images come from.
-    """
-    import pandas as pd
-
-    client = client_of(workspace)
-    from mlflow.data.code_dataset_source import CodeDatasetSource
-    from mlflow.data.pandas_dataset import from_pandas
-    from mlflow.entities import Dataset, DatasetInput, InputTag
-
-    frame = pd.read_csv(manifest, keep_default_na=False, dtype=str)
-    # MLflow has no kind of source for DVC: its own makes schema and profile, ours is put in its place.
-    described = from_pandas(frame, source=CodeDatasetSource({}), name=name, digest=digest[:36]).to_dict()
-    dataset = Dataset(**described | {"source_type": "dvc", "source": json.dumps({"uri": source})})
-    client.log_inputs(run_id, [DatasetInput(dataset, [InputTag("mlflow.data.context", "training")])])
-    log_artifact(workspace, run_id, manifest, folder="data")
-
-
-@typed_errors
-def read_run(workspace: Workspace, run_id: str) -> Run:
-    """One run.
-
-    Raises:
-        RegistryError: If the tracker does not know the run.
-    """
-    require_database(workspace)
-    client = client_of(workspace)
-    from mlflow.exceptions import MlflowException
-
-    try:
-        return _run(client.get_run(run_id))
-    except MlflowException as error:
-        if error.error_code not in {"RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"}:
-            raise
-        raise RegistryError(f"MLflow at {workspace.tracking_uri} has no run {run_id!r}: {error.message}") from error
-
-
-@typed_errors
-def list_runs(workspace: Workspace, line: str, *, limit: int) -> list[Run]:
-    """The last runs of a line, newest first.
-
-    Raises:
-        NotRegisteredError: If the line never ran here.
-    """
-    require_database(workspace)
-    client = client_of(workspace)
-    experiment = client.get_experiment_by_name(line)
-    if experiment is None:
-        raise NotRegisteredError(_never_ran(line, workspace))
-    found = client.search_runs([experiment.experiment_id], max_results=limit, order_by=["attributes.start_time DESC"])
-    return [_run(run) for run in found]
-
-
-def ablations_of(line: str) -> str:
-    """The experiment of a line's ablations, apart from its pipeline runs; no line can have that name."""
-    return f"{line}.ablations"
-
-
-@typed_errors
-def nested_runs(workspace: Workspace, parent: str) -> list[Run]:
-    """The runs nested in a run, oldest first."""
-    client = client_of(workspace)
-    experiment = client.get_run(parent).info.experiment_id
-    chosen = f"tags.`{_PARENT}` = '{parent}'"
-    return [_run(run) for run in client.search_runs([experiment], chosen, order_by=["attributes.start_time ASC"])]
-
-
-def _run(run: MlflowRun) -> Run:
-    return Run(
-        run_id=run.info.run_id,
-        status=run.info.status,
-        started=datetime.fromtimestamp(run.info.start_time / 1000, UTC),
-        params=dict(run.data.params),
-        metrics=dict(run.data.metrics),
-        tags={name: value for name, value in run.data.tags.items() if not name.startswith("mlflow.")},
-    )
 
 
 class _Point(NamedTuple):
@@ -329,61 +56,274 @@ class _Point(NamedTuple):
     epoch: int
 
 
-@typed_errors
-@retried(database_is_locked)
-def _log(
-    workspace: Workspace,
-    run_id: str,
-    *,
-    points: Sequence[_Point] = (),
-    params: Mapping[str, str] | None = None,
-    tags: Mapping[str, str] | None = None,
-) -> None:
-    """One request for all of them: some milliseconds on SQLite."""
-    client = client_of(workspace)
-    from mlflow.entities import Metric, Param, RunTag
+@dataclass(frozen=True)
+class Tracker:
+    """The runs of a workspace's MLflow.
 
-    client.log_batch(
-        run_id,
-        metrics=[Metric(*point) for point in points],
-        params=[Param(name, value) for name, value in (params or {}).items()],
-        tags=[RunTag(name, value) for name, value in (tags or {}).items()],
-    )
+    Attributes:
+        workspace: Names the MLflow database or server.
+    """
 
+    workspace: Workspace
 
-@typed_errors
-@retried(database_is_locked)
-def _reopen(workspace: Workspace, run_id: str) -> None:
-    client = client_of(workspace)
-    run = client.get_run(run_id)
-    if run.info.status != "RUNNING":
-        client.update_run(run_id, status="RUNNING")
-        for tag in {"failed_step", "error"} & run.data.tags.keys():
-            client.delete_tag(run_id, tag)
+    def initialise(self) -> None:
+        """Create or migrate the local database; a tracking server looks after its own.
 
+        Raises:
+            CsflowError: If the database cannot be created.
+        """
+        initialise(self.workspace)
 
-def _experiment_id(workspace: Workspace, line: str) -> str:
-    client = client_of(workspace)
-    from mlflow.exceptions import MlflowException
+    @typed_errors
+    def start_run(
+        self,
+        line: str,
+        *,
+        params: Mapping[str, str],
+        tags: Mapping[str, object],
+        name: str | None = None,
+        parent: str | None = None,
+    ) -> str:
+        """Open the MLflow run of one pipeline run in state ``RUNNING``.
 
-    if (experiment := client.get_experiment_by_name(line)) is None:
-        location = None if is_server(workspace) else (workspace.root / "mlartifacts" / line).as_uri()
+        Args:
+            line: Name of the experiment: the line's name, or :func:`ablations_of` it.
+            params: Of every run of the line the same names, see :func:`csflow.adapters.mlflow.runs.flat_params`.
+            tags: For instance the digests of the data; those that are ``None`` are left out.
+            name: How MLflow's page calls the run; line and time by default.
+            parent: The run it is nested in.
+
+        Returns:
+            The id of the run, which every later step writes to.
+        """
+        initialise(self.workspace)
+        run = client_of(self.workspace).create_run(
+            self._experiment_id(line),
+            run_name=name or f"{line} {datetime.now(UTC):%Y-%m-%d %H:%M:%S}",
+            tags={"line": line, **_tag_texts(tags), **({_PARENT: parent} if parent else {})},
+        )
+        self._log(run.info.run_id, params=params)
+        return str(run.info.run_id)
+
+    @contextmanager
+    def step(self, run_id: str, name: str) -> Iterator[None]:
+        """One pipeline step inside the run: its duration and peak memory are logged, its failure marks the run.
+
+        An error sets the tags ``error`` and ``failed_step`` and the status ``FAILED`` (``KILLED`` for an
+        interrupt) and goes on to the caller. A step that is tried again takes the marks off.
+        """
+        self._reopen(run_id)
+        start = time.perf_counter()
         try:
-            return client.create_experiment(line, artifact_location=location)
-        except MlflowException:
-            # Another process may have been first; if not, the server does not let us.
-            if (experiment := client.get_experiment_by_name(line)) is None:
+            yield
+        except BaseException as error:
+            # The step's own error matters more than the one of a tracker that is gone too.
+            with suppress(Exception):
+                status = "FAILED" if isinstance(error, Exception) else "KILLED"
+                self.fail(run_id, step=name, message=str(error) or type(error).__name__, status=status)
+            raise
+        used = {f"seconds_{name}": time.perf_counter() - start, f"peak_memory_mb_{name}": peak_memory() / 1e6}
+        self.log_metrics(run_id, used)
+
+    @typed_errors
+    def fail(self, run_id: str, *, step: str, message: str, status: str = "FAILED") -> None:
+        """Mark the run as failed in ``step`` because of ``message``."""
+        self.set_tags(run_id, {"failed_step": step, "error": message})
+        client_of(self.workspace).set_terminated(run_id, status)
+
+    @typed_errors
+    @retried(database_is_locked)
+    def finish(self, run_id: str, outcome: str) -> None:
+        """Close the run as ``FINISHED``; ``outcome`` is for instance ``promoted`` or ``unchanged``."""
+        self.set_tags(run_id, {"outcome": outcome})
+        client_of(self.workspace).set_terminated(run_id, "FINISHED")
+
+    def log_metrics(self, run_id: str, metrics: Mapping[str, float | None]) -> None:
+        """Log final figures; those that are ``None`` are left out."""
+        points = [_Point(name, float(value), _now(), 0) for name, value in metrics.items() if value is not None]
+        self._log(run_id, points=points)
+
+    def set_tags(self, run_id: str, tags: Mapping[str, object]) -> None:
+        """Set tags of the run; those that are ``None`` are left out, too long values are cut."""
+        self._log(run_id, tags=_tag_texts(tags))
+
+    @contextmanager
+    def epoch_log(self, run_id: str, *, every: float = 2.0) -> Iterator[Callable[[EpochResult], None]]:
+        """Yield an ``on_epoch`` for :func:`csflow.flow.training.fit` that draws the run's curves.
+
+        Epochs are written together every ``every`` seconds and when the block ends, however it ends, so
+        that the tracker does not slow down short ones.
+        """
+        waiting: list[_Point] = []
+        written = time.monotonic()
+
+        def flush() -> None:
+            nonlocal written
+            for start in range(0, len(waiting), _LARGEST_BATCH):
+                self._log(run_id, points=waiting[start : start + _LARGEST_BATCH])
+            waiting.clear()
+            written = time.monotonic()
+
+        def on_epoch(result: EpochResult) -> None:
+            values = {
+                "train_nll": result.nll,
+                "grad_norm": result.grad_norm,
+                "epoch_seconds": result.seconds,
+                "learning_rate": result.learning_rate,
+            }
+            waiting.extend(_Point(name, value, _now(), result.epoch) for name, value in values.items())
+            if time.monotonic() - written >= every:
+                flush()
+
+        try:
+            yield on_epoch
+        finally:
+            flush()
+
+    @typed_errors
+    def log_artifact(self, run_id: str, path: Path, *, folder: str | None = None) -> None:
+        """Attach a file, or a directory under its own name; ``folder`` is where among the run's artifacts."""
+        client_of(self.workspace).log_artifact(run_id, str(path), folder)
+
+    def fetch_artifact(self, run_id: str, path: str, target: Path) -> Path:
+        """Copy one of the run's artifacts into the folder ``target``.
+
+        Raises:
+            RegistryError: If the run has no such artifact, or it cannot be read.
+        """
+        client_of(self.workspace)
+        from mlflow.artifacts import download_artifacts
+        from mlflow.exceptions import MlflowException
+
+        uri = self.workspace.tracking_uri
+        try:
+            return Path(download_artifacts(run_id=run_id, artifact_path=path, dst_path=str(target), tracking_uri=uri))
+        except (MlflowException, OSError) as error:
+            raise RegistryError(f"Artifact {path} of run {run_id} cannot be read from {uri}: {error}.") from error
+
+    @typed_errors
+    @retried(database_is_locked)
+    def log_dataset(self, run_id: str, *, name: str, digest: str, manifest: Path, source: str) -> None:
+        """Record which data the run saw, and attach the manifest under ``data/``.
+
+        Args:
+            run_id: The run.
+            name: Name of the line.
+            digest: Digest of the data; MLflow keeps its first 36 characters.
+            manifest: The manifest as CSV.
+            source: Where the images come from.
+        """
+        import pandas as pd
+
+        client = client_of(self.workspace)
+        from mlflow.data.code_dataset_source import CodeDatasetSource
+        from mlflow.data.pandas_dataset import from_pandas
+        from mlflow.entities import Dataset, DatasetInput, InputTag
+
+        frame = pd.read_csv(manifest, keep_default_na=False, dtype=str)
+        # MLflow has no kind of source for DVC: its own makes schema and profile, ours is put in its place.
+        described = from_pandas(frame, source=CodeDatasetSource({}), name=name, digest=digest[:36]).to_dict()
+        dataset = Dataset(**described | {"source_type": "dvc", "source": json.dumps({"uri": source})})
+        client.log_inputs(run_id, [DatasetInput(dataset, [InputTag("mlflow.data.context", "training")])])
+        self.log_artifact(run_id, manifest, folder="data")
+
+    @typed_errors
+    def read_run(self, run_id: str) -> Run:
+        """One run.
+
+        Raises:
+            RegistryError: If the tracker does not know the run.
+        """
+        require_database(self.workspace)
+        client = client_of(self.workspace)
+        from mlflow.exceptions import MlflowException
+
+        try:
+            return Run.of(client.get_run(run_id))
+        except MlflowException as error:
+            if error.error_code not in {"RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"}:
                 raise
-    if experiment.lifecycle_stage == "deleted":
-        client.restore_experiment(experiment.experiment_id)
-    return str(experiment.experiment_id)
+            raise RegistryError(
+                f"MLflow at {self.workspace.tracking_uri} has no run {run_id!r}: {error.message}"
+            ) from error
 
+    @typed_errors
+    def list_runs(self, line: str, *, limit: int) -> list[Run]:
+        """The last runs of a line, newest first.
 
-def _never_ran(line: str, workspace: Workspace) -> str:
-    return (
-        f"Line {line!r} never ran: MLflow at {workspace.tracking_uri} has no experiment of that name. "
-        f"Run its pipeline first: python -m pipelines run lines/{line}.yaml"
-    )
+        Raises:
+            NotRegisteredError: If the line never ran here.
+        """
+        require_database(self.workspace)
+        client = client_of(self.workspace)
+        experiment = client.get_experiment_by_name(line)
+        if experiment is None:
+            raise NotRegisteredError(self._never_ran(line))
+        found = client.search_runs(
+            [experiment.experiment_id], max_results=limit, order_by=["attributes.start_time DESC"]
+        )
+        return [Run.of(run) for run in found]
+
+    @typed_errors
+    def nested_runs(self, parent: str) -> list[Run]:
+        """The runs nested in a run, oldest first."""
+        client = client_of(self.workspace)
+        experiment = client.get_run(parent).info.experiment_id
+        chosen = f"tags.`{_PARENT}` = '{parent}'"
+        return [Run.of(run) for run in client.search_runs([experiment], chosen, order_by=["attributes.start_time ASC"])]
+
+    @typed_errors
+    @retried(database_is_locked)
+    def _log(
+        self,
+        run_id: str,
+        *,
+        points: Sequence[_Point] = (),
+        params: Mapping[str, str] | None = None,
+        tags: Mapping[str, str] | None = None,
+    ) -> None:
+        """One request for all of them: some milliseconds on SQLite."""
+        client = client_of(self.workspace)
+        from mlflow.entities import Metric, Param, RunTag
+
+        client.log_batch(
+            run_id,
+            metrics=[Metric(*point) for point in points],
+            params=[Param(name, value) for name, value in (params or {}).items()],
+            tags=[RunTag(name, value) for name, value in (tags or {}).items()],
+        )
+
+    @typed_errors
+    @retried(database_is_locked)
+    def _reopen(self, run_id: str) -> None:
+        client = client_of(self.workspace)
+        run = client.get_run(run_id)
+        if run.info.status != "RUNNING":
+            client.update_run(run_id, status="RUNNING")
+            for tag in {"failed_step", "error"} & run.data.tags.keys():
+                client.delete_tag(run_id, tag)
+
+    def _experiment_id(self, line: str) -> str:
+        client = client_of(self.workspace)
+        from mlflow.exceptions import MlflowException
+
+        if (experiment := client.get_experiment_by_name(line)) is None:
+            location = None if is_server(self.workspace) else (self.workspace.root / "mlartifacts" / line).as_uri()
+            try:
+                return client.create_experiment(line, artifact_location=location)
+            except MlflowException:
+                # Another process may have been first; if not, the server does not let us.
+                if (experiment := client.get_experiment_by_name(line)) is None:
+                    raise
+        if experiment.lifecycle_stage == "deleted":
+            client.restore_experiment(experiment.experiment_id)
+        return str(experiment.experiment_id)
+
+    def _never_ran(self, line: str) -> str:
+        return (
+            f"Line {line!r} never ran: MLflow at {self.workspace.tracking_uri} has no experiment of that name. "
+            f"Run its pipeline first: python -m pipelines run lines/{line}.yaml"
+        )
 
 
 def _tag_texts(tags: Mapping[str, object]) -> dict[str, str]:

@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from csflow.adapters.mlflow import registry, tracking
-from csflow.adapters.mlflow.registry import Version
+from csflow.adapters.mlflow.registry import Registry
+from csflow.adapters.mlflow.tracking import Tracker
+from csflow.adapters.mlflow.versions import Version
 from csflow.config import DataConfig, GateConfig, LineConfig, RolesConfig
 from csflow.data.images import read_image
 from csflow.data.manifest import Manifest, build_manifest
@@ -22,6 +23,7 @@ from csflow.detector.detector import Detector
 from csflow.release import challenge
 from csflow.release.gate import GateDecision
 from csflow.runs.context import RunContext
+from csflow.runs.services import Services
 from csflow.steps import promote
 from csflow.system.workspace import Workspace
 
@@ -59,8 +61,8 @@ class Line:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.known: list[Version] = []
         self.detectors: dict[str, Stand] = {}
-        monkeypatch.setattr(registry, "versions", lambda *_: self.known)
-        monkeypatch.setattr(registry, "find_version", lambda _, __, n: next(v for v in self.known if v.version == n))
+        monkeypatch.setattr(Registry, "versions", lambda *_: self.known)
+        monkeypatch.setattr(Registry, "find_version", lambda _, __, n: next(v for v in self.known if v.version == n))
         monkeypatch.setattr(challenge, "lay_down", lambda _, version: Path(str(version.version)))
         monkeypatch.setattr(Detector, "load", lambda folder: self.detectors[folder.name])
 
@@ -98,50 +100,48 @@ def labelled(tmp_path: Path) -> Manifest:
 
 
 @pytest.fixture
-def workspace(tmp_path: Path) -> Workspace:
-    return Workspace(tmp_path / "home")
+def services(tmp_path: Path) -> Services:
+    return Services.of(Workspace(tmp_path / "home"))
 
 
-def test_the_first_version_must_separate_better_than_chance(
-    line: Line, labelled: Manifest, workspace: Workspace
-) -> None:
+def test_the_first_version_must_separate_better_than_chance(line: Line, labelled: Manifest, services: Services) -> None:
     sharp, blind = line.add(0.2), line.add(1000.0)
-    assert challenge.decide(workspace, LINE, sharp, labelled, score=score).outcome == "promoted"
-    assert challenge.decide(workspace, LINE, blind, labelled, score=score).outcome != "promoted"
+    assert challenge.decide(services, LINE, sharp, labelled, score=score).outcome == "promoted"
+    assert challenge.decide(services, LINE, blind, labelled, score=score).outcome != "promoted"
 
 
 @pytest.mark.parametrize(("noise", "outcome"), [(0.2, "promoted"), (0.1, "promoted"), (2.0, "kept_worse")])
 def test_a_challenger_is_compared_with_the_champion(
-    line: Line, labelled: Manifest, workspace: Workspace, noise: float, outcome: str
+    line: Line, labelled: Manifest, services: Services, noise: float, outcome: str
 ) -> None:
     line.add(0.2, champion=True, decision="promoted")
-    decision = challenge.decide(workspace, LINE, line.add(noise), labelled, score=score)
+    decision = challenge.decide(services, LINE, line.add(noise), labelled, score=score)
     assert decision.outcome == outcome
     assert decision.evidence["defective_images"] == 40
 
 
 def test_the_reference_is_the_best_champion_so_far_on_todays_images(
-    line: Line, labelled: Manifest, workspace: Workspace
+    line: Line, labelled: Manifest, services: Services
 ) -> None:
     line.add(0.1, decision="promoted", image_auroc="0.99")
     line.add(3.0, decision="promoted", image_auroc="0.60")
     line.add(1.4, decision="promoted", champion=True, image_auroc="0.95")
     challenger = line.add(1.5)
-    kept = challenge.decide(workspace, LINE, challenger, labelled, score=score)
+    kept = challenge.decide(services, LINE, challenger, labelled, score=score)
     assert kept.outcome == "kept_worse"
     assert kept.evidence["reference_auroc"] > 0.98
 
 
 @pytest.mark.parametrize("decision", ["rolled_back", "kept_worse", "held", ""])
 def test_what_was_never_champion_or_was_rolled_back_is_no_reference(
-    line: Line, labelled: Manifest, workspace: Workspace, decision: str
+    line: Line, labelled: Manifest, services: Services, decision: str
 ) -> None:
     line.add(0.1, decision=decision, image_auroc="0.99")
     line.add(1.4, decision="promoted", champion=True, image_auroc="0.80")
-    assert challenge.decide(workspace, LINE, line.add(1.4), labelled, score=score).outcome == "promoted"
+    assert challenge.decide(services, LINE, line.add(1.4), labelled, score=score).outcome == "promoted"
 
 
-def test_both_are_scored_on_the_same_test_images(line: Line, labelled: Manifest, workspace: Workspace) -> None:
+def test_both_are_scored_on_the_same_test_images(line: Line, labelled: Manifest, services: Services) -> None:
     seen: list[tuple[str, list[str]]] = []
 
     def watch(detector: Stand, shown: Manifest) -> tuple[np.ndarray, np.ndarray]:
@@ -149,46 +149,46 @@ def test_both_are_scored_on_the_same_test_images(line: Line, labelled: Manifest,
         return score(detector, shown)
 
     line.add(0.2, champion=True)
-    challenge.decide(workspace, LINE, line.add(0.2), labelled, score=watch)
+    challenge.decide(services, LINE, line.add(0.2), labelled, score=watch)
     assert {name for name, _ in seen} == {"1", "2"}
     assert seen[0][1] == seen[1][1] == list(labelled.rows(role="test").frame["path"])
 
 
 def test_a_line_without_defects_is_judged_on_gate_images_and_synthetic_defects(
-    line: Line, tmp_path: Path, workspace: Workspace
+    line: Line, tmp_path: Path, services: Services
 ) -> None:
     manifest = images(tmp_path / "good", defective=0)
     gate = len(manifest.rows(role="gate"))
     assert gate >= 10
     first = line.add(0.1)
-    decision = challenge.decide(workspace, LINE, first, manifest, score=score)
+    decision = challenge.decide(services, LINE, first, manifest, score=score)
     assert decision.outcome == "promoted"
     assert decision.evidence["good_images"] == decision.evidence["defective_images"] == gate
     line.known[0] = Version("tiles", first, "run", datetime.now(UTC), ("champion",), {"decision": "promoted"})
-    equal = challenge.decide(workspace, LINE, line.add(0.1), manifest, score=score)
+    equal = challenge.decide(services, LINE, line.add(0.1), manifest, score=score)
     assert equal.outcome == "promoted"
     assert (equal.evidence["defects"], equal.evidence["gate_images"]) == ("synthetic", gate)
-    nervous = challenge.decide(workspace, LINE, line.add(0.1, threshold=-1.0), manifest, score=score)
+    nervous = challenge.decide(services, LINE, line.add(0.1, threshold=-1.0), manifest, score=score)
     assert nervous.outcome == "kept_worse"
     assert nervous.evidence["false_alarms"] == gate
 
 
-def test_a_line_with_nothing_to_judge_by_is_kept(line: Line, tmp_path: Path, workspace: Workspace) -> None:
+def test_a_line_with_nothing_to_judge_by_is_kept(line: Line, tmp_path: Path, services: Services) -> None:
     manifest = images(tmp_path / "few", defective=0, train=1)
     if len(manifest.rows(role="gate")):
         manifest = manifest.rows(split="test")
-    decision = challenge.decide(workspace, LINE, line.add(0.1), manifest, score=score)
+    decision = challenge.decide(services, LINE, line.add(0.1), manifest, score=score)
     assert decision.outcome == "kept_insufficient"
     assert "roles.gate" in decision.reason
 
 
 @pytest.mark.slow
 def test_scores_through_the_feature_store_are_the_detectors_own(
-    make_detector: Callable[..., Path], tmp_path: Path, workspace: Workspace
+    make_detector: Callable[..., Path], tmp_path: Path, services: Services
 ) -> None:
     manifest = images(tmp_path / "images", defective=2, train=2, good=2)
     detector = Detector.load(make_detector("tiles"))
-    scores, maps = challenge._stored_scorer(workspace)(detector, manifest)
+    scores, maps = challenge._stored_scorer(services)(detector, manifest)
     direct = detector.predict([read_image(file) for file in manifest.files])
     assert scores == pytest.approx([prediction.score for prediction in direct], rel=1e-3)  # half precision in the store
     assert len(maps) == len(direct)
@@ -197,7 +197,7 @@ def test_scores_through_the_feature_store_are_the_detectors_own(
 @pytest.mark.slow
 @pytest.mark.parametrize("defective", [12, 0])
 def test_the_comparison_is_written_beside_the_decision(
-    line: Line, make_detector: Callable[..., Path], tmp_path: Path, workspace: Workspace, defective: int,
+    line: Line, make_detector: Callable[..., Path], tmp_path: Path, services: Services, defective: int,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     loaded = {"1": LOAD(make_detector("tiles", seed=1)), "2": LOAD(make_detector("tiles", seed=2))}
@@ -210,7 +210,7 @@ def test_the_comparison_is_written_beside_the_decision(
     def noisy(detector: Detector, shown: Manifest) -> tuple[np.ndarray, np.ndarray]:
         return draw[id(detector)].uniform(5.0, 12.0, len(shown)), draw[id(detector)].uniform(size=(len(shown), 4, 4))
 
-    decision = challenge.decide(workspace, LINE, line.add(0.0), manifest, score=noisy, comparison_out=out)
+    decision = challenge.decide(services, LINE, line.add(0.0), manifest, score=noisy, comparison_out=out)
     facts = json.loads((out / "comparison.json").read_text())
     assert facts["names"] == {"champion": "version 1", "challenger": "version 2"}
     assert facts["verdict"] == decision.reason
@@ -223,15 +223,15 @@ def test_the_comparison_is_written_beside_the_decision(
 
 
 def test_without_champion_there_is_nothing_to_compare(
-    line: Line, labelled: Manifest, workspace: Workspace, tmp_path: Path
+    line: Line, labelled: Manifest, services: Services, tmp_path: Path
 ) -> None:
-    challenge.decide(workspace, LINE, line.add(0.2), labelled, score=score, comparison_out=tmp_path / "comparison")
+    challenge.decide(services, LINE, line.add(0.2), labelled, score=score, comparison_out=tmp_path / "comparison")
     assert not (tmp_path / "comparison").exists()
 
 
 @pytest.mark.parametrize("has_champion", [True, False])
 def test_the_promote_step_attaches_the_comparison_to_the_run(
-    workspace: Workspace, labelled: Manifest, monkeypatch: pytest.MonkeyPatch, has_champion: bool
+    services: Services, labelled: Manifest, monkeypatch: pytest.MonkeyPatch, has_champion: bool
 ) -> None:
     def decide(*_: object, comparison_out: Path) -> GateDecision:
         if has_champion:
@@ -240,8 +240,8 @@ def test_the_promote_step_attaches_the_comparison_to_the_run(
 
     logged: list[tuple[str, Path]] = []
     monkeypatch.setattr(challenge, "decide", decide)
-    monkeypatch.setattr(registry, "set_version_tags", lambda *_: None)
-    monkeypatch.setattr(tracking, "log_artifact", lambda _, run, path: logged.append((run, path)))
+    monkeypatch.setattr(Registry, "set_version_tags", lambda *_: None)
+    monkeypatch.setattr(Tracker, "log_artifact", lambda _, run, path: logged.append((run, path)))
     context = RunContext(LINE, "run7", "", "", "", "", "", unchanged=False)
-    assert promote._judge(workspace, context, 2, labelled).outcome == "promoted"
-    assert logged == ([("run7", workspace.runs / "run7" / "comparison")] if has_champion else [])
+    assert promote._judge(services, context, 2, labelled).outcome == "promoted"
+    assert logged == ([("run7", services.workspace.runs / "run7" / "comparison")] if has_champion else [])

@@ -6,20 +6,24 @@ Registry and endpoint are small models in memory here; ``test_lifecycle.py`` doe
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import cast
 
 import pytest
 
-from csflow.adapters import deployment
-from csflow.adapters.deployment import Candidate, LocalEndpoint
-from csflow.adapters.mlflow import registry
-from csflow.adapters.mlflow.registry import Version
+from csflow.adapters.deployment import local
+from csflow.adapters.deployment.local import Candidate, LocalEndpoints
+from csflow.adapters.deployment.local_process import LocalEndpoint
+from csflow.adapters.mlflow.registry import Registry
+from csflow.adapters.mlflow.tracking import Tracker
+from csflow.adapters.mlflow.versions import Version
 from csflow.config import DataConfig, LineConfig
 from csflow.errors import DeployError, RegistryError, UsageError
 from csflow.release import promotion, rollout
 from csflow.release.gate import GateDecision
+from csflow.runs.services import Services
 from csflow.system.workspace import Workspace
 
 LINE = LineConfig(line="tiles", data=DataConfig(path="data/tiles"))
@@ -61,68 +65,70 @@ class World:
         return int(self.endpoint.version) if self.endpoint else None
 
     # what promotion uses of the registry
-    def versions(self, _: Workspace, line: str) -> list[Version]:
+    def versions(self, line: str) -> list[Version]:
         return sorted(self.known.values(), key=lambda v: v.version, reverse=True)
 
-    def find_version(self, _: Workspace, line: str, which: str | int = "champion") -> Version:
+    def find_version(self, line: str, which: str | int = "champion") -> Version:
         for version in self.known.values():
             if which in (version.version, *version.aliases):
                 return version
         raise RegistryError(f"no version {which}")
 
-    def find_champion(self, _: Workspace, line: str) -> Version | None:
+    def find_champion(self, line: str) -> Version | None:
         return None if self.champion is None else self.known[self.champion]
 
-    def set_alias(self, _: Workspace, line: str, number: int) -> None:
+    def set_alias(self, line: str, number: int) -> None:
         self.call("set_alias")
         self.known = {n: replace(v, aliases=("champion",) if n == number else ()) for n, v in self.known.items()}
 
-    def set_version_tags(self, _: Workspace, line: str, number: int, tags: Mapping[str, object]) -> None:
+    def set_version_tags(self, line: str, number: int, tags: Mapping[str, object]) -> None:
         self.call("set_version_tags")
         version = self.known[number]
         self.known[number] = replace(version, tags={**version.tags, **{k: str(v) for k, v in tags.items()}})
 
-    def get_hold(self, _: Workspace, line: str) -> dict[str, str] | None:
+    def get_hold(self, line: str) -> dict[str, str] | None:
         return self.hold
 
-    def set_hold(self, _: Workspace, line: str, hold: dict[str, str] | None) -> None:
+    def set_hold(self, line: str, hold: dict[str, str] | None) -> None:
         self.call("set_hold")
         self.hold = hold
 
-    def download_detector(self, _: Workspace, line: str, which: int, parent: Path) -> Path:
+    def download_detector(self, line: str, which: int, parent: Path) -> Path:
         return parent / f"d{which}"
 
-    # what promotion uses of the deployment
-    def status(self, _: Workspace, line: str) -> LocalEndpoint | None:
-        return self.endpoint
 
-    def serves(self, endpoint: LocalEndpoint, digest: str, version: str, port: int) -> bool:
-        return (endpoint.digest, endpoint.version) == (digest, version)
+@dataclass(frozen=True)
+class WorldEndpoints(LocalEndpoints):
+    """Local endpoints without processes."""
 
-    def start_candidate(self, _: Workspace, line: str, directory: Path, version: str, *, port: int) -> Candidate:
-        self.call("start_candidate")
+    world: World
+
+    def status(self, line: str) -> LocalEndpoint | None:
+        return self.world.endpoint
+
+    def start_candidate(
+        self, line: str, directory: Path, version: str, *, port: int = 0, deadline: float = 1.0
+    ) -> Candidate:
+        self.world.call("start_candidate")
         endpoint = LocalEndpoint(line, f"http://h:{version}", "h:1", int(version), "s", directory.name, version, "log")
-        self.candidates.append(Candidate(endpoint, directory, port))
-        return self.candidates[-1]
+        self.world.candidates.append(Candidate(endpoint, directory, port))
+        return self.world.candidates[-1]
 
-    def switch(self, _: Workspace, candidate: Candidate) -> LocalEndpoint:
-        self.call("switch")
-        self.candidates.remove(candidate)
-        self.endpoint = candidate.endpoint
-        return self.endpoint
+    def switch(self, candidate: Candidate) -> LocalEndpoint:
+        self.world.call("switch")
+        self.world.candidates.remove(candidate)
+        self.world.endpoint = candidate.endpoint
+        return candidate.endpoint
 
-    def discard(self, _: Workspace, candidate: Candidate) -> None:
-        self.candidates.remove(candidate)
+    def discard(self, candidate: Candidate) -> None:
+        self.world.candidates.remove(candidate)
 
-    def stop(self, _: Workspace, line: str) -> bool:
-        found, self.endpoint = self.endpoint is not None, None
+    def stop(self, line: str) -> bool:
+        found, self.world.endpoint = self.world.endpoint is not None, None
         return found
 
-    def sweep(self, _: Workspace, line: str) -> None:
+    def sweep(self, line: str) -> None:
         pass
-
-    def smoke_test(self, endpoint: LocalEndpoint, directory: Path, samples: object) -> None:
-        self.call("smoke_test")
 
 
 @pytest.fixture
@@ -133,28 +139,30 @@ def workspace(tmp_path: Path) -> Workspace:
 @pytest.fixture
 def world(monkeypatch: pytest.MonkeyPatch) -> World:
     made = World()
-    for name in ("versions", "find_version", "find_champion", "set_alias", "set_version_tags", "get_hold", "set_hold"):
-        monkeypatch.setattr(registry, name, getattr(made, name))
-    monkeypatch.setattr(registry, "download_detector", made.download_detector)
-    for name in ("status", "serves", "start_candidate", "switch", "discard", "stop", "sweep"):
-        monkeypatch.setattr(deployment, name, getattr(made, name))
-    monkeypatch.setattr(rollout, "smoke_test", made.smoke_test)
+    monkeypatch.setattr(rollout, "smoke_test", lambda *_: made.call("smoke_test"))
+    monkeypatch.setattr(local, "healthy", lambda _: True)
     made.add(1)
     return made
+
+
+@pytest.fixture
+def services(world: World, workspace: Workspace) -> Services:
+    registry = cast(Registry, world)
+    return Services(workspace, Tracker(workspace), registry, WorldEndpoints(workspace, world))
 
 
 def never() -> GateDecision:
     raise AssertionError("the gate must not be asked again")
 
 
-def promoted(world: World, workspace: Workspace, number: int) -> None:
+def promoted(world: World, services: Services, number: int) -> None:
     if number not in world.known:
         world.add(number)
-    assert promotion.promote(workspace, LINE, number, lambda: BETTER).outcome == "promoted"
+    assert promotion.promote(services, LINE, number, lambda: BETTER).outcome == "promoted"
 
 
-def test_the_first_version_is_served_before_the_alias_moves(world: World, workspace: Workspace) -> None:
-    done = promotion.promote(workspace, LINE, 1, lambda: BETTER)
+def test_the_first_version_is_served_before_the_alias_moves(world: World, services: Services) -> None:
+    done = promotion.promote(services, LINE, 1, lambda: BETTER)
     assert (done.outcome, done.champion, done.reason) == ("promoted", 1, "it is better")
     assert done.endpoint == world.endpoint
     assert (world.champion, world.served) == (1, 1)
@@ -163,93 +171,93 @@ def test_the_first_version_is_served_before_the_alias_moves(world: World, worksp
     assert order == ["start_candidate", "smoke_test", "switch", "set_alias"]
 
 
-def test_a_repeated_promotion_changes_nothing(world: World, workspace: Workspace) -> None:
-    promoted(world, workspace, 1)
+def test_a_repeated_promotion_changes_nothing(world: World, services: Services) -> None:
+    promoted(world, services, 1)
     world.calls.clear()
-    done = promotion.promote(workspace, LINE, 1, never)
+    done = promotion.promote(services, LINE, 1, never)
     assert (done.outcome, done.reason) == ("promoted", "it is better")
     assert "start_candidate" not in world.calls
 
 
-def test_a_worse_version_leaves_the_champion_serving(world: World, workspace: Workspace) -> None:
-    promoted(world, workspace, 1)
+def test_a_worse_version_leaves_the_champion_serving(world: World, services: Services) -> None:
+    promoted(world, services, 1)
     world.add(2)
-    done = promotion.promote(workspace, LINE, 2, lambda: WORSE)
+    done = promotion.promote(services, LINE, 2, lambda: WORSE)
     assert (done.outcome, done.champion, world.served) == ("kept_worse", 1, 1)
     assert world.known[2].tags["decision_reason"] == "it is worse"
-    again = promotion.promote(workspace, LINE, 2, never)
+    again = promotion.promote(services, LINE, 2, never)
     assert again.outcome == "kept_worse"
 
 
-def test_a_line_whose_first_version_is_kept_serves_nothing(world: World, workspace: Workspace) -> None:
-    done = promotion.promote(workspace, LINE, 1, lambda: WORSE)
+def test_a_line_whose_first_version_is_kept_serves_nothing(world: World, services: Services) -> None:
+    done = promotion.promote(services, LINE, 1, lambda: WORSE)
     assert (done.champion, done.endpoint, world.champion) == (None, None, None)
 
 
 def test_a_version_that_was_champion_before_is_not_promoted_by_a_repeated_step(
-    world: World, workspace: Workspace
+    world: World, services: Services
 ) -> None:
-    promoted(world, workspace, 1)
-    promoted(world, workspace, 2)
-    done = promotion.promote(workspace, LINE, 1, never)
+    promoted(world, services, 1)
+    promoted(world, services, 2)
+    done = promotion.promote(services, LINE, 1, never)
     assert (done.outcome, done.champion, world.served) == ("unchanged", 2, 2)
     assert world.known[1].tags["decision"] == "promoted"
 
 
-def test_a_failed_smoke_test_leaves_everything_as_it_was(world: World, workspace: Workspace) -> None:
-    promoted(world, workspace, 1)
+def test_a_failed_smoke_test_leaves_everything_as_it_was(world: World, services: Services) -> None:
+    promoted(world, services, 1)
     world.add(2)
     world.broken = "smoke_test"
     with pytest.raises(KeyboardInterrupt):
-        promotion.promote(workspace, LINE, 2, lambda: BETTER)
+        promotion.promote(services, LINE, 2, lambda: BETTER)
     assert (world.champion, world.served, world.candidates) == (1, 1, [])
     assert not world.known[2].decision
 
 
 @pytest.mark.parametrize("broken", ["start_candidate", "smoke_test", "switch", "set_version_tags", "set_alias"])
 def test_an_interrupted_promotion_is_undone_by_reconcile_and_finished_by_the_next_run(
-    world: World, workspace: Workspace, broken: str
+    world: World, services: Services, broken: str
 ) -> None:
-    promoted(world, workspace, 1)
+    promoted(world, services, 1)
     world.add(2)
     world.broken = broken
     with pytest.raises(KeyboardInterrupt):
-        promotion.promote(workspace, LINE, 2, lambda: BETTER)
+        promotion.promote(services, LINE, 2, lambda: BETTER)
     assert world.champion == 1
     assert not world.known[2].decision  # or the next run would find nothing to decide
     world.broken = ""
-    done = promotion.reconcile(workspace, LINE)
+    done = promotion.reconcile(services, LINE)
     assert (done.champion, world.served) == (1, 1)
-    promoted(world, workspace, 2)
+    promoted(world, services, 2)
     assert (world.champion, world.served) == (2, 2)
 
 
-def test_reconcile_serves_the_champion_when_nothing_does(world: World, workspace: Workspace) -> None:
-    promoted(world, workspace, 1)
+def test_reconcile_serves_the_champion_when_nothing_does(world: World, services: Services) -> None:
+    promoted(world, services, 1)
     world.endpoint = None
-    done = promotion.reconcile(workspace, LINE)
+    done = promotion.reconcile(services, LINE)
     assert world.served == 1
     assert "was not served and is now" in done.reason
-    assert "was served already" in promotion.reconcile(workspace, LINE).reason
+    assert "was served already" in promotion.reconcile(services, LINE).reason
 
 
-def test_reconcile_stops_what_serves_without_a_champion(world: World, workspace: Workspace) -> None:
+def test_reconcile_stops_what_serves_without_a_champion(world: World, services: Services) -> None:
     world.broken = "set_alias"
     with pytest.raises(KeyboardInterrupt):
-        promotion.promote(workspace, LINE, 1, lambda: BETTER)
+        promotion.promote(services, LINE, 1, lambda: BETTER)
     assert world.served == 1
-    done = promotion.reconcile(workspace, LINE)
+    done = promotion.reconcile(services, LINE)
     assert (done.champion, done.endpoint, world.served) == (None, None, None)
     assert "stopped" in done.reason
 
 
-def test_a_rollback_serves_the_last_former_champion_and_holds_it(world: World, workspace: Workspace) -> None:
-    promoted(world, workspace, 1)
-    promoted(world, workspace, 2)
+def test_a_rollback_serves_the_last_former_champion_and_holds_it(world: World, services: Services) -> None:
+    promoted(world, services, 1)
+    promoted(world, services, 2)
     world.add(3)
-    promotion.promote(workspace, LINE, 3, lambda: WORSE)
-    promoted(world, workspace, 4)
-    done = promotion.rollback(workspace, LINE, reason="false alarms on Monday")
+    promotion.promote(services, LINE, 3, lambda: WORSE)
+    promoted(world, services, 4)
+    done = promotion.rollback(services, LINE, reason="false alarms on Monday")
     assert (done.outcome, done.champion, world.champion, world.served) == ("rolled_back", 2, 2, 2)
     assert world.hold is not None
     assert world.hold["reason"] == "false alarms on Monday"
@@ -257,97 +265,97 @@ def test_a_rollback_serves_the_last_former_champion_and_holds_it(world: World, w
     assert world.hold["user"]
     assert world.hold["time"]
     assert world.known[4].decision == "rolled_back"
-    assert promotion.rollback(workspace, LINE).champion == 1
+    assert promotion.rollback(services, LINE).champion == 1
 
 
-def test_a_held_line_keeps_its_champion_whatever_the_gate_says(world: World, workspace: Workspace) -> None:
-    promoted(world, workspace, 1)
-    promoted(world, workspace, 2)
-    promotion.rollback(workspace, LINE, reason="scratches missed")
+def test_a_held_line_keeps_its_champion_whatever_the_gate_says(world: World, services: Services) -> None:
+    promoted(world, services, 1)
+    promoted(world, services, 2)
+    promotion.rollback(services, LINE, reason="scratches missed")
     world.add(3)
-    done = promotion.promote(workspace, LINE, 3, lambda: BETTER)
+    done = promotion.promote(services, LINE, 3, lambda: BETTER)
     assert (done.outcome, done.champion, world.served) == ("held", 1, 1)
     assert "scratches missed" in done.reason
     assert "would have said promoted: it is better" in done.reason
-    released = promotion.release_hold(workspace, "tiles")
+    released = promotion.release_hold(services, "tiles")
     assert released["reason"] == "scratches missed"
     with pytest.raises(UsageError, match="no hold"):
-        promotion.release_hold(workspace, "tiles")
-    promoted(world, workspace, 4)
+        promotion.release_hold(services, "tiles")
+    promoted(world, services, 4)
 
 
-def test_a_person_promotes_past_gate_and_hold(world: World, workspace: Workspace) -> None:
-    promoted(world, workspace, 1)
-    promoted(world, workspace, 2)
-    promotion.rollback(workspace, LINE)
-    done = promotion.promote_by_hand(workspace, LINE, 2)
+def test_a_person_promotes_past_gate_and_hold(world: World, services: Services) -> None:
+    promoted(world, services, 1)
+    promoted(world, services, 2)
+    promotion.rollback(services, LINE)
+    done = promotion.promote_by_hand(services, LINE, 2)
     assert (done.champion, world.champion, world.served, world.hold) == (2, 2, 2, None)
     assert world.known[2].decision == "promoted"
     assert "by hand" in world.known[2].tags["decision_reason"]
 
 
-def test_a_rollback_goes_to_the_version_asked_for(world: World, workspace: Workspace) -> None:
+def test_a_rollback_goes_to_the_version_asked_for(world: World, services: Services) -> None:
     for number in (1, 2, 3):
-        promoted(world, workspace, number)
-    assert promotion.rollback(workspace, LINE, 1).champion == 1
+        promoted(world, services, number)
+    assert promotion.rollback(services, LINE, 1).champion == 1
 
 
-def test_a_rollback_without_target_says_what_there_is(world: World, workspace: Workspace) -> None:
+def test_a_rollback_without_target_says_what_there_is(world: World, services: Services) -> None:
     with pytest.raises(RegistryError, match="champion"):
-        promotion.rollback(workspace, LINE)
-    promoted(world, workspace, 1)
+        promotion.rollback(services, LINE)
+    promoted(world, services, 1)
     with pytest.raises(RegistryError, match=r"no former champion to go back to\. Former champions: none"):
-        promotion.rollback(workspace, LINE)
+        promotion.rollback(services, LINE)
     world.add(2)
-    promotion.promote(workspace, LINE, 2, lambda: WORSE)
-    promoted(world, workspace, 3)
+    promotion.promote(services, LINE, 2, lambda: WORSE)
+    promoted(world, services, 3)
     with pytest.raises(RegistryError, match=r"no former champion of version 2 .*Former champions: 1"):
-        promotion.rollback(workspace, LINE, 2)
+        promotion.rollback(services, LINE, 2)
     with pytest.raises(RegistryError, match="no version 9"):
-        promotion.rollback(workspace, LINE, 9)
+        promotion.rollback(services, LINE, 9)
 
 
 @pytest.mark.parametrize("broken", ["smoke_test", "switch"])
-def test_a_failed_rollback_holds_nothing(world: World, workspace: Workspace, broken: str) -> None:
-    promoted(world, workspace, 1)
-    promoted(world, workspace, 2)
+def test_a_failed_rollback_holds_nothing(world: World, services: Services, broken: str) -> None:
+    promoted(world, services, 1)
+    promoted(world, services, 2)
     world.broken = broken
     with pytest.raises(KeyboardInterrupt):
-        promotion.rollback(workspace, LINE)
+        promotion.rollback(services, LINE)
     assert (world.champion, world.served, world.hold) == (2, 2, None)
 
 
-def test_a_rollback_interrupted_before_the_alias_is_undone_by_reconcile(world: World, workspace: Workspace) -> None:
-    promoted(world, workspace, 1)
-    promoted(world, workspace, 2)
+def test_a_rollback_interrupted_before_the_alias_is_undone_by_reconcile(world: World, services: Services) -> None:
+    promoted(world, services, 1)
+    promoted(world, services, 2)
     world.broken = "set_alias"
     with pytest.raises(KeyboardInterrupt):
-        promotion.rollback(workspace, LINE)
+        promotion.rollback(services, LINE)
     assert (world.champion, world.served) == (2, 1)
-    promotion.reconcile(workspace, LINE)
+    promotion.reconcile(services, LINE)
     assert (world.champion, world.served) == (2, 2)
     assert world.known[2].decision == "promoted"
 
 
-def test_files_that_are_not_those_registered_are_not_served(world: World, workspace: Workspace) -> None:
+def test_files_that_are_not_those_registered_are_not_served(world: World, services: Services) -> None:
     world.add(1, detector_digest="something else")
     with pytest.raises(RegistryError, match="Do not serve it"):
-        promotion.promote(workspace, LINE, 1, lambda: BETTER)
+        promotion.promote(services, LINE, 1, lambda: BETTER)
     assert world.served is None
 
 
-def test_an_unknown_version_is_refused(world: World, workspace: Workspace) -> None:
+def test_an_unknown_version_is_refused(world: World, services: Services) -> None:
     with pytest.raises(RegistryError, match="no version 7"):
-        promotion.promote(workspace, LINE, 7, never)
+        promotion.promote(services, LINE, 7, never)
 
 
 def test_an_error_of_the_deployment_reaches_the_caller(
-    world: World, workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+    world: World, services: Services, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(*_: object, **__: object) -> Candidate:
         raise DeployError("Port 80 is in use")
 
-    monkeypatch.setattr(deployment, "start_candidate", refuse)
+    monkeypatch.setattr(WorldEndpoints, "start_candidate", refuse)
     with pytest.raises(DeployError, match="Port 80"):
-        promotion.promote(workspace, LINE, 1, lambda: BETTER)
+        promotion.promote(services, LINE, 1, lambda: BETTER)
     assert world.champion is None

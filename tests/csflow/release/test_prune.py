@@ -14,8 +14,10 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from csflow.adapters import deployment
-from csflow.adapters.mlflow import connection, registry, tracking
+from csflow.adapters.deployment import endpoints_from_environment
+from csflow.adapters.mlflow import connection
+from csflow.adapters.mlflow.registry import Registry
+from csflow.adapters.mlflow.tracking import Tracker
 from csflow.adapters.storage import Store
 from csflow.config import DataConfig, LineConfig
 from csflow.detector.calibration import calibrate
@@ -23,6 +25,7 @@ from csflow.errors import CacheError, RegistryError
 from csflow.features.store import CacheManifest
 from csflow.release import prune
 from csflow.runs.context import RunContext
+from csflow.runs.services import Services
 from csflow.runs.stored_features import MODEL_KEY, record_features, recorded_features
 from csflow.steps.register import _version_tags
 from csflow.system.files import sha256_tree, write_json
@@ -53,23 +56,24 @@ class Plant:
 
     def __init__(self, workspace: Workspace, store: Store) -> None:
         self.workspace, self.store = workspace, store
+        self.services = Services.of(workspace, store=store)
 
     def register(self, line: str, entries: range, *, space: str = SPACE, record: bool = True, **tags: str) -> int:
         """A version made from these entries, published here and in the store."""
-        number = len(registry.versions(self.workspace, line)) + 1 if line in registry.lines(self.workspace) else 1
+        number = len(Registry(self.workspace).versions(line)) + 1 if line in Registry(self.workspace).lines() else 1
         folder = self.workspace.root / "made" / f"{line}{number}{tags.get('content_key', '')}"
         folder.mkdir(parents=True)
         (folder / "model.safetensors").write_bytes(f"{line} {number}".encode() * 1000)
         digest = sha256_tree(folder)
-        run = tracking.start_run(self.workspace, line, params={}, tags={})
+        run = Tracker(self.workspace).start_run(line, params={}, tags={})
         tags = {"content_key": digest, "detector_digest": digest, MODEL_KEY: digest[::-1], **tags}
         if record:
             cached = CacheManifest(self.workspace.features, space, ((1, 1, 1),), tuple(sha(n) for n in entries))
-            record_features(self.workspace, run, cached)
+            record_features(self.services, run, cached)
             tags |= {"features_space": cached.space, "features_digest": cached.digest}
         picture = io.BytesIO()
         Image.new("RGB", (9, 9)).save(picture, "PNG")
-        made = registry.register(self.workspace, folder, line=line, run_id=run, tags=tags, example=picture.getvalue())
+        made = Registry(self.workspace).register(folder, line=line, run_id=run, tags=tags, example=picture.getvalue())
         self.store.upload_directory(folder, f"detectors/{line}/{digest}")
         shutil.copytree(folder, self.workspace.detectors / line / digest, dirs_exist_ok=True)
         return made
@@ -87,10 +91,10 @@ class Plant:
         os.utime(self.workspace.features / space, LONG_AGO)
 
     def digest(self, line: str, number: int) -> str:
-        return registry.find_version(self.workspace, line, number).tags["detector_digest"]
+        return Registry(self.workspace).find_version(line, number).tags["detector_digest"]
 
     def versions(self, line: str = "tiles") -> list[int]:
-        return sorted(version.version for version in registry.versions(self.workspace, line))
+        return sorted(version.version for version in Registry(self.workspace).versions(line))
 
     def here(self, space: str = SPACE) -> set[int]:
         found = (self.workspace.features / space).glob("??/*")
@@ -107,11 +111,11 @@ class Plant:
         return local
 
     def plan(self, keep: int = 1, now: datetime = LATER) -> prune.Plan:
-        return prune.plan(self.workspace, prune.Policy.of(keep, 7, now))
+        return prune.plan(self.services, prune.Policy.of(keep, 7, now))
 
     def prune(self, keep: int = 1, now: datetime = LATER) -> prune.Plan:
         made = self.plan(keep, now)
-        prune.apply(self.workspace, made)
+        prune.apply(self.services, made)
         return made
 
 
@@ -129,7 +133,7 @@ def test_what_no_live_version_names_goes_everywhere(plant: Plant) -> None:
     plant.register("tiles", range(2, 6))
     plant.register("tiles", range(4, 8))
     plant.register("cups", range(20, 22), space=OTHER)
-    registry.set_alias(plant.workspace, "tiles", 1)
+    Registry(plant.workspace).set_alias("tiles", 1)
     plant.fill(range(12))
     plant.fill(range(20, 24), OTHER)
     plant.fill(range(3), "c" * 32)
@@ -148,7 +152,7 @@ def test_what_no_live_version_names_goes_everywhere(plant: Plant) -> None:
     assert not made.refusal
     assert not made.notes
 
-    assert prune.apply(plant.workspace, made) == made.bytes
+    assert prune.apply(plant.services, made) == made.bytes
     assert plant.versions() == [1, 3]
     assert gone not in plant.published()
     assert len(plant.published()) == 2
@@ -157,7 +161,7 @@ def test_what_no_live_version_names_goes_everywhere(plant: Plant) -> None:
     assert not (plant.workspace.features / ("c" * 32)).exists()
     assert plant.shared("c" * 32) == set()
     assert not list((plant.workspace.root / "mlartifacts").rglob("tiles2"))
-    sound = registry.download_detector(plant.workspace, "tiles", 3, plant.workspace.root / "again")
+    sound = Registry(plant.workspace).download_detector("tiles", 3, plant.workspace.root / "again")
     assert sound.name == plant.digest("tiles", 3)
     assert plant.plan().groups == []
 
@@ -180,7 +184,7 @@ def test_what_became_used_between_plan_and_removal_stays(plant: Plant) -> None:
     plant.fill(range(3))
     made = plant.plan(now=datetime.now(UTC))
     os.utime(plant.workspace.features / SPACE / sha(2)[:2] / sha(2))
-    prune.apply(plant.workspace, made)
+    prune.apply(plant.services, made)
     assert plant.here() == {0, 2}
 
 
@@ -189,8 +193,8 @@ def test_what_became_champion_between_plan_and_removal_stays(plant: Plant) -> No
         plant.register("tiles", range(1))
     plant.fill(range(3))
     made = plant.plan()
-    registry.set_alias(plant.workspace, "tiles", 1)
-    prune.apply(plant.workspace, made)
+    Registry(plant.workspace).set_alias("tiles", 1)
+    prune.apply(plant.services, made)
     assert plant.versions() == [1, 3]
     assert plant.here() == {0, 1, 2}
     assert plant.prune().groups
@@ -288,7 +292,7 @@ def test_an_interrupted_removal_is_taken_up_again(plant: Plant, monkeypatch: pyt
     for _ in range(2):
         plant.register("tiles", range(1))
     with monkeypatch.context() as patch:
-        patch.setattr(registry, "delete_version", _killed)
+        patch.setattr(Registry, "delete_version", _killed)
         with pytest.raises(KeyboardInterrupt):
             plant.prune()
     assert plant.versions() == [1, 2]
@@ -303,10 +307,10 @@ def _killed(*_: object) -> None:
 
 def test_a_version_with_an_alias_is_not_deleted_whoever_asks(plant: Plant) -> None:
     plant.register("tiles", range(1))
-    version = registry.find_version(plant.workspace, "tiles", 1)
-    registry.set_alias(plant.workspace, "tiles", 1, "audited")
+    version = Registry(plant.workspace).find_version("tiles", 1)
+    Registry(plant.workspace).set_alias("tiles", 1, "audited")
     with pytest.raises(RegistryError, match="the alias audited names it"):
-        registry.delete_version(plant.workspace, version)
+        Registry(plant.workspace).delete_version(version)
     assert plant.versions() == [1]
 
 
@@ -314,33 +318,33 @@ def test_numbers_are_not_used_again(plant: Plant) -> None:
     """The seed of a forced run is taken from them."""
     for _ in range(3):
         plant.register("tiles", range(1))
-    registry.set_alias(plant.workspace, "tiles", 1)
+    Registry(plant.workspace).set_alias("tiles", 1)
     for number in (2, 3):
-        registry.delete_version(plant.workspace, registry.find_version(plant.workspace, "tiles", number))
+        Registry(plant.workspace).delete_version(Registry(plant.workspace).find_version("tiles", number))
     assert plant.register("tiles", range(1), content_key="new") == 4
 
 
 def test_the_record_of_a_run_comes_back(plant: Plant) -> None:
     cached = CacheManifest(plant.workspace.features, SPACE, ((2, 3, 4),), (sha(1), sha(2)))
-    run = tracking.start_run(plant.workspace, "tiles", params={}, tags={})
-    record_features(plant.workspace, run, cached)
-    assert recorded_features(plant.workspace, run) == cached
-    assert tracking.read_run(plant.workspace, run).tags["features_digest"] == cached.digest
+    run = Tracker(plant.workspace).start_run("tiles", params={}, tags={})
+    record_features(plant.services, run, cached)
+    assert recorded_features(plant.services, run) == cached
+    assert Tracker(plant.workspace).read_run(run).tags["features_digest"] == cached.digest
     with pytest.raises(RegistryError, match=r"features/cache\.json of run .* cannot be read"):
-        recorded_features(plant.workspace, tracking.start_run(plant.workspace, "tiles", params={}, tags={}))
+        recorded_features(plant.services, Tracker(plant.workspace).start_run("tiles", params={}, tags={}))
 
 
 def test_a_version_says_what_its_run_was_made_from(plant: Plant, tmp_path: Path) -> None:
     import numpy as np
 
     cached = CacheManifest(plant.workspace.features, SPACE, ((2, 3, 4),), (sha(1), sha(2)))
-    run = tracking.start_run(plant.workspace, "tiles", params={}, tags={MODEL_KEY: "5" * 64})
-    record_features(plant.workspace, run, cached)
+    run = Tracker(plant.workspace).start_run("tiles", params={}, tags={MODEL_KEY: "5" * 64})
+    record_features(plant.services, run, cached)
     nothing = calibrate(np.ones(9), np.ones((9, 2, 2)), "none").to_json()
     write_json(tmp_path / "detector" / "calibration.json", nothing)
     line = LineConfig(line="tiles", data=DataConfig(path="data/tiles"))
     context = RunContext(line, run, "rev", "md5", "digest", "key", "root", unchanged=False)
-    tags = _version_tags(context, tmp_path / "detector")
+    tags = _version_tags(plant.services, context, tmp_path / "detector")
     assert [tags[name] for name in ("features_space", "features_digest", "model_key")] == [
         SPACE, cached.digest, "5" * 64,
     ]  # fmt: skip
@@ -379,5 +383,5 @@ def test_an_inference_service_names_digests_of_both_releases(tmp_path: Path, clu
         "metadata": {"name": "tiles", "annotations": {"csflow": json.dumps({"beside": challenger, "run": "3" * 32})}},
         "spec": {"predictor": {"model": {"storageUri": f"s3://b/detectors/tiles/{champion}/"}}},
     }
-    assert deployment.named_digests(Workspace(tmp_path), "tiles") == {champion, challenger}
-    assert deployment.named_digests(Workspace(tmp_path), "cups") == set()
+    assert endpoints_from_environment(Workspace(tmp_path)).named_digests("tiles") == {champion, challenger}
+    assert endpoints_from_environment(Workspace(tmp_path)).named_digests("cups") == set()

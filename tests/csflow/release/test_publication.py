@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from csflow.adapters.mlflow import registry
-from csflow.adapters.mlflow.registry import Version
+from csflow.adapters.mlflow.registry import Registry
+from csflow.adapters.mlflow.versions import Version
 from csflow.adapters.storage import Store
 from csflow.errors import RegistryError, StorageError
 from csflow.release.publication import publish
+from csflow.runs.services import Services
 from csflow.system.files import sha256_tree
 from csflow.system.workspace import Workspace
 
@@ -32,13 +33,13 @@ def version(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> Version:
     folder = workspace.detectors / "tiles" / digest
     folder.parent.mkdir(parents=True)
     made.rename(folder)
-    monkeypatch.setattr(registry, "download_detector", lambda *_: folder)
+    monkeypatch.setattr(Registry, "download_detector", lambda *_: folder)
     return Version("tiles", 3, "run", datetime.now(UTC), tags={"detector_digest": digest})
 
 
 def test_without_a_store_it_lies_here(workspace: Workspace, version: Version, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CSFLOW_STORE", raising=False)
-    published = publish(workspace, version)
+    published = publish(Services.of(workspace, store=Store.from_environment()), version)
     assert published.digest == version.tags["detector_digest"]
     assert published.uri == f"{published.folder.as_uri()}/"
 
@@ -47,7 +48,10 @@ def test_in_a_store_it_lies_under_its_digest(
     workspace: Workspace, version: Version, bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CSFLOW_STORE", f"s3://{bucket}/plant/a/")
-    published, store = publish(workspace, version), Store.from_environment()
+    published, store = (
+        publish(Services.of(workspace, store=Store.from_environment()), version),
+        Store.from_environment(),
+    )
     assert store is not None
     assert published.uri == f"s3://{bucket}/plant/a/detectors/tiles/{published.digest}/"
     # What KServe's initializer would fetch: every object below the address, and nothing else.
@@ -56,7 +60,7 @@ def test_in_a_store_it_lies_under_its_digest(
         store.download_file(stored.key, tmp_path / "served" / stored.key.removeprefix(prefix))
     assert sha256_tree(tmp_path / "served") == published.digest
     written = {stored.key: stored.modified for stored in store.list("")}
-    assert publish(workspace, version) == published
+    assert publish(Services.of(workspace, store=Store.from_environment()), version) == published
     assert {stored.key: stored.modified for stored in store.list("")} == written
 
 
@@ -68,7 +72,7 @@ def test_other_content_under_the_digest_is_refused_and_left(
     key = f"detectors/tiles/{version.tags['detector_digest']}/config.json"
     store.write(key, b"[]")
     with pytest.raises(StorageError, match=r"config\.json has SHA-256|config\.json has .*expected"):
-        publish(workspace, version)
+        publish(Services.of(workspace, store=Store.from_environment()), version)
     assert store.read(key) == b"[]"
 
 
@@ -78,7 +82,7 @@ def test_files_that_were_not_registered_are_not_uploaded(
     monkeypatch.setenv("CSFLOW_STORE", f"s3://{bucket}")
     other = Version("tiles", 3, "run", datetime.now(UTC), tags={"detector_digest": "0" * 64})
     with pytest.raises(RegistryError, match="Do not serve it"):
-        publish(workspace, other)
+        publish(Services.of(workspace, store=Store.from_environment()), other)
     assert list(Store(bucket).list("")) == []
 
 
@@ -87,4 +91,4 @@ def test_a_store_that_is_not_there_is_an_error(
 ) -> None:
     monkeypatch.setenv("CSFLOW_STORE", "s3://no-such-bucket/plant")
     with pytest.raises(StorageError, match="has no bucket s3://no-such-bucket"):
-        publish(workspace, version)
+        publish(Services.of(workspace, store=Store.from_environment()), version)

@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from csflow.adapters.mlflow import registry
-from csflow.adapters.mlflow.registry import Version
+from csflow.adapters.mlflow.registry import Registry
+from csflow.adapters.mlflow.versions import Version
 from csflow.errors import RegistryError
 from csflow.release import promotion
 from csflow.release.retention import kept, rollback_target
+from csflow.runs.services import Services
 from csflow.system.workspace import Workspace
 
 NOW = datetime(2026, 6, 1, tzinfo=UTC)
@@ -73,9 +74,9 @@ def test_rollback_goes_to_what_is_kept_for_it(champion: int, monkeypatch: pytest
         version(number, *(["champion"] if number == champion else []), decision=decision)
         for number, decision in enumerate(["promoted", "kept_worse", "promoted", "promoted"], 1)
     ]
-    monkeypatch.setattr(registry, "versions", lambda *_: versions)
+    monkeypatch.setattr(Registry, "versions", lambda *_: versions)
     try:
-        expected = promotion._former_champion(Workspace(Path("x")), versions[champion - 1], None)
+        expected = promotion._former_champion(Services.of(Workspace(Path("x"))), versions[champion - 1], None)
     except RegistryError:
         assert rollback_target(versions) is None
     else:

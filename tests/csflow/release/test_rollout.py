@@ -10,16 +10,18 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from csflow.adapters import deployment
-from csflow.adapters.deployment import LocalEndpoint
+from csflow.adapters.deployment.local import LocalEndpoints
+from csflow.adapters.deployment.local_process import LocalEndpoint
 from csflow.config import RolesConfig
 from csflow.data.images import read_image
 from csflow.data.manifest import build_manifest
 from csflow.detector.detector import Detector
 from csflow.errors import DeployError
 from csflow.release.rollout import SAME_SCORE, sample_images, smoke_test
+from csflow.system.workspace import Workspace
 
 ENDPOINT = LocalEndpoint("tiles", "http://127.0.0.1:1", "127.0.0.1:2", 1, "s", "digest", "7", "the.log")
+ENDPOINTS = LocalEndpoints(Workspace(Path("nowhere")))
 Answers = list[dict[str, object]]
 
 
@@ -34,8 +36,8 @@ def honest(directory: Path, images: list[bytes]) -> Answers:
 
 
 def test_an_honest_endpoint_passes(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(deployment, "score", lambda _, images: honest(directory, images))
-    smoke_test(ENDPOINT, directory, [])
+    monkeypatch.setattr(LocalEndpoints, "score", lambda _, __, images: honest(directory, images))
+    smoke_test(ENDPOINTS, ENDPOINT, directory, [])
 
 
 @pytest.mark.parametrize(
@@ -51,19 +53,19 @@ def test_an_honest_endpoint_passes(directory: Path, monkeypatch: pytest.MonkeyPa
 def test_a_difference_fails(
     directory: Path, monkeypatch: pytest.MonkeyPatch, change: Callable[[dict[str, object]], dict[str, object]]
 ) -> None:
-    def altered(_: LocalEndpoint, images: list[bytes]) -> Answers:
+    def altered(_: LocalEndpoints, __: LocalEndpoint, images: list[bytes]) -> Answers:
         *others, last = honest(directory, images)
         return [*others, change(last)]
 
-    monkeypatch.setattr(deployment, "score", altered)
+    monkeypatch.setattr(LocalEndpoints, "score", altered)
     with pytest.raises(DeployError, match=r"Smoke test of http://127\.0\.0\.1:1 failed"):
-        smoke_test(ENDPOINT, directory, [])
+        smoke_test(ENDPOINTS, ENDPOINT, directory, [])
 
 
 def test_a_missing_answer_fails(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(deployment, "score", lambda _, images: honest(directory, images)[1:])
+    monkeypatch.setattr(LocalEndpoints, "score", lambda _, __, images: honest(directory, images)[1:])
     with pytest.raises(DeployError, match="1 answers for 2 images"):
-        smoke_test(ENDPOINT, directory, [])
+        smoke_test(ENDPOINTS, ENDPOINT, directory, [])
 
 
 def test_samples_are_held_out_images_of_each_kind(tmp_path: Path) -> None:

@@ -5,12 +5,15 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from csflow.adapters.mlflow import registry, tracking
 from csflow.adapters.mlflow.connection import initialise
+from csflow.adapters.mlflow.registry import Registry
+from csflow.adapters.mlflow.runs import flat_params
+from csflow.adapters.mlflow.tracking import Tracker
 from csflow.adapters.versioning import add_and_push, create_data_repository
 from csflow.config import DataConfig, LineConfig
 from csflow.errors import DataError
 from csflow.runs.checkout import materialise
+from csflow.runs.services import Services
 from csflow.runs.unchanged import unchanged_since_champion
 from csflow.system.workspace import Workspace
 
@@ -34,22 +37,22 @@ class Factory:
 
     def crown(self, root: Path) -> None:
         manifest, checked_out = materialise(self.line, self.workspace)
-        run = tracking.start_run(self.workspace, "tiles", params=tracking.flat_params(self.line), tags={})
+        run = Tracker(self.workspace).start_run("tiles", params=flat_params(self.line), tags={})
         (root / "detector").mkdir()
         (root / "detector" / "config.json").write_text("{}")
         tags = {"content_key": "k", "data_md5": checked_out.data_md5, "data_digest": manifest.digest}
         example = (self.repo / "data" / "tiles" / "train" / "good" / "0.png").read_bytes()
-        version = registry.register(
-            self.workspace, root / "detector", line="tiles", run_id=run, tags=tags, example=example
+        version = Registry(self.workspace).register(
+            root / "detector", line="tiles", run_id=run, tags=tags, example=example
         )
-        registry.set_alias(self.workspace, "tiles", version)
+        Registry(self.workspace).set_alias("tiles", version)
 
     def add(self, line: str) -> None:
         picture(self.repo / "data" / line / "train" / "good" / "1.png", 99)
         add_and_push(self.repo, "data", f"More {line}")
 
     def unchanged(self) -> str:
-        return unchanged_since_champion(self.line, self.workspace)
+        return unchanged_since_champion(self.line, Services.of(self.workspace))
 
 
 @pytest.fixture
@@ -67,12 +70,14 @@ def test_only_new_images_of_the_line_itself_count(factory: Factory, tmp_path: Pa
     factory.add("tiles")
     assert factory.unchanged() == ""
     pinned = factory.line.model_copy(update={"data": factory.line.data.model_copy(update={"rev": "HEAD~1"})})
-    assert unchanged_since_champion(pinned, factory.workspace), "at the revision that the line names"
+    assert unchanged_since_champion(pinned, Services.of(factory.workspace)), "at the revision that the line names"
     moved = factory.line.model_copy(update={"data": factory.line.data.model_copy(update={"path": "data/bolts"})})
-    assert unchanged_since_champion(moved, factory.workspace) == "", "another folder of the same tracked one"
+    assert unchanged_since_champion(moved, Services.of(factory.workspace)) == "", (
+        "another folder of the same tracked one"
+    )
     gone = factory.line.model_copy(update={"data": factory.line.data.model_copy(update={"rev": "v9"})})
     with pytest.raises(DataError, match="no revision 'v9'"):
-        unchanged_since_champion(gone, factory.workspace)
+        unchanged_since_champion(gone, Services.of(factory.workspace))
 
 
 @pytest.mark.timeout(120)

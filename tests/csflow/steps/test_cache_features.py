@@ -9,11 +9,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from csflow.adapters.mlflow.tracking import Tracker
 from csflow.config import DataConfig, FeatureConfig, LineConfig
 from csflow.data.manifest import Manifest, build_manifest
 from csflow.errors import CacheError, UsageError
 from csflow.features.store import CacheManifest
 from csflow.runs.context import RunContext
+from csflow.runs.services import Services
 from csflow.steps.cache_features import cache_features, extract_shard, plan_shards, shard_of
 from csflow.system.workspace import Workspace
 
@@ -37,12 +39,11 @@ def inputs(images: Path, home: Path, tmp_path: Path) -> Callable[..., Inputs]:
     """A function that opens a run in an empty workspace."""
 
     def make(*, unchanged: bool = False) -> Inputs:
-        from csflow.adapters.mlflow import tracking
         from csflow.adapters.mlflow.connection import initialise
 
         workspace = Workspace(home)
         initialise(workspace)
-        run = tracking.start_run(workspace, "plates", params={}, tags={})
+        run = Tracker(workspace).start_run("plates", params={}, tags={})
         manifest = build_manifest(images, line="plates", roles=LINE.roles)
         context, table = tmp_path / "context.json", tmp_path / "manifest.csv"
         manifest.save(table)
@@ -78,12 +79,17 @@ def test_shards_at_once_come_to_the_same_as_one_step(
 ) -> None:
     context, manifest = inputs()
     with ThreadPoolExecutor(2) as pool:
-        done = list(pool.map(lambda n: extract_shard(context, manifest, shard=n, shards=2), plan_shards(2)))
+        done = list(
+            pool.map(
+                lambda n: extract_shard(Services.from_environment(), context, manifest, shard=n, shards=2),
+                plan_shards(2),
+            )
+        )
     assert sum(json.loads(part)["extracted"] for part in done) == IMAGES
-    again = json.loads(extract_shard(context, manifest, shard=1, shards=2))
+    again = json.loads(extract_shard(Services.from_environment(), context, manifest, shard=1, shards=2))
     assert again["extracted"] == 0, "what is there is found"
-    cache_features(context, manifest, features_out=tmp_path / "sharded.json", shards=done)
-    cache_features(context, manifest, features_out=tmp_path / "whole.json")
+    cache_features(Services.from_environment(), context, manifest, features_out=tmp_path / "sharded.json", shards=done)
+    cache_features(Services.from_environment(), context, manifest, features_out=tmp_path / "whole.json")
     sharded, whole = (CacheManifest.load(tmp_path / f"{name}.json") for name in ("sharded", "whole"))
     assert (sharded, sharded.digest) == (whole, whole.digest)
     assert len(sharded.open(sharded.entries)) == IMAGES, "every entry is sound"
@@ -91,16 +97,21 @@ def test_shards_at_once_come_to_the_same_as_one_step(
 
 def test_shards_of_different_code_do_not_fit_together(inputs: Callable[..., Inputs], tmp_path: Path) -> None:
     context, manifest = inputs()
+    services = Services.from_environment()
     parts = [json.dumps({"space": space, "shapes": [[1, 2, 2]], "extracted": 1}) for space in ("a", "b")]
     with pytest.raises(CacheError, match="2 shards wrote to these feature spaces: a, b; expected the same one"):
-        cache_features(context, manifest, features_out=tmp_path / "features.json", shards=parts)
+        cache_features(
+            Services.from_environment(), context, manifest, features_out=tmp_path / "features.json", shards=parts
+        )
     with pytest.raises(CacheError, match="feature spaces: none"):
-        cache_features(context, manifest, features_out=tmp_path / "features.json", shards=["", ""])
+        cache_features(
+            Services.from_environment(), context, manifest, features_out=tmp_path / "features.json", shards=["", ""]
+        )
 
 
 def test_an_unchanged_run_extracts_nothing(inputs: Callable[..., Inputs], tmp_path: Path, home: Path) -> None:
     context, manifest = inputs(unchanged=True)
-    assert extract_shard(context, manifest, shard=0, shards=1) == ""
-    cache_features(context, manifest, features_out=tmp_path / "features.json", shards=[""])
+    assert extract_shard(Services.from_environment(), context, manifest, shard=0, shards=1) == ""
+    cache_features(Services.from_environment(), context, manifest, features_out=tmp_path / "features.json", shards=[""])
     assert not (tmp_path / "features.json").exists()
     assert not (home / "features").exists()

@@ -12,11 +12,14 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from csflow.adapters import deployment
-from csflow.adapters.mlflow import registry, tracking
+from csflow.adapters.deployment.local import LocalEndpoints
+from csflow.adapters.deployment.local_process import LocalEndpoint
+from csflow.adapters.mlflow.registry import Registry
+from csflow.adapters.mlflow.tracking import Tracker
 from csflow.config import DataConfig, LineConfig
 from csflow.release import promotion
 from csflow.release.gate import GateDecision
+from csflow.runs.services import Services
 from csflow.system.files import sha256_tree
 from csflow.system.ports import free_port
 from csflow.system.workspace import Workspace
@@ -35,7 +38,7 @@ def line() -> LineConfig:
 def workspace(home: Path) -> Iterator[Workspace]:
     place = Workspace(home)
     yield place
-    deployment.stop(place, "tiles")
+    LocalEndpoints(place).stop("tiles")
 
 
 def picture() -> bytes:
@@ -50,62 +53,70 @@ def test_a_line_lives_through_promotion_crash_rollback_and_hold(
     make_detector: Callable[..., Path],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    tracking.initialise(workspace)
+    services = Services.of(workspace)
+    services.tracker.initialise()
     for seed in (1, 2):
         directory = make_detector("tiles", seed=seed)
         tags = {"content_key": str(seed), "detector_digest": sha256_tree(directory)}
-        run = tracking.start_run(workspace, "tiles", params={}, tags={})
-        assert registry.register(workspace, directory, line="tiles", run_id=run, tags=tags, example=picture()) == seed
+        run = Tracker(workspace).start_run("tiles", params={}, tags={})
+        assert Registry(workspace).register(directory, line="tiles", run_id=run, tags=tags, example=picture()) == seed
 
-    first = promotion.promote(workspace, line, 1, lambda: BETTER)
+    first = promotion.promote(services, line, 1, lambda: BETTER)
     assert first.outcome == "promoted"
     assert first.endpoint is not None
-    (said,) = deployment.score(first.endpoint, [picture()])
+    (said,) = LocalEndpoints(workspace).score(first.endpoint, [picture()])
     assert said["version"] == "1"
 
     # A crash between switch and alias: version 2 is served, version 1 is champion.
     crash = {"armed": True}
-    move = registry.set_alias
+    move = Registry.set_alias
 
     def set_alias(*arguments: object) -> None:
         if crash.pop("armed", False):
             raise KeyboardInterrupt
         move(*arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(registry, "set_alias", set_alias)
+    monkeypatch.setattr(Registry, "set_alias", set_alias)
     with pytest.raises(KeyboardInterrupt):
-        promotion.promote(workspace, line, 2, lambda: BETTER)
-    serving = deployment.status(workspace, "tiles")
+        promotion.promote(services, line, 2, lambda: BETTER)
+    serving = LocalEndpoints(workspace).status("tiles")
     assert serving is not None
     assert serving.version == "2"
-    assert registry.find_version(workspace, "tiles").version == 1
+    assert Registry(workspace).find_version("tiles").version == 1
 
-    done = promotion.reconcile(workspace, line)
+    done = promotion.reconcile(services, line)
     assert "version 2 was served instead of champion version 1" in done.reason
     assert done.endpoint is not None
-    assert deployment.score(done.endpoint, [picture()])[0]["score"] == pytest.approx(said["score"], rel=1e-5)
-    assert promotion.reconcile(workspace, line).endpoint == done.endpoint
+    assert LocalEndpoints(workspace).score(done.endpoint, [picture()])[0]["score"] == pytest.approx(
+        said["score"], rel=1e-5
+    )
+    assert promotion.reconcile(services, line).endpoint == done.endpoint
 
-    second = promotion.promote(workspace, line, 2, lambda: BETTER)
-    assert (second.outcome, registry.find_version(workspace, "tiles").version) == ("promoted", 2)
+    second = promotion.promote(services, line, 2, lambda: BETTER)
+    assert (second.outcome, Registry(workspace).find_version("tiles").version) == ("promoted", 2)
 
-    back = promotion.rollback(workspace, line, reason="false alarms")
-    assert (back.champion, registry.find_version(workspace, "tiles").version) == (1, 1)
-    hold = registry.get_hold(workspace, "tiles")
+    back = promotion.rollback(services, line, reason="false alarms")
+    assert (back.champion, Registry(workspace).find_version("tiles").version) == (1, 1)
+    hold = Registry(workspace).get_hold("tiles")
     assert hold is not None
     assert hold["reason"] == "false alarms"
-    assert promotion.release_hold(workspace, "tiles") == hold
-    assert registry.get_hold(workspace, "tiles") is None
-    status = deployment.status(workspace, "tiles")
+    assert promotion.release_hold(services, "tiles") == hold
+    assert Registry(workspace).get_hold("tiles") is None
+    status = LocalEndpoints(workspace).status("tiles")
     assert status is not None
     assert status.version == "1"
+
+
+def serve(workspace: Workspace, directory: Path, version: str, port: int) -> LocalEndpoint:
+    endpoints = LocalEndpoints(workspace)
+    return endpoints.switch(endpoints.start_candidate("tiles", directory, version, port=port))
 
 
 def test_a_replacement_on_a_fixed_port_loses_no_request(
     workspace: Workspace, make_detector: Callable[..., Path]
 ) -> None:
     port = free_port("127.0.0.1")
-    first = deployment.ensure(workspace, "tiles", make_detector("tiles", seed=1), "1", port=port)
+    first = serve(workspace, make_detector("tiles", seed=1), "1", port)
     seen: list[str] = []
     lost: list[Exception] = []
     stop = threading.Event()
@@ -113,14 +124,14 @@ def test_a_replacement_on_a_fixed_port_loses_no_request(
     def ask() -> None:
         while not stop.wait(0.01):
             try:
-                seen.append(deployment.score(first, [picture()])[0]["version"])
+                seen.append(LocalEndpoints(workspace).score(first, [picture()])[0]["version"])
             except Exception as error:
                 lost.append(error)
 
     client = threading.Thread(target=ask)
     client.start()
     try:
-        deployment.ensure(workspace, "tiles", make_detector("tiles", seed=2), "2", port=port)
+        serve(workspace, make_detector("tiles", seed=2), "2", port)
         stop.wait(1)
     finally:
         stop.set()

@@ -12,10 +12,15 @@ from pathlib import Path
 
 import pytest
 
-from csflow.adapters import deployment
-from csflow.adapters.deployment import Counts, Progress, Release, Service, Wanted, kubernetes_api, turns
-from csflow.adapters.deployment.inference_service import document, observed, selector
-from csflow.adapters.deployment.turns import LocalTurn, lease
+from csflow.adapters.deployment import endpoints_from_environment, kubernetes_api
+from csflow.adapters.deployment import lease as lease_module
+from csflow.adapters.deployment.cluster import ClusterEndpoints
+from csflow.adapters.deployment.endpoints import Approval, CanaryProgress, Release
+from csflow.adapters.deployment.inference_service import DesiredService, document, observed, selector
+from csflow.adapters.deployment.lease import lease
+from csflow.adapters.deployment.local import LocalLock
+from csflow.adapters.deployment.pods import RequestCounts
+from csflow.adapters.deployment.service import LineService
 from csflow.config import CanaryStep, DataConfig, LineConfig, ServingConfig
 from csflow.errors import DeployError, UsageError
 from csflow.system.workspace import Workspace
@@ -26,21 +31,25 @@ TWO = Release("2", "2" * 64, f"s3://store/detectors/tiles/{'2' * 64}/")
 THREE = Release("3", "3" * 64, f"s3://store/detectors/tiles/{'3' * 64}/")
 
 
+def endpoints() -> ClusterEndpoints:
+    return ClusterEndpoints(Workspace(Path("nowhere")))
+
+
 def line(mode: str = "standard", *steps: tuple[int, float], name: str = "tiles", replicas: int = 1) -> LineConfig:
     canary = tuple(CanaryStep(percent=percent, minutes=minutes) for percent, minutes in steps)
     serving = ServingConfig.model_validate({"mode": mode, "canary": canary, "replicas": replicas})
     return LineConfig(line=name, data=DataConfig(path="data/tiles"), serving=serving)
 
 
-def service(mode: str = "standard", *steps: tuple[int, float], replicas: int = 1) -> Service:
-    return deployment.service(line(mode, *steps, replicas=replicas), LocalTurn())
+def service(mode: str = "standard", *steps: tuple[int, float], replicas: int = 1) -> LineService:
+    return endpoints().service(line(mode, *steps, replicas=replicas), LocalLock())
 
 
 # --- the document ------------------------------------------------------------------------------------------------
 
 
 def test_the_document_names_the_digest_path_and_sets_the_mode() -> None:
-    made = document(line("standard", replicas=3), Wanted(TWO, ONE, name="a"), "factory")
+    made = document(line("standard", replicas=3), DesiredService(TWO, ONE, name="a"), "factory")
     assert made["metadata"]["name"] == "tiles"
     assert made["metadata"]["annotations"]["serving.kserve.io/deploymentMode"] == "Standard"
     predictor = made["spec"]["predictor"]
@@ -54,23 +63,29 @@ def test_the_document_names_the_digest_path_and_sets_the_mode() -> None:
 @pytest.mark.parametrize("mode", ["standard", "knative"])
 @pytest.mark.parametrize(
     "wanted",
-    [Wanted(ONE), Wanted(TWO, ONE), Wanted(ONE, None, TWO, 0), Wanted(ONE, None, TWO, 25), Wanted(ONE, None, ONE, 0)],
+    [
+        DesiredService(ONE),
+        DesiredService(TWO, ONE),
+        DesiredService(ONE, None, TWO, 0),
+        DesiredService(ONE, None, TWO, 25),
+        DesiredService(ONE, None, ONE, 0),
+    ],
 )
-def test_what_is_written_is_read_back(mode: str, wanted: Wanted) -> None:
+def test_what_is_written_is_read_back(mode: str, wanted: DesiredService) -> None:
     assert observed(document(line(mode), wanted, "factory")).wanted == wanted
 
 
 def test_names_of_predictors_alternate_and_are_read_back() -> None:
     for name, other in (("", "a"), ("a", "b"), ("b", "a")):
-        made = document(line(), Wanted(TWO, ONE, THREE, 10, name), "factory")
+        made = document(line(), DesiredService(TWO, ONE, THREE, 10, name), "factory")
         assert made["spec"]["canary"][0]["predictor"]["name"] == other
-        assert observed(made).wanted == Wanted(TWO, ONE, THREE, 10, name)
+        assert observed(made).wanted == DesiredService(TWO, ONE, THREE, 10, name)
 
 
 def test_a_taken_over_detector_keeps_its_pods() -> None:
     """All that KServe makes a pod from is the same before and after, so that nothing restarts."""
-    tried = document(line(replicas=4), Wanted(ONE, None, TWO, 50, "a"), "factory")
-    taken = document(line(replicas=4), Wanted(TWO, ONE, name="b"), "factory")
+    tried = document(line(replicas=4), DesiredService(ONE, None, TWO, 50, "a"), "factory")
+    taken = document(line(replicas=4), DesiredService(TWO, ONE, name="b"), "factory")
     before, after = tried["spec"]["canary"][0]["predictor"], taken["spec"]["predictor"]
     assert before.pop("minReplicas") == 2
     assert after.pop("minReplicas") == 4
@@ -89,55 +104,55 @@ def test_a_taken_over_detector_keeps_its_pods() -> None:
 )
 def test_what_a_cluster_cannot_read_or_is_no_digest_path_is_refused(uri: str, said: str) -> None:
     with pytest.raises(DeployError, match=said):
-        document(line(), Wanted(Release("1", "1" * 64, uri)), "factory")
+        document(line(), DesiredService(Release("1", "1" * 64, uri)), "factory")
 
 
 def test_a_name_kserve_refuses_is_told_before() -> None:
     with pytest.raises(DeployError, match="a letter first"):
-        document(line(name="3d-parts"), Wanted(ONE), "factory")
+        document(line(name="3d-parts"), DesiredService(ONE), "factory")
 
 
 # --- requests and refusals ---------------------------------------------------------------------------------------
 
 
 def test_create_and_read_back(cluster: Cluster) -> None:
-    assert deployment.status(Workspace(Path("nowhere")), "tiles") is None
-    service().apply(Wanted(ONE))
-    endpoint = deployment.status(Workspace(Path("nowhere")), "tiles")
+    assert endpoints().status("tiles") is None
+    service().apply(DesiredService(ONE))
+    endpoint = endpoints().status("tiles")
     assert endpoint is not None
     assert (endpoint.version, endpoint.digest, endpoint.url) == ("1", ONE.digest, "http://tiles.example.com")
     assert endpoint.log.startswith(f"kubectl logs -n {NAMESPACE} -l serving.kserve.io/inferenceservice=tiles")
-    assert service().unready(Wanted(ONE), ONE) == ""
-    assert deployment.score(endpoint, [b"x", b"y"])[1]["version"] == "1"
+    assert service().unready(DesiredService(ONE), ONE) == ""
+    assert endpoints().score(endpoint, [b"x", b"y"])[1]["version"] == "1"
 
 
 def test_a_dry_run_changes_nothing(cluster: Cluster) -> None:
-    service().apply(Wanted(ONE), dry_run=True)
+    service().apply(DesiredService(ONE), dry_run=True)
     assert cluster.objects == {}
 
 
 def test_a_field_of_somebody_else_is_not_taken(cluster: Cluster) -> None:
-    service().apply(Wanted(ONE))
+    service().apply(DesiredService(ONE))
     cluster.owners["inferenceservices", "tiles"][".spec\x00predictor\x00minReplicas"] = "autoscaler"
     cluster.service()["spec"]["predictor"]["minReplicas"] = 5
     with pytest.raises(DeployError, match=r'\.spec\.predictor\.minReplicas \("autoscaler"\)') as caught:
-        service().apply(Wanted(TWO, ONE))
+        service().apply(DesiredService(TWO, ONE))
     assert "--force-conflicts" in str(caught.value)
     assert cluster.service()["spec"]["predictor"]["model"]["storageUri"] == ONE.uri
 
 
 def test_what_decides_who_answers_is_taken_back(cluster: Cluster) -> None:
-    service().apply(Wanted(ONE))
+    service().apply(DesiredService(ONE))
     cluster.owners["inferenceservices", "tiles"][".spec\x00predictor\x00model\x00storageUri"] = "kubectl-edit"
     cluster.service()["spec"]["predictor"]["model"]["storageUri"] = "s3://elsewhere/x/"
-    service().apply(Wanted(ONE))
+    service().apply(DesiredService(ONE))
     assert cluster.service()["spec"]["predictor"]["model"]["storageUri"] == ONE.uri
 
 
 def test_forbidden_names_the_verb_the_resource_and_the_role(cluster: Cluster) -> None:
     cluster.denied.add(("patch", "inferenceservices"))
     with pytest.raises(DeployError) as caught:
-        service().apply(Wanted(ONE))
+        service().apply(DesiredService(ONE))
     for part in (
         "cannot patch",
         'apiGroups ["serving.kserve.io"]',
@@ -150,7 +165,7 @@ def test_forbidden_names_the_verb_the_resource_and_the_role(cluster: Cluster) ->
 def test_a_webhook_is_quoted(cluster: Cluster) -> None:
     cluster.webhook = "modelFormat csflow has no runtime"
     with pytest.raises(DeployError, match=r"admission webhook.*refused.*modelFormat csflow has no runtime"):
-        service().apply(Wanted(ONE))
+        service().apply(DesiredService(ONE))
 
 
 def test_wrong_credentials_are_told(cluster: Cluster, tmp_path: Path) -> None:
@@ -180,7 +195,7 @@ def test_no_kserve_is_told(cluster: Cluster) -> None:
 
 
 def test_a_short_outage_is_waited_out(cluster: Cluster) -> None:
-    service().apply(Wanted(ONE))
+    service().apply(DesiredService(ONE))
     cluster.failures += [503, 500]
     assert service().observe() is not None
 
@@ -194,18 +209,17 @@ def test_the_namespace_of_the_environment_wins(cluster: Cluster, monkeypatch: py
 def test_another_profile_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CSFLOW_ENDPOINTS", "cloud")
     with pytest.raises(UsageError, match="expected local or kubernetes"):
-        deployment.on_cluster()
+        endpoints_from_environment(Workspace(Path("nowhere")))
 
 
 def test_stop_deletes_what_csflow_made_and_nothing_else(cluster: Cluster) -> None:
-    place = Workspace(Path("nowhere"))
-    assert deployment.stop(place, "tiles") is False
-    service().apply(Wanted(ONE))
-    assert deployment.stop(place, "tiles") is True
+    assert endpoints().stop("tiles") is False
+    service().apply(DesiredService(ONE))
+    assert endpoints().stop("tiles") is True
     assert cluster.pods() == {}
-    service().apply(Wanted(ONE))
+    service().apply(DesiredService(ONE))
     del cluster.service()["spec"]["predictor"]["annotations"]
-    assert deployment.stop(place, "tiles") is False
+    assert endpoints().stop("tiles") is False
 
 
 # --- deployment modes --------------------------------------------------------------------------------------------
@@ -216,10 +230,10 @@ def test_a_canary_an_older_kserve_would_drop_is_refused(cluster: Cluster, prunes
     pytest.importorskip("jsonschema")
     if kubernetes_server_has_no_schema():
         pytest.skip("needs KServe's CRDs: set CSFLOW_SCHEMAS")
-    service().apply(Wanted(ONE))
+    service().apply(DesiredService(ONE))
     cluster.canaries, cluster.prunes = False, prunes
     with pytest.raises(DeployError, match=r"cannot do canaries in Standard mode.*KServe 0\.20"):
-        service().apply(Wanted(ONE, None, TWO, 10), dry_run=True)
+        service().apply(DesiredService(ONE, None, TWO, 10), dry_run=True)
     assert cluster.service()["spec"]["predictor"]["model"]["storageUri"] == ONE.uri
 
 
@@ -231,7 +245,7 @@ def kubernetes_server_has_no_schema() -> bool:
 
 def test_a_canary_that_gets_no_requests_is_refused(cluster: Cluster) -> None:
     cluster.gateway = False
-    service().apply(Wanted(ONE))
+    service().apply(DesiredService(ONE))
     assert not service().splits()
     with pytest.raises(DeployError, match="the canary would silently get nothing.*enableGatewayApi"):
         service("standard", (10, 1)).require_split()
@@ -239,36 +253,38 @@ def test_a_canary_that_gets_no_requests_is_refused(cluster: Cluster) -> None:
 
 
 def test_another_mode_than_the_cluster_has_is_refused(cluster: Cluster) -> None:
-    service("standard").apply(Wanted(ONE))
+    service("standard").apply(DesiredService(ONE))
     with pytest.raises(DeployError, match=r"is in mode standard, its line wants serving\.mode knative"):
         service("knative").observe()
 
 
 @pytest.mark.parametrize("mode", ["standard", "knative"])
 def test_the_share_is_read_back(cluster: Cluster, mode: str) -> None:
-    tried = Wanted(ONE, None, TWO, 10)
-    service(mode).apply(Wanted(ONE))
+    tried = DesiredService(ONE, None, TWO, 10)
+    service(mode).apply(DesiredService(ONE))
     assert "0 of 1 pods" in service(mode).unready(tried, TWO)
     service(mode).apply(tried)
     assert service(mode).unready(tried, TWO) == ""
-    assert "10 % of the requests go to it instead of 25 %" in service(mode).unready(Wanted(ONE, None, TWO, 25), TWO)
+    assert "10 % of the requests go to it instead of 25 %" in service(mode).unready(
+        DesiredService(ONE, None, TWO, 25), TWO
+    )
     assert cluster.history[-1] == {ONE.uri: 90, TWO.uri: 10}
 
 
 def test_pods_of_each_release_are_told_apart_and_counted(cluster: Cluster) -> None:
     one = service("standard", replicas=3)
-    one.apply(Wanted(ONE))
-    one.apply(Wanted(ONE, None, TWO, 34))
+    one.apply(DesiredService(ONE))
+    one.apply(DesiredService(ONE, None, TWO, 34))
     cluster.counts = {ONE.digest[:16]: (10, 0), TWO.digest[:16]: (5, 2)}
-    assert one.counts(ONE) == Counts(30, 0)
-    assert one.counts(TWO) == Counts(14, 4)  # two pods: a third of three, rounded up
+    assert one.counts(ONE) == RequestCounts(30, 0)
+    assert one.counts(TWO) == RequestCounts(14, 4)  # two pods: a third of three, rounded up
     cluster.restarts[TWO.digest[:16]] = 3
-    one.apply(Wanted(ONE, None, TWO, 50))
+    one.apply(DesiredService(ONE, None, TWO, 50))
     assert (one.restarts(ONE), one.restarts(TWO)) == (0, 6)
 
 
 def test_pods_that_do_not_count_are_told(cluster: Cluster) -> None:
-    service().apply(Wanted(ONE))
+    service().apply(DesiredService(ONE))
     with one_page("# TYPE up gauge\nup 1.0\n") as address:
         cluster.servers[ONE.digest[:16]] = address
         with pytest.raises(DeployError, match="do not count their requests"):
@@ -277,8 +293,8 @@ def test_pods_that_do_not_count_are_told(cluster: Cluster) -> None:
 
 def test_never_ready_tells_what_pods_and_kserve_say(cluster: Cluster) -> None:
     cluster.broken[ONE.digest[:16]] = "back-off restarting failed container"
-    service().apply(Wanted(ONE))
-    assert "0 of 1 pods are ready" in service().unready(Wanted(ONE), ONE)
+    service().apply(DesiredService(ONE))
+    assert "0 of 1 pods are ready" in service().unready(DesiredService(ONE), ONE)
     said = service().explain(ONE)
     for part in ("MinimumReplicasUnavailable", "CrashLoopBackOff back-off restarting", "the model is broken"):
         assert part in said
@@ -296,52 +312,52 @@ def test_the_lease_keeps_a_second_one_out_and_is_given_back(cluster: Cluster) ->
             pass
         with lease(api, "nuts"):
             pass
-    with lease(api, "tiles", patience=0.1) as turn:
-        assert turn.progress is None
+    with lease(api, "tiles", patience=0.1) as lock:
+        assert lock.progress is None
 
 
 def test_a_silent_holder_is_replaced_and_its_step_is_known(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(turns, "LEASE_SECONDS", 1)
+    monkeypatch.setattr(lease_module, "LEASE_SECONDS", 1)
     api = kubernetes_api.connect()
-    left = Progress(TWO, 25, datetime.now(UTC), "gate", "it is better")
+    left = CanaryProgress(TWO, 25, datetime.now(UTC), Approval("gate", "it is better"))
     with lease(api, "tiles") as dead:
         dead.record(left)
         api.client.configuration.refresh_api_key_hook = None
         api.client.configuration.host = "http://127.0.0.1:9"  # from here on it is silent
-        with lease(kubernetes_api.connect(), "tiles") as turn:
-            assert turn.progress == left
+        with lease(kubernetes_api.connect(), "tiles") as lock:
+            assert lock.progress == left
             time.sleep(1.1)
             with pytest.raises(DeployError, match="was lost"):
                 dead.check()
 
 
 def test_a_holder_that_renews_is_not_replaced(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(turns, "LEASE_SECONDS", 1)
-    with lease(kubernetes_api.connect(), "tiles") as turn:
+    monkeypatch.setattr(lease_module, "LEASE_SECONDS", 1)
+    with lease(kubernetes_api.connect(), "tiles") as lock:
         with pytest.raises(DeployError, match="Somebody else"), lease(kubernetes_api.connect(), "tiles", patience=1.5):
             pass
-        turn.check()
+        lock.check()
 
 
 def test_a_lost_lease_stops_the_next_change(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(turns, "LEASE_SECONDS", 0.3)
-    with lease(kubernetes_api.connect(), "tiles") as turn:
+    monkeypatch.setattr(lease_module, "LEASE_SECONDS", 0.3)
+    with lease(kubernetes_api.connect(), "tiles") as lock:
         taken = cluster.objects["leases", "csflow-tiles"]
         taken["metadata"]["resourceVersion"], taken["spec"]["holderIdentity"] = "stolen", "somebody"
         time.sleep(0.5)
         with pytest.raises(DeployError, match="was lost"):
-            deployment.service(line(), turn).apply(Wanted(ONE))
+            endpoints().service(line(), lock).apply(DesiredService(ONE))
     assert ("inferenceservices", "tiles") not in cluster.objects
 
 
 def test_a_write_whose_answer_was_lost_is_no_loss(cluster: Cluster) -> None:
-    left = Progress(TWO, 25, datetime.now(UTC), "gate", "it is better")
-    with lease(kubernetes_api.connect(), "tiles") as turn:
+    left = CanaryProgress(TWO, 25, datetime.now(UTC), Approval("gate", "it is better"))
+    with lease(kubernetes_api.connect(), "tiles") as lock:
         cluster.objects["leases", "csflow-tiles"]["metadata"]["resourceVersion"] = "a later one"
-        turn.record(left)
-        turn.check()
-    with lease(kubernetes_api.connect(), "tiles") as turn:
-        assert turn.progress == left
+        lock.record(left)
+        lock.check()
+    with lease(kubernetes_api.connect(), "tiles") as lock:
+        assert lock.progress == left
 
 
 def test_selector_fits_a_label() -> None:

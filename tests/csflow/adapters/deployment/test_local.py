@@ -14,9 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from csflow.adapters.deployment import endpoint as endpoints
-from csflow.adapters.deployment import local as deployment
-from csflow.adapters.deployment.local import LocalEndpoint
+from csflow.adapters.deployment import endpoints, local_process
+from csflow.adapters.deployment.local import LocalEndpoints, healthy, serves
+from csflow.adapters.deployment.local_process import READY_SECONDS, LocalEndpoint
 from csflow.errors import DeployError
 from csflow.system import processes
 from csflow.system.files import sha256_tree
@@ -106,13 +106,13 @@ def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Works
     """A workspace whose endpoints are stand-ins; none is left running."""
     script = tmp_path / "stand_in.py"
     script.write_text(STAND_IN)
-    monkeypatch.setattr(deployment, "SERVER", (sys.executable, str(script)))
-    monkeypatch.setattr(deployment, "STOP_SECONDS", 5.0)
+    monkeypatch.setattr(local_process, "SERVER", (sys.executable, str(script)))
+    monkeypatch.setattr(local_process, "STOP_SECONDS", 5.0)
     place = Workspace(tmp_path / "home")
     yield place
-    monkeypatch.setattr(deployment, "STOP_SECONDS", 0.2)
+    monkeypatch.setattr(local_process, "STOP_SECONDS", 0.2)
     for line in ("tiles", "nuts"):
-        deployment.stop(place, line)
+        LocalEndpoints(place).stop(line)
 
 
 def detector(workspace: Workspace, behaviour: str = "well", name: str = "a") -> Path:
@@ -122,6 +122,17 @@ def detector(workspace: Workspace, behaviour: str = "well", name: str = "a") -> 
     (directory / "behaviour").write_text(behaviour)
     (directory / "name").write_text(name)
     return directory
+
+
+def ensure(
+    workspace: Workspace, line: str, directory: Path, version: str, *, port: int = 0, deadline: float = READY_SECONDS
+) -> LocalEndpoint:
+    """Serve a detector unless it is served already, as a promotion without a trial does."""
+    endpoints = LocalEndpoints(workspace)
+    present = endpoints.status(line)
+    if present is not None and serves(present, sha256_tree(directory), version, port):
+        return present
+    return endpoints.switch(endpoints.start_candidate(line, directory, version, port=port, deadline=deadline))
 
 
 def running(endpoint: LocalEndpoint) -> bool:
@@ -134,64 +145,64 @@ def records(workspace: Workspace) -> list[Path]:
 
 def test_an_endpoint_is_a_detached_process_with_a_state_file(workspace: Workspace) -> None:
     directory = detector(workspace)
-    endpoint = deployment.ensure(workspace, "tiles", directory, "3")
+    endpoint = ensure(workspace, "tiles", directory, "3")
     state = json.loads((workspace.endpoints / "tiles.json").read_text())
     assert state == asdict(endpoint)
     assert (state["line"], state["version"], state["digest"]) == ("tiles", "3", sha256_tree(directory))
     assert set(state) >= {"url", "grpc_url", "pid", "started", "log"}
     assert os.getsid(endpoint.pid) == endpoint.pid
     assert "starting well" in Path(endpoint.log).read_text()
-    assert deployment.status(workspace, "tiles") == endpoint
-    assert deployment.healthy(endpoint)
+    assert LocalEndpoints(workspace).status("tiles") == endpoint
+    assert healthy(endpoint)
 
 
 def test_the_same_detector_is_not_started_twice(workspace: Workspace) -> None:
-    first = deployment.ensure(workspace, "tiles", detector(workspace), "3")
-    assert deployment.ensure(workspace, "tiles", detector(workspace), "3") == first
+    first = ensure(workspace, "tiles", detector(workspace), "3")
+    assert ensure(workspace, "tiles", detector(workspace), "3") == first
 
 
 @pytest.mark.parametrize(("name", "version"), [("b", "3"), ("a", "4")])
 def test_another_detector_or_version_replaces_the_endpoint(workspace: Workspace, name: str, version: str) -> None:
-    first = deployment.ensure(workspace, "tiles", detector(workspace), "3")
-    second = deployment.ensure(workspace, "tiles", detector(workspace, name=name), version)
+    first = ensure(workspace, "tiles", detector(workspace), "3")
+    second = ensure(workspace, "tiles", detector(workspace, name=name), version)
     assert second.pid != first.pid
-    assert deployment.status(workspace, "tiles") == second
+    assert LocalEndpoints(workspace).status("tiles") == second
     assert not running(first)
     assert len(records(workspace)) == 1
 
 
 def test_a_candidate_serves_nothing_until_the_switch(workspace: Workspace) -> None:
-    first = deployment.ensure(workspace, "tiles", detector(workspace), "3")
-    candidate = deployment.start_candidate(workspace, "tiles", detector(workspace, name="b"), "4")
-    assert deployment.status(workspace, "tiles") == first
+    first = ensure(workspace, "tiles", detector(workspace), "3")
+    candidate = LocalEndpoints(workspace).start_candidate("tiles", detector(workspace, name="b"), "4")
+    assert LocalEndpoints(workspace).status("tiles") == first
     assert running(candidate.endpoint)
-    deployment.discard(workspace, candidate)
+    LocalEndpoints(workspace).discard(candidate)
     assert not running(candidate.endpoint)
-    assert deployment.status(workspace, "tiles") == first
+    assert LocalEndpoints(workspace).status("tiles") == first
 
 
 def test_a_candidate_that_is_gone_does_not_replace_the_endpoint(workspace: Workspace) -> None:
-    first = deployment.ensure(workspace, "tiles", detector(workspace), "3")
-    candidate = deployment.start_candidate(workspace, "tiles", detector(workspace, name="b"), "4")
-    deployment.discard(workspace, candidate)
+    first = ensure(workspace, "tiles", detector(workspace), "3")
+    candidate = LocalEndpoints(workspace).start_candidate("tiles", detector(workspace, name="b"), "4")
+    LocalEndpoints(workspace).discard(candidate)
     with pytest.raises(DeployError, match="is gone"):
-        deployment.switch(workspace, candidate)
-    assert deployment.status(workspace, "tiles") == first
+        LocalEndpoints(workspace).switch(candidate)
+    assert LocalEndpoints(workspace).status("tiles") == first
 
 
 def test_a_server_that_ends_early_shows_its_last_words(workspace: Workspace) -> None:
-    first = deployment.ensure(workspace, "tiles", detector(workspace), "3")
+    first = ensure(workspace, "tiles", detector(workspace), "3")
     with pytest.raises(DeployError, match=r"ended with status 1(?s:.*)out of luck") as caught:
-        deployment.ensure(workspace, "tiles", detector(workspace, "crash"), "4")
+        ensure(workspace, "tiles", detector(workspace, "crash"), "4")
     assert "starting well" not in str(caught.value)  # the log lines of the other server
-    assert deployment.status(workspace, "tiles") == first
+    assert LocalEndpoints(workspace).status("tiles") == first
     assert len(records(workspace)) == 1
 
 
 def test_a_server_that_does_not_get_ready_is_stopped(workspace: Workspace) -> None:
     with pytest.raises(DeployError, match=r"not ready after 1 seconds(?s:.*)starting hang"):
-        deployment.ensure(workspace, "tiles", detector(workspace, "hang"), "4", deadline=1)
-    assert deployment.status(workspace, "tiles") is None
+        ensure(workspace, "tiles", detector(workspace, "hang"), "4", deadline=1)
+    assert LocalEndpoints(workspace).status("tiles") is None
     assert records(workspace) == []
 
 
@@ -200,19 +211,19 @@ def test_a_port_in_use_is_named(workspace: Workspace) -> None:
         taken.listen()
         port = taken.getsockname()[1]
         with pytest.raises(DeployError, match=f"Port {port} on 127.0.0.1 is in use"):
-            deployment.ensure(workspace, "tiles", detector(workspace), "3", port=port)
+            ensure(workspace, "tiles", detector(workspace), "3", port=port)
 
 
 def test_two_lines_cannot_have_one_port(workspace: Workspace) -> None:
     port = free_port("127.0.0.1")
-    deployment.ensure(workspace, "nuts", detector(workspace), "1", port=port)
+    ensure(workspace, "nuts", detector(workspace), "1", port=port)
     with pytest.raises(DeployError, match=f"Port {port} on 127.0.0.1 is in use"):
-        deployment.ensure(workspace, "tiles", detector(workspace), "1", port=port)
+        ensure(workspace, "tiles", detector(workspace), "1", port=port)
 
 
 def test_a_fixed_port_answers_throughout_a_replacement(workspace: Workspace) -> None:
     port = free_port("127.0.0.1")
-    first = deployment.ensure(workspace, "tiles", detector(workspace), "3", port=port)
+    first = ensure(workspace, "tiles", detector(workspace), "3", port=port)
     assert first.url == f"http://127.0.0.1:{port}"
     seen: list[str] = []
     lost: list[DeployError] = []
@@ -221,14 +232,14 @@ def test_a_fixed_port_answers_throughout_a_replacement(workspace: Workspace) -> 
     def ask() -> None:
         while not stop.is_set():
             try:
-                seen.append(deployment.score(first, [b"x"])[0]["version"])
+                seen.append(LocalEndpoints(workspace).score(first, [b"x"])[0]["version"])
             except DeployError as error:
                 lost.append(error)
 
     client = threading.Thread(target=ask)
     client.start()
     try:
-        second = deployment.ensure(workspace, "tiles", detector(workspace, "slow"), "4", port=port)
+        second = ensure(workspace, "tiles", detector(workspace, "slow"), "4", port=port)
         time.sleep(0.3)
     finally:
         stop.set()
@@ -239,61 +250,61 @@ def test_a_fixed_port_answers_throughout_a_replacement(workspace: Workspace) -> 
     # The kernel resets a connection that the former server has not accepted in the moment it closes.
     assert len(lost) <= 1
     assert len(records(workspace)) == 1
-    assert deployment.ensure(workspace, "tiles", detector(workspace, "slow"), "4", port=port) == second
+    assert ensure(workspace, "tiles", detector(workspace, "slow"), "4", port=port) == second
 
 
 def test_a_state_of_a_dead_process_is_no_endpoint(workspace: Workspace) -> None:
-    first = deployment.ensure(workspace, "tiles", detector(workspace), "3")
+    first = ensure(workspace, "tiles", detector(workspace), "3")
     processes.end(first.pid, first.started, patience=5)
-    assert deployment.status(workspace, "tiles") is None
-    assert deployment.stop(workspace, "tiles") is False
-    second = deployment.ensure(workspace, "tiles", detector(workspace), "3")
+    assert LocalEndpoints(workspace).status("tiles") is None
+    assert LocalEndpoints(workspace).stop("tiles") is False
+    second = ensure(workspace, "tiles", detector(workspace), "3")
     assert second.pid != first.pid
     assert len(records(workspace)) == 1
 
 
 def test_a_number_used_again_by_another_process_is_no_endpoint(workspace: Workspace) -> None:
-    first = deployment.ensure(workspace, "tiles", detector(workspace), "3")
+    first = ensure(workspace, "tiles", detector(workspace), "3")
     impostor = replace(first, pid=os.getpid(), started="before")
     (workspace.endpoints / "tiles.json").write_text(json.dumps(asdict(impostor)))
-    assert deployment.status(workspace, "tiles") is None
-    deployment.stop(workspace, "tiles")  # would end this test run if it trusted the number
+    assert LocalEndpoints(workspace).status("tiles") is None
+    LocalEndpoints(workspace).stop("tiles")  # would end this test run if it trusted the number
     assert not running(first)
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"line": "tiles"}'])
 def test_a_damaged_state_is_no_endpoint_and_its_process_is_not_forgotten(workspace: Workspace, content: str) -> None:
-    first = deployment.ensure(workspace, "tiles", detector(workspace), "3")
+    first = ensure(workspace, "tiles", detector(workspace), "3")
     (workspace.endpoints / "tiles.json").write_text(content)
-    assert deployment.status(workspace, "tiles") is None
-    second = deployment.ensure(workspace, "tiles", detector(workspace), "3")
+    assert LocalEndpoints(workspace).status("tiles") is None
+    second = ensure(workspace, "tiles", detector(workspace), "3")
     assert not running(first)
     assert running(second)
 
 
 def test_candidates_of_a_crashed_promotion_are_swept(workspace: Workspace) -> None:
-    first = deployment.ensure(workspace, "tiles", detector(workspace), "3")
-    forgotten = deployment.start_candidate(workspace, "tiles", detector(workspace, name="b"), "4")
+    first = ensure(workspace, "tiles", detector(workspace), "3")
+    forgotten = LocalEndpoints(workspace).start_candidate("tiles", detector(workspace, name="b"), "4")
     assert len(records(workspace)) == 2
-    deployment.sweep(workspace, "tiles")
+    LocalEndpoints(workspace).sweep("tiles")
     assert not running(forgotten.endpoint)
-    assert deployment.status(workspace, "tiles") == first
+    assert LocalEndpoints(workspace).status("tiles") == first
 
 
 def test_stop_ends_even_a_stubborn_server(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
-    endpoint = deployment.ensure(workspace, "tiles", detector(workspace, "stubborn"), "3")
-    monkeypatch.setattr(deployment, "STOP_SECONDS", 0.2)
-    assert deployment.stop(workspace, "tiles") is True
+    endpoint = ensure(workspace, "tiles", detector(workspace, "stubborn"), "3")
+    monkeypatch.setattr(local_process, "STOP_SECONDS", 0.2)
+    assert LocalEndpoints(workspace).stop("tiles") is True
     assert not running(endpoint)
-    assert deployment.status(workspace, "tiles") is None
-    assert deployment.stop(workspace, "tiles") is False
+    assert LocalEndpoints(workspace).status("tiles") is None
+    assert LocalEndpoints(workspace).stop("tiles") is False
 
 
 def test_images_are_scored_in_order_and_in_portions(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")  # must not be asked for a loopback address
-    endpoint = deployment.ensure(workspace, "tiles", detector(workspace), "3")
+    endpoint = ensure(workspace, "tiles", detector(workspace), "3")
     images = [bytes([number]) for number in range(endpoints.BATCH + 3)]
-    answers = deployment.score(endpoint, images, boxes=True)
+    answers = LocalEndpoints(workspace).score(endpoint, images, boxes=True)
     assert [answer["sent"]["image"]["b64"] for answer in answers] == [
         base64.b64encode(image).decode() for image in images
     ]
@@ -301,12 +312,12 @@ def test_images_are_scored_in_order_and_in_portions(workspace: Workspace, monkey
 
 
 def test_a_refusal_and_an_unreachable_endpoint_are_told(workspace: Workspace) -> None:
-    endpoint = deployment.ensure(workspace, "tiles", detector(workspace, "refuse"), "3")
+    endpoint = ensure(workspace, "tiles", detector(workspace, "refuse"), "3")
     with pytest.raises(DeployError, match=r"answered 400: .*instances\[0\] is no image"):
-        deployment.score(endpoint, [b"x"])
-    deployment.stop(workspace, "tiles")
+        LocalEndpoints(workspace).score(endpoint, [b"x"])
+    LocalEndpoints(workspace).stop("tiles")
     with pytest.raises(DeployError, match="cannot be reached"):
-        deployment.score(endpoint, [b"x"])
+        LocalEndpoints(workspace).score(endpoint, [b"x"])
 
 
 @pytest.mark.slow
@@ -321,14 +332,14 @@ def test_a_real_detector_is_served(make_detector: Callable[..., Path], tmp_path:
     picture = Image.linear_gradient("L").convert("RGB")
     picture.save(buffer, "PNG")
     try:
-        endpoint = deployment.ensure(workspace, "tiles", directory, "3")
-        (answer,) = deployment.score(endpoint, [buffer.getvalue()], heatmap=True)
+        endpoint = ensure(workspace, "tiles", directory, "3")
+        (answer,) = LocalEndpoints(workspace).score(endpoint, [buffer.getvalue()], heatmap=True)
         (prediction,) = Detector.load(directory).predict([picture])
         assert answer["score"] == pytest.approx(prediction.score, rel=1e-5)
         assert answer["version"] == "3"
         assert answer["heatmap"]
         with pytest.raises(DeployError, match="is not a detector directory"):
-            deployment.ensure(workspace, "tiles", tmp_path / "nothing", "4")
-        assert deployment.status(workspace, "tiles") == endpoint
+            ensure(workspace, "tiles", tmp_path / "nothing", "4")
+        assert LocalEndpoints(workspace).status("tiles") == endpoint
     finally:
-        assert deployment.stop(workspace, "tiles")
+        assert LocalEndpoints(workspace).stop("tiles")

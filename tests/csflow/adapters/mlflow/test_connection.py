@@ -10,7 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from csflow.adapters.mlflow import connection, registry, tracking
+from csflow.adapters.mlflow import connection
+from csflow.adapters.mlflow.registry import Registry
+from csflow.adapters.mlflow.tracking import Tracker
 from csflow.errors import RegistryError
 from csflow.system.workspace import Workspace
 
@@ -55,13 +57,13 @@ def serve() -> Iterator[Serve]:
 
 
 ASKED: dict[str, Callable[[Workspace], object]] = {
-    "open a run": lambda workspace: tracking.start_run(workspace, "tiles", params={}, tags={}),
-    "write to a run": lambda workspace: tracking.log_metrics(workspace, "0" * 32, {"image_auroc": 1.0}),
-    "close a run": lambda workspace: tracking.finish(workspace, "0" * 32, "promoted"),
-    "list runs": lambda workspace: tracking.list_runs(workspace, "tiles", limit=1),
-    "read a run": lambda workspace: tracking.read_run(workspace, "0" * 32),
-    "read versions": lambda workspace: registry.versions(workspace, "tiles"),
-    "tag a version": lambda workspace: registry.set_version_tags(workspace, "tiles", 1, {"decision": "promoted"}),
+    "open a run": lambda workspace: Tracker(workspace).start_run("tiles", params={}, tags={}),
+    "write to a run": lambda workspace: Tracker(workspace).log_metrics("0" * 32, {"image_auroc": 1.0}),
+    "close a run": lambda workspace: Tracker(workspace).finish("0" * 32, "promoted"),
+    "list runs": lambda workspace: Tracker(workspace).list_runs("tiles", limit=1),
+    "read a run": lambda workspace: Tracker(workspace).read_run("0" * 32),
+    "read versions": lambda workspace: Registry(workspace).versions("tiles"),
+    "tag a version": lambda workspace: Registry(workspace).set_version_tags("tiles", 1, {"decision": "promoted"}),
 }
 
 

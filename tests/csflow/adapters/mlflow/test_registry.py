@@ -17,7 +17,10 @@ from typing import TYPE_CHECKING
 import pytest
 from PIL import Image
 
-from csflow.adapters.mlflow import connection, registry, tracking
+from csflow.adapters.mlflow import connection
+from csflow.adapters.mlflow.registry import Registry
+from csflow.adapters.mlflow.tracking import Tracker
+from csflow.adapters.mlflow.versions import LONGEST_TAG
 from csflow.config import DataConfig, FeatureConfig, FlowConfig, LineConfig
 from csflow.errors import ConfigError, DataError, NotRegisteredError, RegistryError
 from csflow.system.files import sha256_tree
@@ -66,9 +69,9 @@ def png(colour: tuple[int, int, int] = (120, 90, 60)) -> bytes:
 
 
 def register(workspace: Workspace, line: str, detector: Path, key: str, **tags: object) -> int:
-    run_id = tracking.start_run(workspace, line, params={}, tags={})
+    run_id = Tracker(workspace).start_run(line, params={}, tags={})
     tags = {"content_key": key, "detector_digest": sha256_tree(detector), **tags}
-    return registry.register(workspace, detector, line=line, run_id=run_id, tags=tags, example=png())
+    return Registry(workspace).register(detector, line=line, run_id=run_id, tags=tags, example=png())
 
 
 def model_folder(workspace: Workspace, line: str) -> Path:
@@ -77,10 +80,10 @@ def model_folder(workspace: Workspace, line: str) -> Path:
 
 
 def test_version_carries_tags_run_and_time(workspace: Workspace, line: str, detector: Path) -> None:
-    run_id = tracking.start_run(workspace, line, params={}, tags={})
+    run_id = Tracker(workspace).start_run(line, params={}, tags={})
     tags = {"content_key": "k", "image_auroc": 0.9876, "seed": 3, "pixel_auroc": None}
-    number = registry.register(workspace, detector, line=line, run_id=run_id, tags=tags, example=png())
-    (version,) = registry.versions(workspace, line)
+    number = Registry(workspace).register(detector, line=line, run_id=run_id, tags=tags, example=png())
+    (version,) = Registry(workspace).versions(line)
     assert (number, version.version, version.run_id, version.aliases) == (1, 1, run_id, ())
     assert version.tags == {"content_key": "k", "image_auroc": "0.9876", "seed": "3"}
     assert (version.number("image_auroc"), version.number("pixel_auroc"), version.decision) == (0.9876, None, "")
@@ -91,7 +94,7 @@ def test_same_content_is_registered_once(workspace: Workspace, line: str, detect
     assert register(workspace, line, detector, "one") == 1
     assert register(workspace, line, detector, "two") == 2
     assert register(workspace, line, detector, "one") == 1
-    assert [version.version for version in registry.versions(workspace, line)] == [2, 1]
+    assert [version.version for version in Registry(workspace).versions(line)] == [2, 1]
 
 
 def test_same_content_registered_at_once_is_one_version(workspace: Workspace, line: str, detector: Path) -> None:
@@ -122,7 +125,7 @@ def test_model_is_code_and_plain_files(workspace: Workspace, line: str, detector
 def test_run_and_model_page_link_to_the_version(workspace: Workspace, line: str, detector: Path) -> None:
     register(workspace, line, detector, "k")
     client = connection.client_of(workspace)
-    (version,) = registry.versions(workspace, line)
+    (version,) = Registry(workspace).versions(line)
     (output,) = client.get_run(version.run_id).outputs.model_outputs
     model = client.get_logged_model(output.model_id)
     assert json.loads(model.tags["mlflow.modelVersions"]) == [{"name": f"csflow-{line}", "version": 1}]
@@ -131,78 +134,78 @@ def test_run_and_model_page_link_to_the_version(workspace: Workspace, line: str,
 def test_alias_moves(workspace: Workspace, line: str, detector: Path) -> None:
     register(workspace, line, detector, "one")
     register(workspace, line, detector, "two")
-    assert registry.find_champion(workspace, line) is None
-    registry.set_alias(workspace, line, 1)
-    registry.set_alias(workspace, line, 2)
-    champion = registry.find_champion(workspace, line)
+    assert Registry(workspace).find_champion(line) is None
+    Registry(workspace).set_alias(line, 1)
+    Registry(workspace).set_alias(line, 2)
+    champion = Registry(workspace).find_champion(line)
     assert champion is not None
     assert (champion.version, champion.is_champion) == (2, True)
-    assert registry.find_version(workspace, line, 1).aliases == ()
+    assert Registry(workspace).find_version(line, 1).aliases == ()
 
 
 def test_versions_are_found_by_number_and_alias(workspace: Workspace, line: str, detector: Path) -> None:
     register(workspace, line, detector, "one")
-    registry.set_alias(workspace, line, 1)
-    found = [registry.find_version(workspace, line, which).version for which in (1, "1", "champion")]
+    Registry(workspace).set_alias(line, 1)
+    found = [Registry(workspace).find_version(line, which).version for which in (1, "1", "champion")]
     assert found == [1, 1, 1]
     with pytest.raises(RegistryError, match=r"no version or alias '7'. Versions: 1. Aliases: champion"):
-        registry.find_version(workspace, line, 7)
+        Registry(workspace).find_version(line, 7)
     with pytest.raises(RegistryError, match="no version or alias '7'"):
-        registry.set_alias(workspace, line, 7)
+        Registry(workspace).set_alias(line, 7)
 
 
 def test_line_without_champion(workspace: Workspace, line: str, detector: Path, tmp_path: Path) -> None:
     register(workspace, line, detector, "one")
     with pytest.raises(RegistryError, match=r"has no champion; none of its versions \(1\) was promoted"):
-        registry.download_detector(workspace, line, "champion", tmp_path)
+        Registry(workspace).download_detector(line, "champion", tmp_path)
 
 
 def test_line_without_model(workspace: Workspace) -> None:
-    for call in (registry.versions, registry.find_version):
+    for call in (Registry(workspace).versions, Registry(workspace).find_version):
         with pytest.raises(NotRegisteredError, match=r"'leather' has no registered model yet.*lines/leather.yaml"):
-            call(workspace, "leather")
-    assert registry.find_champion(workspace, "leather") is None
-    assert registry.get_hold(workspace, "leather") is None
+            call("leather")
+    assert Registry(workspace).find_champion("leather") is None
+    assert Registry(workspace).get_hold("leather") is None
 
 
 def test_workspace_without_registry_stays_empty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     with pytest.raises(NotRegisteredError, match="Run a pipeline first"):
-        registry.versions(Workspace(tmp_path / "home"), "tiles")
+        Registry(Workspace(tmp_path / "home")).versions("tiles")
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("name", ["a'b", "Tiles", "", "x" * 60])
 def test_impossible_line_names_are_refused(workspace: Workspace, name: str) -> None:
     with pytest.raises(ConfigError, match="cannot be a line"):
-        registry.versions(workspace, name)
+        Registry(workspace).versions(name)
 
 
 def test_tags_change_and_absent_ones_stay(workspace: Workspace, line: str, detector: Path) -> None:
     register(workspace, line, detector, "one", seed=0)
-    registry.set_version_tags(
-        workspace, line, 1, {"decision": "kept_worse", "decision_reason": "x" * 9000, "seed": None}
+    Registry(workspace).set_version_tags(
+        line, 1, {"decision": "kept_worse", "decision_reason": "x" * 9000, "seed": None}
     )
-    version = registry.find_version(workspace, line, 1)
+    version = Registry(workspace).find_version(line, 1)
     assert (version.decision, version.tags["seed"]) == ("kept_worse", "0")
-    assert len(version.tags["decision_reason"]) == registry.LONGEST_TAG
+    assert len(version.tags["decision_reason"]) == LONGEST_TAG
 
 
 def test_hold_is_kept_until_released(workspace: Workspace, line: str, detector: Path) -> None:
     register(workspace, line, detector, "one")
-    assert registry.get_hold(workspace, line) is None
-    registry.set_hold(workspace, line, {"user": "ada", "reason": "scratches missed"})
-    assert registry.get_hold(workspace, line) == {"user": "ada", "reason": "scratches missed"}
-    registry.set_hold(workspace, line, None)
-    registry.set_hold(workspace, line, None)
-    assert registry.get_hold(workspace, line) is None
+    assert Registry(workspace).get_hold(line) is None
+    Registry(workspace).set_hold(line, {"user": "ada", "reason": "scratches missed"})
+    assert Registry(workspace).get_hold(line) == {"user": "ada", "reason": "scratches missed"}
+    Registry(workspace).set_hold(line, None)
+    Registry(workspace).set_hold(line, None)
+    assert Registry(workspace).get_hold(line) is None
 
 
 def test_download_is_a_copy_named_by_its_digest(
     workspace: Workspace, line: str, detector: Path, tmp_path: Path
 ) -> None:
     register(workspace, line, detector, "one")
-    target = registry.download_detector(workspace, line, 1, tmp_path / "copies")
+    target = Registry(workspace).download_detector(line, 1, tmp_path / "copies")
     assert target == tmp_path / "copies" / sha256_tree(detector)
     assert sha256_tree(target) == sha256_tree(detector)
     (target / "config.json").write_text("changed")
@@ -215,12 +218,12 @@ def test_damaged_copy_is_fetched_again_and_a_sound_one_kept(
     workspace: Workspace, line: str, detector: Path, tmp_path: Path
 ) -> None:
     register(workspace, line, detector, "one")
-    target = registry.download_detector(workspace, line, 1, tmp_path / "copies")
+    target = Registry(workspace).download_detector(line, 1, tmp_path / "copies")
     (target / "config.json").write_text("damaged")
-    assert registry.download_detector(workspace, line, 1, tmp_path / "copies") == target
+    assert Registry(workspace).download_detector(line, 1, tmp_path / "copies") == target
     assert (target / "config.json").read_text() == "{}"
     before = target.stat().st_ino
-    registry.download_detector(workspace, line, 1, tmp_path / "copies")
+    Registry(workspace).download_detector(line, 1, tmp_path / "copies")
     assert target.stat().st_ino == before
 
 
@@ -229,12 +232,12 @@ def test_changed_or_lost_store_is_noticed(workspace: Workspace, line: str, detec
     stored = model_folder(workspace, line) / "artifacts" / detector.name
     (stored / "config.json").write_text("changed")
     with pytest.raises(RegistryError, match="changed or lost"):
-        registry.download_detector(workspace, line, 1, tmp_path / "copies")
+        Registry(workspace).download_detector(line, 1, tmp_path / "copies")
     (stored / "config.json").unlink()
     (stored / "model.safetensors").unlink()
     stored.rmdir()
     with pytest.raises(RegistryError, match=r"files of csflow-.* version 1 cannot be read"):
-        registry.download_detector(workspace, line, 1, tmp_path / "copies")
+        Registry(workspace).download_detector(line, 1, tmp_path / "copies")
     assert list((tmp_path / "copies").iterdir()) == []
 
 
@@ -274,7 +277,7 @@ def test_fresh_process_loads_the_champion(workspace: Workspace, real_detector: D
 
     real_detector.save(tmp_path / "detector")
     assert register(workspace, "small", tmp_path / "detector", "k") == 1
-    registry.set_alias(workspace, "small", 1)
+    Registry(workspace).set_alias("small", 1)
     images = [png((120, 90, 60)), png((10, 200, 10))]
     (tmp_path / "input.json").write_text(json.dumps([base64.b64encode(image).decode() for image in images]))
     code = (
@@ -288,7 +291,7 @@ def test_fresh_process_loads_the_champion(workspace: Workspace, real_detector: D
     )
     environment = os.environ | {
         "MLFLOW_TRACKING_URI": workspace.tracking_uri,
-        "PYTHONPATH": str(Path(registry.__file__).parents[3]),
+        "PYTHONPATH": str(Path(connection.__file__).parents[3]),
     }
     ended = subprocess.run(
         [sys.executable, "-c", code, str(tmp_path / "input.json")],

@@ -13,7 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from csflow.adapters.mlflow import connection, tracking
+from csflow.adapters.mlflow import connection
+from csflow.adapters.mlflow.runs import flat_params
+from csflow.adapters.mlflow.tracking import Tracker
+from csflow.adapters.mlflow.versions import LONGEST_TAG
 from csflow.config import DataConfig, LineConfig
 from csflow.errors import CsflowError, DataError, NotRegisteredError, RegistryError
 from csflow.system.workspace import Workspace
@@ -26,10 +29,10 @@ LINE = LineConfig(line="tiles", data=DataConfig(path="tiles"))
 FIRST_RUN = """
 import sys
 from pathlib import Path
-from csflow.adapters.mlflow import tracking
+from csflow.adapters.mlflow.tracking import Tracker
 from csflow.system.workspace import Workspace
 workspace = Workspace(Path(sys.argv[1]))
-print(tracking.start_run(workspace, "tiles", params={"seed": "0"}, tags={}))
+print(Tracker(workspace).start_run("tiles", params={"seed": "0"}, tags={}))
 from mlflow.telemetry import get_telemetry_client
 assert get_telemetry_client() is None, "MLflow would call home"
 """
@@ -81,7 +84,7 @@ def workspace(first_runs: FirstRuns, monkeypatch: pytest.MonkeyPatch) -> Workspa
 
 @pytest.fixture
 def run_id(workspace: Workspace) -> str:
-    return tracking.start_run(workspace, "tiles", params=tracking.flat_params(LINE), tags={"data_md5": "d41d.dir"})
+    return Tracker(workspace).start_run("tiles", params=flat_params(LINE), tags={"data_md5": "d41d.dir"})
 
 
 def test_two_first_runs_at_once_both_succeed_and_are_silent(
@@ -90,36 +93,36 @@ def test_two_first_runs_at_once_both_succeed_and_are_silent(
     workspace, (one, two) = first_runs
     assert (one.returncode, two.returncode) == (0, 0), one.stderr + two.stderr
     assert (one.stderr, two.stderr) == ("", "")
-    found = {run.run_id for run in tracking.list_runs(workspace, "tiles", limit=100)}
+    found = {run.run_id for run in Tracker(workspace).list_runs("tiles", limit=100)}
     assert {one.stdout.strip(), two.stdout.strip()} <= found
     assert one.stdout != two.stdout
 
 
 def test_a_run_is_open_until_finished(workspace: Workspace, run_id: str) -> None:
-    assert tracking.read_run(workspace, run_id).outcome == "running"
-    tracking.finish(workspace, run_id, "promoted")
-    run = tracking.read_run(workspace, run_id)
+    assert Tracker(workspace).read_run(run_id).outcome == "running"
+    Tracker(workspace).finish(run_id, "promoted")
+    run = Tracker(workspace).read_run(run_id)
     assert (run.status, run.outcome, run.tags["data_md5"]) == ("FINISHED", "promoted", "d41d.dir")
 
 
 def test_every_run_has_the_same_parameter_names() -> None:
-    usual = tracking.flat_params(LINE)
-    bare = tracking.flat_params(LINE.model_copy(update={"calibration": "none"}))
+    usual = flat_params(LINE)
+    bare = flat_params(LINE.model_copy(update={"calibration": "none"}))
     assert usual.keys() == bare.keys()
     assert (usual["calibration.alpha"], bare["calibration.alpha"]) == ("0.05", "none")
     assert usual["training.betas"] == "[0.5, 0.9]"
 
 
 def test_parameters_are_those_of_the_line(workspace: Workspace, run_id: str) -> None:
-    assert tracking.read_run(workspace, run_id).params == tracking.flat_params(LINE)
+    assert Tracker(workspace).read_run(run_id).params == flat_params(LINE)
 
 
 def test_step_logs_its_seconds_and_memory(workspace: Workspace, run_id: str) -> None:
-    with tracking.step(workspace, run_id, "train"):
+    with Tracker(workspace).step(run_id, "train"):
         pass
-    with tracking.step(workspace, run_id, "evaluate"):
+    with Tracker(workspace).step(run_id, "evaluate"):
         pass
-    run = tracking.read_run(workspace, run_id)
+    run = Tracker(workspace).read_run(run_id)
     steps = ("train", "evaluate")
     assert run.metrics.keys() == {f"{what}_{step}" for what in ("seconds", "peak_memory_mb") for step in steps}
     assert run.seconds == pytest.approx(sum(run.metrics[f"seconds_{step}"] for step in steps))
@@ -128,21 +131,21 @@ def test_step_logs_its_seconds_and_memory(workspace: Workspace, run_id: str) -> 
 
 
 def test_failed_step_marks_the_run_and_a_retry_takes_the_mark_off(workspace: Workspace, run_id: str) -> None:
-    with pytest.raises(DataError, match="3 images"), tracking.step(workspace, run_id, "validate"):
+    with pytest.raises(DataError, match="3 images"), Tracker(workspace).step(run_id, "validate"):
         raise DataError("3 images cannot be read")
-    failed = tracking.read_run(workspace, run_id)
+    failed = Tracker(workspace).read_run(run_id)
     assert (failed.status, failed.outcome) == ("FAILED", "failed in validate")
     assert failed.tags["error"] == "3 images cannot be read"
     assert "seconds_validate" not in failed.metrics
-    with tracking.step(workspace, run_id, "validate"):
-        assert tracking.read_run(workspace, run_id).outcome == "running"
-    assert not {"error", "failed_step"} & tracking.read_run(workspace, run_id).tags.keys()
+    with Tracker(workspace).step(run_id, "validate"):
+        assert Tracker(workspace).read_run(run_id).outcome == "running"
+    assert not {"error", "failed_step"} & Tracker(workspace).read_run(run_id).tags.keys()
 
 
 def test_interrupted_step_is_killed_not_failed(workspace: Workspace, run_id: str) -> None:
-    with pytest.raises(KeyboardInterrupt), tracking.step(workspace, run_id, "train"):
+    with pytest.raises(KeyboardInterrupt), Tracker(workspace).step(run_id, "train"):
         raise KeyboardInterrupt
-    assert tracking.read_run(workspace, run_id).outcome == "killed in train"
+    assert Tracker(workspace).read_run(run_id).outcome == "killed in train"
 
 
 def test_steps_error_is_kept_when_the_tracker_fails_too(
@@ -151,42 +154,42 @@ def test_steps_error_is_kept_when_the_tracker_fails_too(
     def gone(*_: object, **__: object) -> None:
         raise OSError("disk full")
 
-    with pytest.raises(DataError), tracking.step(workspace, run_id, "train"):  # noqa: PT012
-        monkeypatch.setattr(tracking, "_log", gone)
+    with pytest.raises(DataError), Tracker(workspace).step(run_id, "train"):  # noqa: PT012
+        monkeypatch.setattr(Tracker, "_log", gone)
         raise DataError("the one that matters")
 
 
 def test_curves_hold_every_epoch(workspace: Workspace, run_id: str) -> None:
-    with tracking.epoch_log(workspace, run_id, every=1e9) as on_epoch:
+    with Tracker(workspace).epoch_log(run_id, every=1e9) as on_epoch:
         for epoch in range(1, 301):
             on_epoch(EpochResult(epoch, 300, -epoch / 10, 1.0, 0.5, 2e-4))
     history = connection.client_of(workspace).get_metric_history(run_id, "train_nll")
     assert [(point.step, point.value) for point in history] == [(epoch, -epoch / 10) for epoch in range(1, 301)]
-    assert tracking.read_run(workspace, run_id).metrics == {
+    assert Tracker(workspace).read_run(run_id).metrics == {
         "train_nll": -30.0, "grad_norm": 1.0, "epoch_seconds": 0.5, "learning_rate": 2e-4,
     }  # fmt: skip
 
 
 def test_curve_of_a_training_that_breaks_off_is_kept(workspace: Workspace, run_id: str) -> None:
-    with pytest.raises(RuntimeError), tracking.epoch_log(workspace, run_id, every=1e9) as on_epoch:  # noqa: PT012
+    with pytest.raises(RuntimeError), Tracker(workspace).epoch_log(run_id, every=1e9) as on_epoch:  # noqa: PT012
         on_epoch(EpochResult(1, 9, 0.5, 1.0, 0.5, 2e-4))
         raise RuntimeError("diverged")
-    assert tracking.read_run(workspace, run_id).metrics["train_nll"] == 0.5
+    assert Tracker(workspace).read_run(run_id).metrics["train_nll"] == 0.5
 
 
 def test_epochs_appear_while_training_goes_on(workspace: Workspace, run_id: str) -> None:
-    with tracking.epoch_log(workspace, run_id, every=0.0) as on_epoch:
+    with Tracker(workspace).epoch_log(run_id, every=0.0) as on_epoch:
         on_epoch(EpochResult(1, 9, 0.5, 1.0, 0.5, 2e-4))
-        assert tracking.read_run(workspace, run_id).metrics["train_nll"] == 0.5
+        assert Tracker(workspace).read_run(run_id).metrics["train_nll"] == 0.5
 
 
 def test_absent_figures_and_tags_are_left_out(workspace: Workspace, run_id: str) -> None:
-    tracking.log_metrics(workspace, run_id, {"image_auroc": 0.98, "pixel_auroc": None})
-    tracking.set_tags(workspace, run_id, {"note": None, "long": "x" * 9000})
-    run = tracking.read_run(workspace, run_id)
+    Tracker(workspace).log_metrics(run_id, {"image_auroc": 0.98, "pixel_auroc": None})
+    Tracker(workspace).set_tags(run_id, {"note": None, "long": "x" * 9000})
+    run = Tracker(workspace).read_run(run_id)
     assert run.metrics == {"image_auroc": 0.98}
     assert "note" not in run.tags
-    assert len(run.tags["long"]) == tracking.LONGEST_TAG
+    assert len(run.tags["long"]) == LONGEST_TAG
 
 
 def test_dataset_and_artifacts_are_attached(workspace: Workspace, run_id: str, tmp_path: Path) -> None:
@@ -194,8 +197,8 @@ def test_dataset_and_artifacts_are_attached(workspace: Workspace, run_id: str, t
     manifest.write_text("path,line,group\ntrain/good/1.png,tiles,\n")
     (tmp_path / "quality").mkdir()
     (tmp_path / "quality" / "page.html").write_text("<p>fine</p>")
-    tracking.log_dataset(workspace, run_id, name="tiles", digest="a" * 64, manifest=manifest, source="/data@1f2e:tiles")
-    tracking.log_artifact(workspace, run_id, tmp_path / "quality")
+    Tracker(workspace).log_dataset(run_id, name="tiles", digest="a" * 64, manifest=manifest, source="/data@1f2e:tiles")
+    Tracker(workspace).log_artifact(run_id, tmp_path / "quality")
     client = connection.client_of(workspace)
     (entry,) = client.get_run(run_id).inputs.dataset_inputs
     assert (entry.dataset.name, entry.dataset.digest) == ("tiles", "a" * 36)
@@ -207,21 +210,21 @@ def test_dataset_and_artifacts_are_attached(workspace: Workspace, run_id: str, t
 
 
 def test_runs_are_listed_newest_first(workspace: Workspace) -> None:
-    made = [tracking.start_run(workspace, "wood", params={}, tags={}) for _ in range(3)]
-    assert [run.run_id for run in tracking.list_runs(workspace, "wood", limit=2)] == made[:0:-1]
+    made = [Tracker(workspace).start_run("wood", params={}, tags={}) for _ in range(3)]
+    assert [run.run_id for run in Tracker(workspace).list_runs("wood", limit=2)] == made[:0:-1]
 
 
 def test_unknown_line_and_run_are_named(workspace: Workspace) -> None:
     with pytest.raises(NotRegisteredError, match="'leather' never ran"):
-        tracking.list_runs(workspace, "leather", limit=5)
+        Tracker(workspace).list_runs("leather", limit=5)
     with pytest.raises(RegistryError, match="no run 'nobody'"):
-        tracking.read_run(workspace, "nobody")
+        Tracker(workspace).read_run("nobody")
 
 
 def test_reading_makes_no_database(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     with pytest.raises(NotRegisteredError, match="Run a pipeline first"):
-        tracking.list_runs(Workspace(tmp_path / "home"), "tiles", limit=5)
+        Tracker(Workspace(tmp_path / "home")).list_runs("tiles", limit=5)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -260,4 +263,4 @@ def test_current_database_is_left_alone(workspace: Workspace, monkeypatch: pytes
 def test_server_that_does_not_answer_is_named_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
     with pytest.raises(RegistryError, match=r"No MLflow server answers at http://127\.0\.0\.1:9"):
-        tracking.list_runs(Workspace(tmp_path), "tiles", limit=5)
+        Tracker(Workspace(tmp_path)).list_runs("tiles", limit=5)

@@ -1,11 +1,10 @@
-"""One's turn to change a line's endpoint: of all machines one at a time, and how far the last one came.
+"""Lock a line's endpoint on a cluster by a Lease, which also stores how far a canary has come.
 
-On one machine that is a locked file. On a cluster it is a Lease named ``csflow-LINE``: its holder writes a new
-time every few seconds; who finds the same time unchanged for as long as the lease says takes it over. Clocks
-of different machines are never compared. Every write carries the version that was read, so that of two
-takers one loses.
+The Lease is named ``csflow-LINE``. Its holder writes a new time every few seconds; whoever sees the same time unchanged
+for as long as the lease lasts takes it over. Clocks of different machines are never compared. Every write carries the
+version that was read, so that of two takers one loses.
 
-The Lease also keeps the canary step, because it outlives a holder that is killed between two steps.
+The Lease stores the canary step because it outlives a holder that is killed between two steps.
 """
 
 from __future__ import annotations
@@ -19,69 +18,22 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any, Protocol
 
-from csflow.adapters.deployment.inference_service import Release
-from csflow.adapters.deployment.kubernetes_api import LEASE, ApiError, KubernetesApi
+from csflow.adapters.deployment.endpoints import Approval, CanaryProgress, EndpointLock, Release
+from csflow.adapters.deployment.kubernetes_api import LEASE, ApiError, Document, KubernetesApi
 from csflow.errors import DeployError
-
-Document = dict[str, Any]
 
 LEASE_SECONDS = 15
 """How long a holder may be silent."""
 
 PATIENCE_SECONDS = 40.0
-"""How long to wait for one's turn: longer than a killed holder's lease, shorter than a canary."""
+"""How long to wait for the lock: longer than a killed holder's lease, shorter than a canary."""
 
 _PREFIX = "csflow/canary-"
 
 
-@dataclass(frozen=True)
-class Progress:
-    """How far a promotion came.
-
-    Attributes:
-        release: The challenger.
-        percent: Its share of the requests in the present step; 0 before the first.
-        started: When that step started, UTC.
-        by: ``gate`` or ``hand``: who decided that it shall be champion.
-        reason: Why, for its version's tags.
-    """
-
-    release: Release
-    percent: int
-    started: datetime
-    by: str
-    reason: str
-
-
-class Turn(Protocol):
-    """The right to change a line's endpoint, and what the one before left behind."""
-
-    progress: Progress | None
-
-    def check(self) -> None:
-        """Raise a :class:`csflow.errors.DeployError` if somebody else has the turn by now."""
-
-    def record(self, progress: Progress | None) -> None:
-        """Write down how far a promotion came; ``None`` when it is over."""
-
-
-@dataclass
-class LocalTurn:
-    """A turn on this machine, where nothing is done in steps."""
-
-    progress: Progress | None = None
-
-    def check(self) -> None:
-        """Nothing to check: the kernel holds the lock."""
-
-    def record(self, progress: Progress | None) -> None:
-        """Nothing to keep: a local endpoint is switched at once."""
-
-
 @contextmanager
-def lease(api: KubernetesApi, line: str, *, patience: float = PATIENCE_SECONDS) -> Iterator[Turn]:
+def lease(api: KubernetesApi, line: str, *, patience: float = PATIENCE_SECONDS) -> Iterator[EndpointLock]:
     """Hold the line's Lease.
 
     Args:
@@ -92,26 +44,26 @@ def lease(api: KubernetesApi, line: str, *, patience: float = PATIENCE_SECONDS) 
     Raises:
         DeployError: If somebody else still holds it after that time; who and since when is told.
     """
-    turn = _LeaseTurn(api, f"csflow-{line}")
-    turn.take(patience)
+    held = _LeaseLock(api, f"csflow-{line}")
+    held.take(patience)
     stop = threading.Event()
-    keeper = threading.Thread(target=turn.keep, args=(stop,), daemon=True, name=f"lease-{line}")
+    keeper = threading.Thread(target=held.keep, args=(stop,), daemon=True, name=f"lease-{line}")
     keeper.start()
     try:
-        yield turn
+        yield held
     finally:
         stop.set()
         keeper.join()
-        turn.give_back()
+        held.give_back()
 
 
 @dataclass
-class _LeaseTurn:
+class _LeaseLock:
     """A Lease of ours; the keeper's thread and the promotion take turns at it, never both at once."""
 
     api: KubernetesApi
     name: str
-    progress: Progress | None = None
+    progress: CanaryProgress | None = None
     holder: str = field(default_factory=lambda: f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}")
     held: Document = field(default_factory=dict)
     lost: str = ""
@@ -147,7 +99,7 @@ class _LeaseTurn:
                 "Nothing more was changed; look with csflow lines, then csflow reconcile."
             )
 
-    def record(self, progress: Progress | None) -> None:
+    def record(self, progress: CanaryProgress | None) -> None:
         """Write the step into the Lease's annotations."""
         self.check()
         with self.lock:
@@ -217,7 +169,7 @@ class _LeaseTurn:
         return lease | {"metadata": metadata, "spec": lease["spec"] | {"renewTime": _micro_time()}}
 
 
-def _annotations(progress: Progress | None) -> dict[str, str]:
+def _annotations(progress: CanaryProgress | None) -> dict[str, str]:
     if progress is None:
         return {}
     fields = {
@@ -226,21 +178,20 @@ def _annotations(progress: Progress | None) -> dict[str, str]:
         "uri": progress.release.uri,
         "percent": str(progress.percent),
         "started": progress.started.isoformat(),
-        "by": progress.by,
-        "reason": progress.reason,
+        "by": progress.approval.by,
+        "reason": progress.approval.reason,
     }
     return {f"{_PREFIX}{key}": value for key, value in fields.items()}
 
 
-def _progress(annotations: dict[str, str]) -> Progress | None:
+def _progress(annotations: dict[str, str]) -> CanaryProgress | None:
     try:
         fields = {key.removeprefix(_PREFIX): value for key, value in annotations.items() if key.startswith(_PREFIX)}
-        return Progress(
+        return CanaryProgress(
             Release(fields["version"], fields["digest"], fields["uri"]),
             int(fields["percent"]),
             datetime.fromisoformat(fields["started"]),
-            fields["by"],
-            fields["reason"],
+            Approval(fields["by"], fields["reason"]),
         )
     except (KeyError, ValueError):
         return None

@@ -20,17 +20,17 @@ challenger is still wanted, and otherwise ends the canary: :func:`csflow.release
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING
 
+from csflow.adapters.deployment.endpoints import Approval, CanaryProgress, EndpointLock, Release, Trial
+from csflow.adapters.deployment.inference_service import DesiredService, other_name
+from csflow.adapters.deployment.pods import RequestCounts
+from csflow.adapters.deployment.service import LineService
 from csflow.config import CanaryStep, LineConfig
 from csflow.errors import CsflowError, DeployError
 from csflow.system.progress import say
-
-if TYPE_CHECKING:
-    from csflow.adapters.deployment import Counts, Endpoint, Release, Service, Turn, Wanted
 
 ENOUGH_REQUESTS = 20
 """With fewer requests a share of failures says little."""
@@ -58,37 +58,24 @@ PACE = Pace()
 
 
 @dataclass(frozen=True)
-class Decision:
-    """Why a version shall become champion.
-
-    Attributes:
-        by: ``gate`` or ``hand``.
-        reason: For the version's tags.
-    """
-
-    by: str
-    reason: str
-
-
-@dataclass(frozen=True)
 class Rollout:
     """One change of what serves a line.
 
     Attributes:
         service: The line's InferenceService.
-        turn: The right to change it.
+        lock: The right to change it.
         line: The line.
         release: What shall serve.
         trial: Tries an endpoint; raises a :class:`csflow.errors.DeployError` if it is not as it should be.
-        decision: Why it becomes champion; ``None`` if it is so already or was before: then without canary steps.
+        approval: Why it becomes champion; ``None`` if it is so already or was before: then without canary steps.
     """
 
-    service: Service
-    turn: Turn
+    service: LineService
+    lock: EndpointLock
     line: LineConfig
     release: Release
-    trial: Callable[[Endpoint], None]
-    decision: Decision | None
+    trial: Trial
+    approval: Approval | None
 
     def run(self) -> str:
         """Bring the release to all requests.
@@ -107,7 +94,7 @@ class Rollout:
             self._settle(before)
             return ""
         # Beside a champion that answers nobody there is nothing to be careful about.
-        steps = self.line.serving.canary if self.decision and self.service.answers(before.champion) else ()
+        steps = self.line.serving.canary if self.approval and self.service.answers(before.champion) else ()
         if steps:
             self.service.require_split()
         return self._gradually(before, steps) if self.service.splits() else self._at_once(before)
@@ -123,11 +110,11 @@ class Rollout:
         except BaseException:
             if new:
                 self.service.delete()
-            self.turn.record(None)
+            self.lock.record(None)
             raise
         return ""
 
-    def _settle(self, before: Wanted) -> None:
+    def _settle(self, before: DesiredService) -> None:
         """Serve what serves already, without a challenger and as the line's YAML says by now."""
         if before.challenger is None:
             self._reach(_wanted(self.release, before.former, name=before.name))
@@ -135,7 +122,7 @@ class Rollout:
             say(f"deploy: the canary of version {before.challenger.version} of {self.line.line} is ended")
             self._go_back(before, self.release)
 
-    def _at_once(self, before: Wanted) -> str:
+    def _at_once(self, before: DesiredService) -> str:
         """Let Kubernetes replace the pods: on this cluster two detectors cannot be told apart from outside."""
         wanted = _wanted(self.release, before.champion, name=before.name)
         self.service.apply(wanted, dry_run=True)
@@ -148,7 +135,7 @@ class Rollout:
             raise
         return ""
 
-    def _gradually(self, before: Wanted, steps: Sequence[CanaryStep]) -> str:
+    def _gradually(self, before: DesiredService, steps: Sequence[CanaryStep]) -> str:
         """Dark, step by step, all."""
         percent, started = self._left_off(before)
         notes = [f"continued at {percent} % after an interruption"] if percent else []
@@ -170,7 +157,7 @@ class Rollout:
             raise
         return "; ".join(notes)
 
-    def _take_all(self, before: Wanted) -> None:
+    def _take_all(self, before: DesiredService) -> None:
         """All requests; in Standard mode with all pods first, because the former ones go at the next word."""
         if self.line.serving.mode == "knative":
             self._reach(_wanted(self.release, before.champion))
@@ -178,15 +165,15 @@ class Rollout:
         self._reach(_tried(before, self.release, 100))
         self._reach(_wanted(self.release, before.champion, name=_other_name(before)))
 
-    def _left_off(self, before: Wanted) -> tuple[int, datetime]:
+    def _left_off(self, before: DesiredService) -> tuple[int, datetime]:
         """The step a killed promotion of the same release was at; 0 for none."""
-        progress = self.turn.progress
+        progress = self.lock.progress
         if progress is None or not _same(progress.release, self.release):
             return 0, datetime.now(UTC)
         going = before.challenger is not None and _same(before.challenger, self.release)
         return (progress.percent if going else 0), progress.started
 
-    def _watch(self, before: Wanted, step: CanaryStep, began: datetime) -> str:
+    def _watch(self, before: DesiredService, step: CanaryStep, began: datetime) -> str:
         """Look on for the rest of a step; what was seen.
 
         Raises:
@@ -194,8 +181,8 @@ class Rollout:
         """
         end, restarts = began + timedelta(minutes=step.minutes), self.service.restarts(self.release)
         while True:
-            self.turn.check()
-            failed, seen = judge(self.service.counts(self.release), self.line.serving.max_error_rate)
+            self.lock.check()
+            failed, seen = judge_canary(self.service.counts(self.release), self.line.serving.max_error_rate)
             again = self.service.restarts(self.release) - restarts
             if failed or again > 0:
                 why = seen if failed else f"its pods restarted {again} times"
@@ -206,34 +193,32 @@ class Rollout:
             time.sleep(min(PACE.poll, left))
             self._await(_tried(before, self.release, step.percent), self.release, PACE.again)
 
-    def _reach(self, wanted: Wanted) -> None:
+    def _reach(self, wanted: DesiredService) -> None:
         """Apply, and wait until it is so."""
         self.service.apply(wanted)
         self._await(wanted, wanted.challenger or wanted.champion, PACE.ready)
 
-    def _await(self, wanted: Wanted, release: Release, seconds: float) -> None:
+    def _await(self, wanted: DesiredService, release: Release, seconds: float) -> None:
         end = time.monotonic() + seconds
         while why := self.service.unready(wanted, release):
             if time.monotonic() > end:
                 raise DeployError(f"not ready after {seconds:g} seconds: {why}\n{self.service.explain(release)}")
-            self.turn.check()
+            self.lock.check()
             time.sleep(min(PACE.poll, max(0.0, end - time.monotonic())))
 
     def _record(self, percent: int, began: datetime | None = None) -> None:
-        from csflow.adapters.deployment import Progress
-
-        if self.decision is None:
-            self.turn.record(None)
+        if self.approval is None:
+            self.lock.record(None)
             return
         began = began or datetime.now(UTC)
-        self.turn.record(Progress(self.release, percent, began, self.decision.by, self.decision.reason))
+        self.lock.record(CanaryProgress(self.release, percent, began, self.approval))
 
-    def _give_up(self, before: Wanted, error: BaseException) -> None:
+    def _give_up(self, before: DesiredService, error: BaseException) -> None:
         """Go back to what served; raise the reason with what became of it."""
         what = f"Version {self.release.version} of line {self.line.line} was not promoted"
         try:
             self._go_back(before, before.champion)
-            self.turn.record(None)
+            self.lock.record(None)
         except CsflowError as second:
             raise DeployError(
                 f"{what}: {error}\nGoing back to version {before.champion.version} failed as well: {second}\n"
@@ -242,7 +227,7 @@ class Rollout:
         if isinstance(error, CsflowError):
             raise DeployError(f"{what}: {error}\nVersion {before.champion.version} goes on.") from error
 
-    def _go_back(self, before: Wanted, champion: Release) -> None:
+    def _go_back(self, before: DesiredService, champion: Release) -> None:
         """Give all requests to the champion."""
         if self.line.serving.mode == "knative":
             # Without the pin at 0 % Knative would send everything to its newest ready revision, the one that
@@ -260,7 +245,7 @@ class Rollout:
             self._reach(_wanted(champion, before.former, name=before.name))
 
 
-def judge(counts: Counts, limit: float) -> tuple[bool, str]:
+def judge_canary(counts: RequestCounts, limit: float) -> tuple[bool, str]:
     """Whether a challenger fails too often to go on.
 
     Args:
@@ -285,20 +270,14 @@ def _same(one: Release, other: Release) -> bool:
 
 def _wanted(
     champion: Release, former: Release | None = None, *, challenger: Release | None = None, name: str = ""
-) -> Wanted:
-    from csflow.adapters.deployment import Wanted
-
-    return Wanted(champion, former, challenger, 0, name)
+) -> DesiredService:
+    return DesiredService(champion, former, challenger, 0, name)
 
 
-def _other_name(before: Wanted) -> str:
-    from csflow.adapters.deployment import other_name
-
+def _other_name(before: DesiredService) -> str:
     return other_name(before.name)
 
 
-def _tried(before: Wanted, release: Release, percent: int) -> Wanted:
+def _tried(before: DesiredService, release: Release, percent: int) -> DesiredService:
     """What serves, with a challenger beside it."""
-    from csflow.adapters.deployment import Wanted
-
-    return Wanted(before.champion, before.former, release, percent, before.name)
+    return DesiredService(before.champion, before.former, release, percent, before.name)

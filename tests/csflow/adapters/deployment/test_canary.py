@@ -12,20 +12,28 @@ from pathlib import Path
 
 import pytest
 
-from csflow.adapters import deployment
-from csflow.adapters.deployment import Counts, Endpoint, Release, Wanted, turns
+from csflow.adapters.deployment import lease
+from csflow.adapters.deployment.canary import Rollout, judge_canary
+from csflow.adapters.deployment.cluster import ClusterEndpoints
+from csflow.adapters.deployment.endpoints import Approval, Endpoint, Release
+from csflow.adapters.deployment.inference_service import DesiredService, observed
+from csflow.adapters.deployment.pods import RequestCounts
+from csflow.adapters.deployment.service import LineService
 from csflow.config import CanaryStep, DataConfig, LineConfig, ServingConfig
 from csflow.errors import DeployError
-from csflow.release.canary import Decision, Rollout, judge
 from csflow.system.workspace import Workspace
 from tests.csflow.kubernetes_server import NAMESPACE, Cluster
 
 ONE = Release("1", "1" * 64, f"s3://store/detectors/tiles/{'1' * 64}/")
 TWO = Release("2", "2" * 64, f"s3://store/detectors/tiles/{'2' * 64}/")
 THREE = Release("3", "3" * 64, f"s3://store/detectors/tiles/{'3' * 64}/")
-BETTER = Decision("gate", "it is better")
+BETTER = Approval("gate", "it is better")
 STEPS = ((10, 0.002), (50, 0.002))
 MODES = pytest.mark.parametrize("mode", ["standard", "knative"])
+
+
+def endpoints() -> ClusterEndpoints:
+    return ClusterEndpoints(Workspace(Path("nowhere")))
 
 
 def line(mode: str = "standard", steps: tuple[tuple[int, float], ...] = STEPS, replicas: int = 1) -> LineConfig:
@@ -34,24 +42,23 @@ def line(mode: str = "standard", steps: tuple[tuple[int, float], ...] = STEPS, r
     return LineConfig(line="tiles", data=DataConfig(path="data/tiles"), serving=serving)
 
 
-def roll_out(line: LineConfig, release: Release, decision: Decision | None = BETTER, trial: object = None) -> str:
+def roll_out(line: LineConfig, release: Release, approval: Approval | None = BETTER, trial: object = None) -> str:
     """Promote as ``deploy`` does; the trial asks the release's own pods."""
 
     def ask(endpoint: Endpoint) -> None:
-        assert deployment.score(endpoint, [b"x"])[0]["version"] == endpoint.version
+        assert endpoints().score(endpoint, [b"x"])[0]["version"] == endpoint.version
 
-    with deployment.turn(Workspace(Path("nowhere")), "tiles") as turn:
-        note = Rollout(deployment.service(line, turn), turn, line, release, trial or ask, decision).run()  # type: ignore[arg-type]
-        turn.record(None)
+    with endpoints().lock("tiles") as lock:
+        note = Rollout(endpoints().service(line, lock), lock, line, release, trial or ask, approval).run()  # type: ignore[arg-type]
+        lock.record(None)
     return note
 
 
 def served() -> tuple[str, str]:
     """Version that serves, and the one that is tried beside it."""
-    with deployment.turn(Workspace(Path("nowhere")), "tiles") as turn:
-        seen = deployment.service(line("standard"), turn)._api.get(deployment.cluster.INFERENCE_SERVICE, "tiles")
+    seen = endpoints()._found("tiles")
     assert seen is not None
-    wanted = deployment.inference_service.observed(seen).wanted
+    wanted = observed(seen).wanted
     assert wanted is not None
     return wanted.champion.version, wanted.challenger.version if wanted.challenger else ""
 
@@ -149,16 +156,16 @@ def test_too_few_requests_are_said(cluster: Cluster) -> None:
 @pytest.mark.parametrize(
     ("counts", "failed"),
     [
-        (Counts(0, 0), False),
-        (Counts(19, 1), False),
-        (Counts(5, 3), True),
-        (Counts(20, 1), True),
-        (Counts(1000, 10), False),
-        (Counts(1000, 11), True),
+        (RequestCounts(0, 0), False),
+        (RequestCounts(19, 1), False),
+        (RequestCounts(5, 3), True),
+        (RequestCounts(20, 1), True),
+        (RequestCounts(1000, 10), False),
+        (RequestCounts(1000, 11), True),
     ],
 )
-def test_judgement(counts: Counts, failed: bool) -> None:
-    assert judge(counts, 0.01)[0] is failed
+def test_judgement(counts: RequestCounts, failed: bool) -> None:
+    assert judge_canary(counts, 0.01)[0] is failed
 
 
 # --- going back --------------------------------------------------------------------------------------------------
@@ -205,7 +212,7 @@ def test_a_restart_during_a_step_ends_it(cluster: Cluster) -> None:
         return seen[-1]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(deployment.Service, "restarts", restarts)
+        patch.setattr(LineService, "restarts", restarts)
         with pytest.raises(DeployError, match="its pods restarted 1 times"):
             roll_out(line(), TWO)
     assert served() == ("1", "")
@@ -213,16 +220,16 @@ def test_a_restart_during_a_step_ends_it(cluster: Cluster) -> None:
 
 def test_the_champion_comes_back_beside_what_took_over_already(cluster: Cluster) -> None:
     roll_out(line(), ONE)
-    calls: list[Wanted] = []
-    real = deployment.Service.unready
+    calls: list[DesiredService] = []
+    real = LineService.unready
 
-    def unready(self: deployment.Service, wanted: Wanted, release: Release) -> str:
+    def unready(self: LineService, wanted: DesiredService, release: Release) -> str:
         calls.append(wanted)
         failing = wanted.challenger is None and wanted.champion == TWO
         return "its route is gone" if failing else real(self, wanted, release)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(deployment.Service, "unready", unready)
+        patch.setattr(LineService, "unready", unready)
         with pytest.raises(DeployError, match=r"its route is gone(?s:.*)Version 1 goes on"):
             roll_out(line(), TWO)
     assert served() == ("1", "")
@@ -285,25 +292,27 @@ def test_a_cluster_that_fails_while_going_back_is_told(cluster: Cluster) -> None
 DRIVER = """
 import sys
 from pathlib import Path
-from csflow.adapters import deployment
-from csflow.adapters.deployment import Release, turns
+from csflow.adapters.deployment import canary, lease
+from csflow.adapters.deployment.cluster import ClusterEndpoints
+from csflow.adapters.deployment.endpoints import Approval, Release
 from csflow.config import parse_line_json
-from csflow.release import canary
-from csflow.release.canary import Decision, Rollout
 from csflow.system.workspace import Workspace
 
 canary.PACE = canary.Pace(ready=5, again=5, poll=0.05)
-turns.LEASE_SECONDS = 1
+lease.LEASE_SECONDS = 1
 line = parse_line_json(sys.argv[1])
-with deployment.turn(Workspace(Path("nowhere")), line.line) as turn:
-    service = deployment.service(line, turn)
-    Rollout(service, turn, line, Release(*sys.argv[2:5]), lambda _: None, Decision("gate", "it is better")).run()
+endpoints = ClusterEndpoints(Workspace(Path("nowhere")))
+with endpoints.lock(line.line) as lock:
+    approval = Approval("gate", "it is better")
+    endpoints.deploy(
+        line, Release(*sys.argv[2:5]), Path("nowhere"), trial=lambda _: None, lock=lock, approval=approval
+    )
 """
 
 
 @pytest.fixture
 def quick_lease(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(turns, "LEASE_SECONDS", 1)
+    monkeypatch.setattr(lease, "LEASE_SECONDS", 1)
 
 
 def kill_in_step(cluster: Cluster, line: LineConfig, percent: int) -> None:

@@ -1,0 +1,223 @@
+"""Start, watch and stop the model server of a line as a detached process of this machine.
+
+``endpoints/LINE.processes/`` records every process that was started and has not been seen to end, so that none
+outlives a crash of its caller unnoticed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from csflow.adapters.deployment.endpoints import LOG_LINES
+from csflow.errors import DeployError
+from csflow.system import processes
+from csflow.system.files import sha256_tree, write_json
+from csflow.system.ports import bind, free_port
+from csflow.system.workspace import Workspace
+
+HOST = "127.0.0.1"
+SERVER = (sys.executable, "-m", "csflow.adapters.serving")
+READY_SECONDS = 180.0
+STOP_SECONDS = 35.0
+
+
+@dataclass(frozen=True)
+class LocalEndpoint:
+    """A server process of one line.
+
+    Attributes:
+        line: The line, and the name its model is served under.
+        url: Address of the REST server.
+        grpc_url: ``host:port`` of the gRPC server.
+        pid: Process id.
+        started: When the process started, as the system tells it: with ``pid`` it names one process for good.
+        digest: Digest of the detector directory.
+        version: Registered version.
+        log: File with everything the process has written.
+    """
+
+    line: str
+    url: str
+    grpc_url: str
+    pid: int
+    started: str
+    digest: str
+    version: str
+    log: str
+
+    @property
+    def beside(self) -> str:
+        """Nothing is tried beside a local endpoint: a candidate serves nobody."""
+        return ""
+
+    @property
+    def port(self) -> int:
+        """Port of the REST server."""
+        return int(self.url.rpartition(":")[2])
+
+
+def launch(
+    workspace: Workspace,
+    line: str,
+    directory: Path,
+    version: str,
+    port: int,
+    deadline: float,
+    *,
+    digest: str | None = None,
+) -> LocalEndpoint:
+    """Start a detached server process, record it, and wait until its model is ready.
+
+    Args:
+        workspace: Where state files and logs are stored.
+        line: The line.
+        directory: The detector directory to serve.
+        version: Its registered version, shown in answers.
+        port: REST port; 0 for any free one.
+        deadline: Seconds until it must be ready.
+        digest: Digest of the directory, if it is known already.
+
+    Raises:
+        DeployError: If the port is taken, or the server ends or does not become ready; its last log lines are part of
+            the message.
+    """
+    log = workspace.endpoints / f"{line}.log"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    digest = digest or sha256_tree(directory)
+    grpc_port = free_port(HOST)
+    with ExitStack() as opened:
+        # The child inherits bound sockets: between choosing a port and using it nobody can take it.
+        listeners = [opened.enter_context(listener) for listener in _bound(workspace, line, port)]
+        output = opened.enter_context(log.open("ab"))
+        offset = output.tell()
+        public, private = _url(listeners[0]), _url(listeners[-1])
+        descriptors = [listener.fileno() for listener in listeners]
+        command = [*SERVER, "--model", f"{line}={directory}", "--version", f"{line}={version}"]
+        command += [*(f"--fd={descriptor}" for descriptor in descriptors), f"--grpc-port={grpc_port}"]
+        try:
+            process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                pass_fds=descriptors,
+                env=os.environ | {"PYTHONUNBUFFERED": "1"},
+            )
+        except OSError as error:
+            raise DeployError(f"The server of {line} cannot be started: {error}.") from error
+    started = processes.start_time(process.pid) or ""
+    endpoint = LocalEndpoint(line, public, f"{HOST}:{grpc_port}", process.pid, started, digest, version, str(log))
+    write_json(_record_file(workspace, endpoint), asdict(endpoint))
+    try:
+        _wait_until_ready(replace(endpoint, url=private), process, deadline, offset)
+    except BaseException:
+        end(workspace, endpoint)
+        raise
+    return endpoint
+
+
+def _bound(workspace: Workspace, line: str, port: int) -> list[socket.socket]:
+    """Bind the line's port; only the line's own present server may hold a fixed one already.
+
+    A fixed port comes with a private one, listened on later: on the fixed one the former server may answer
+    in place of the new, so that only the private one tells when the new is ready.
+    """
+    if port == 0:
+        return [bind(HOST, 0)]
+    present = status(workspace, line)
+    if present is None or present.port != port:
+        bind(HOST, port).close()  # without sharing: refused if anybody at all uses it
+    return [bind(HOST, port, share=True), bind(HOST, 0)]
+
+
+def _url(listener: socket.socket) -> str:
+    host, port = listener.getsockname()
+    return f"http://{host}:{port}"
+
+
+def _wait_until_ready(endpoint: LocalEndpoint, process: subprocess.Popen[bytes], deadline: float, offset: int) -> None:
+    end = time.monotonic() + deadline
+    while time.monotonic() < end:
+        if process.poll() is not None:
+            raise DeployError(
+                f"The server of {endpoint.line} ended with status {process.returncode} before it was ready.\n"
+                + _last_lines(Path(endpoint.log), offset)
+            )
+        if ready(endpoint):
+            return
+        time.sleep(0.1)
+    raise DeployError(
+        f"The server of {endpoint.line} was not ready after {deadline:g} seconds.\n"
+        + _last_lines(Path(endpoint.log), offset)
+    )
+
+
+def _last_lines(log: Path, offset: int) -> str:
+    with log.open("rb") as file:
+        file.seek(offset)
+        lines = file.read().decode(errors="replace").splitlines()
+    return "\n".join([f"Last lines of {log}:", *(lines[-LOG_LINES:] or ["(nothing)"])])
+
+
+def ready(endpoint: LocalEndpoint) -> bool:
+    """Return True if the endpoint's model answers that it is ready."""
+    # Not /v2/health/ready: that is 200 without any model.
+    try:
+        with opener().open(f"{endpoint.url}/v2/models/{endpoint.line}/ready", timeout=5) as response:
+            return bool(json.load(response).get("ready"))
+    except (OSError, ValueError):
+        return False
+
+
+def opener() -> urllib.request.OpenerDirector:
+    """Return an HTTP client that never sends loopback requests to a proxy."""
+    return urllib.request.build_opener(urllib.request.ProxyHandler({}))
+
+
+def end(workspace: Workspace, endpoint: LocalEndpoint) -> None:
+    """Stop a server process and remove its record."""
+    processes.end(endpoint.pid, endpoint.started, patience=STOP_SECONDS)
+    _record_file(workspace, endpoint).unlink(missing_ok=True)
+
+
+def alive(endpoint: LocalEndpoint) -> bool:
+    """Return True if the endpoint's process is running."""
+    return processes.is_running(endpoint.pid, endpoint.started)
+
+
+def read_state(path: Path) -> LocalEndpoint | None:
+    """Read a state file; ``None`` if there is none, or another version of csflow wrote it."""
+    try:
+        return LocalEndpoint(**json.loads(path.read_text()))
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+def state_file(workspace: Workspace, line: str) -> Path:
+    """Return the path of the file that names the process which serves a line."""
+    return workspace.endpoints / f"{line}.json"
+
+
+def status(workspace: Workspace, line: str) -> LocalEndpoint | None:
+    """Return the line's endpoint, or ``None`` if its process is not running (any more)."""
+    endpoint = read_state(state_file(workspace, line))
+    return endpoint if endpoint is not None and alive(endpoint) else None
+
+
+def records_of(workspace: Workspace, line: str) -> Path:
+    """Return the folder with a record of every process started for a line."""
+    return workspace.endpoints / f"{line}.processes"
+
+
+def _record_file(workspace: Workspace, endpoint: LocalEndpoint) -> Path:
+    return records_of(workspace, endpoint.line) / f"{endpoint.pid}.json"

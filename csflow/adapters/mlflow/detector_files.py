@@ -1,0 +1,99 @@
+"""Move detector directories into and out of MLflow's artifact store."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from csflow.adapters.mlflow.connection import client_of
+from csflow.adapters.mlflow.model_files import write_model
+from csflow.adapters.mlflow.versions import Version, model_name
+from csflow.errors import NotRegisteredError, RegistryError
+from csflow.system.files import new_directory, sha256_tree
+from csflow.system.workspace import Workspace
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import LoggedModel
+    from mlflow.store.artifact.artifact_repo import ArtifactRepository
+
+
+def download(workspace: Workspace, version: Version, target_parent: Path) -> Path:
+    """Copy a version's detector directory to ``target_parent/DIGEST``; an undamaged copy there is reused.
+
+    Raises:
+        RegistryError: If the version's files are missing or are not those registered.
+    """
+    expected = version.tags.get("detector_digest", "")
+    if expected and (target_parent / expected).is_dir():
+        if sha256_tree(target_parent / expected) == expected:
+            return target_parent / expected
+        shutil.rmtree(target_parent / expected)
+    target_parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target_parent, prefix=".download.") as scratch:
+        fetched = _fetch(workspace, version, Path(scratch))
+        digest = sha256_tree(fetched)
+        if expected and digest != expected:
+            raise RegistryError(
+                f"The stored detector of {model_name(version.line)} version {version.version} has the digest {digest}, "
+                f"registered was {expected}: its files were changed or lost. Train again with --force."
+            )
+        with new_directory(target_parent / digest) as target:
+            shutil.copytree(fetched, target, dirs_exist_ok=True)
+    return target_parent / digest
+
+
+def upload(client: MlflowClient, detector: Path, run_id: str, example: bytes) -> LoggedModel:
+    """Write a detector directory as an MLflow model into the run's artifact store."""
+    from mlflow.entities import LoggedModelOutput
+
+    experiment = client.get_run(run_id).info.experiment_id
+    stored = client.create_logged_model(experiment, name="model", source_run_id=run_id)
+    with tempfile.TemporaryDirectory(prefix="csflow-register.") as scratch:
+        folder = Path(scratch) / "model"
+        write_model(folder, detector, run_id=run_id, model_id=stored.model_id, example=example)
+        client.log_model_artifacts(stored.model_id, str(folder))
+    client.finalize_logged_model(stored.model_id, "READY")
+    client.log_outputs(run_id, [LoggedModelOutput(stored.model_id, step=0)])
+    return stored
+
+
+def stored_bytes(workspace: Workspace, version: Version) -> int:
+    """Return the size of all files of a version in MLflow's artifact store."""
+    waiting, total = [""], 0
+    store = artifacts_of(workspace, version)
+    while waiting:
+        for file in store.list_artifacts(waiting.pop() or None):
+            if file.is_dir:
+                waiting.append(file.path)
+            else:
+                total += file.file_size or 0
+    return total
+
+
+def artifacts_of(workspace: Workspace, version: Version) -> ArtifactRepository:
+    """Return the artifact repository that holds the files of a version."""
+    location = client_of(workspace).get_model_version_download_uri(model_name(version.line), str(version.version))
+    from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+
+    return get_artifact_repository(location, tracking_uri=workspace.tracking_uri)
+
+
+def _fetch(workspace: Workspace, version: Version, scratch: Path) -> Path:
+    """Download the detector into ``scratch``: without a target MLflow would hand out its own store."""
+    from mlflow.artifacts import download_artifacts
+    from mlflow.exceptions import MlflowException
+
+    uri = workspace.tracking_uri
+    try:
+        # The location itself: MLflow would look "models:/NAME" up in its process-wide registry.
+        location = client_of(workspace).get_model_version_download_uri(model_name(version.line), str(version.version))
+        root = Path(download_artifacts(f"{location}/artifacts", dst_path=str(scratch), tracking_uri=uri))
+        return next(path for path in root.iterdir() if path.is_dir())
+    except (MlflowException, OSError, StopIteration) as error:
+        raise NotRegisteredError(
+            f"The files of {model_name(version.line)} version {version.version} cannot be read from {uri}: {error}. "
+            "Restore MLflow's artifact folder, or train again with --force."
+        ) from error

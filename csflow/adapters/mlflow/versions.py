@@ -1,0 +1,89 @@
+"""Describe a version of a line's registered model: its number, its aliases and its tags.
+
+==================================== ==============================================================
+``content_key``                      digest of the data, configuration and code it was made from
+``data_md5, data_digest, git_rev``   identity of the data
+``detector_digest``                  SHA-256 over the detector directory
+``image_auroc (_low, _high)``,       measured on the test images at that time
+``pixel_auroc``
+``threshold, alpha``                 what its decisions promise
+``backbone, seed``                   how it was trained
+``features_space, features_digest``  the features it was made from; the list is an artifact of its run
+``model_key``                        the fitted model in the workspace
+``decision, decision_reason``        what the gate decided and why; absent before the gate
+==================================== ==============================================================
+
+The alias ``champion`` names the version that should be served. The registered model's tag ``hold`` says that a person
+rolled back and that no retrain may replace the champion.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+
+from csflow.errors import ConfigError
+
+CHAMPION = "champion"
+"""The alias of the version that should be served."""
+
+LONGEST_TAG = 5000
+"""Characters MLflow keeps of a tag's value."""
+
+_LINE_NAME = re.compile(r"[a-z0-9]([-a-z0-9]{0,48}[a-z0-9])?")
+
+
+@dataclass(frozen=True)
+class Version:
+    """One version of a line's registered model.
+
+    Attributes:
+        line: The product line.
+        version: 1 for the first.
+        aliases: For instance ``("champion",)``.
+        run_id: The MLflow run that made it.
+        created: When it was registered, UTC.
+    """
+
+    line: str
+    version: int
+    run_id: str
+    created: datetime
+    aliases: tuple[str, ...] = ()
+    tags: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def is_champion(self) -> bool:
+        """Whether it is the one to be served."""
+        return CHAMPION in self.aliases
+
+    @property
+    def decision(self) -> str:
+        """What the gate said: ``promoted``, ``kept_worse``, ``kept_insufficient``; empty before it."""
+        return self.tags.get("decision", "")
+
+    def number(self, tag: str) -> float | None:
+        """A tag such as ``image_auroc`` as a number; ``None`` if the version has no such figure."""
+        try:
+            return float(self.tags[tag])
+        except (KeyError, ValueError):
+            return None
+
+
+def model_name(line: str) -> str:
+    """Name of a line's registered model.
+
+    Raises:
+        ConfigError: If ``line`` cannot be the name of a line.
+
+    >>> model_name("tiles")
+    'csflow-tiles'
+    """
+    if not _LINE_NAME.fullmatch(line):
+        raise ConfigError(
+            f"{line!r} cannot be a line: names are up to 50 lower-case letters, digits and inner hyphens. "
+            "See csflow lines."
+        )
+    return f"csflow-{line}"
