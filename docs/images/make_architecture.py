@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 from html import escape
+from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,17 +23,18 @@ WIDTH, HEIGHT = 2 * LEFT + 3 * BOX_WIDTH + 2 * GAP_X, TOP + 3 * BOX_HEIGHT + 2 *
 
 TITLE = "How csflow works"
 DESCRIPTION = (
-    "A loop of eight stations. Good images of a product line (DVC, step ingest) pass the data gate (Great Expectations, "
-    "step validate) and become frozen features in a feature store (timm and ONNX Runtime, step cache_features). The flow "
-    "is trained on them (PyTorch, step train) and gets a threshold with a stated false-alarm rate and a report (MLflow, "
-    "step evaluate). The detector enters the registry (MLflow, step register) and meets the champion at the promotion "
-    "gate (MLflow and KServe, step promote). The winner serves the endpoint (KServe), which answers with score, decision "
-    "and heat-map. New images start the loop again every night. All of it is orchestrated by Kubeflow Pipelines, on one "
-    "machine or a cluster."
+    "A loop of eight stations. Good images of a product line (DVC, step ingest) pass the data gate (Great "
+    "Expectations, step validate) and become frozen features in a feature store (timm and ONNX Runtime, step "
+    "cache_features). The flow is trained on them (PyTorch, step train) and gets a threshold with a stated "
+    "false-alarm rate and a report (MLflow, step evaluate). The detector enters the registry (MLflow, step "
+    "register) and meets the champion at the promotion gate (MLflow and KServe, step promote). The winner "
+    "serves the endpoint (KServe), which answers with score, decision and heat-map. New images start the loop "
+    "again every night. All of it is orchestrated by Kubeflow Pipelines, on one machine or a cluster."
 )
 
 STYLE = """
-    text { font-family: Arial, Helvetica, "Liberation Sans", Roboto, "DejaVu Sans Condensed", sans-serif; fill: #17212e }
+    text { fill: #17212e }
+    text { font-family: Arial, Helvetica, "Liberation Sans", Roboto, "DejaVu Sans Condensed", sans-serif }
     .frame { fill: #f4f7fb; stroke: #94a3b8; stroke-width: 3; stroke-dasharray: 4 9; stroke-linecap: round }
     .head { font-size: 31px; font-weight: bold }
     .sub { font-size: 25px; fill: #475569 }
@@ -41,7 +43,8 @@ STYLE = """
     .title { font-size: 29px; font-weight: bold }
     .note { font-size: 25px; fill: #475569 }
     .tool { font-size: 22px; font-weight: bold; fill: #ffffff }
-    .step { font-size: 22px; font-family: Menlo, Consolas, "Liberation Mono", "DejaVu Sans Mono", monospace; fill: #ffffff }
+    .step { font-size: 23px; fill: #ffffff }
+    .step { font-family: Menlo, Consolas, "Liberation Mono", "DejaVu Sans Mono", monospace }
     .data { fill: #1d4ed8 } .data-rim { stroke: #1d4ed8 }
     .model { fill: #7e22ce } .model-rim { stroke: #7e22ce }
     .release { fill: #0f766e } .release-rim { stroke: #0f766e }
@@ -95,7 +98,7 @@ def drawing() -> str:
         f'  <rect class="frame" x="2" y="2" width="{WIDTH - 4}" height="{HEIGHT - 4}" rx="24"/>',
         _text("head", WIDTH // 2, 52, "Orchestrated by Kubeflow Pipelines", middle=True),
         _text("sub", WIDTH // 2, 88, "on one machine or a cluster", middle=True),
-        *(_arrow(start, end) for start, end in zip(STATIONS, STATIONS[1:], strict=False)),
+        *(_arrow(start, end) for start, end in pairwise(STATIONS)),
         _night_arrow(),
         _result(),
         *(_box(station) for station in STATIONS),
@@ -178,6 +181,7 @@ def _result() -> str:
     x, y = _corner(1, 1)
     x += (BOX_WIDTH - BOX_HEIGHT) // 2
     side = BOX_HEIGHT
+    frame = f'x="{x + 62}" y="{y + 62}" width="120" height="108"'
     threads = [
         f"M{x + 10 + 21 * column + (8 if row % 2 else 0)} {y + 12 + 14.6 * row:.1f}h9"
         for row in range(14)
@@ -193,7 +197,7 @@ def _result() -> str:
             f'  <rect x="{x}" y="{y}" width="{side}" height="{side}" rx="16" fill="#33517a"/>',
             f'  <path d="{"".join(threads)}" stroke="#a9b8cc" stroke-width="5" opacity="0.75"/>',
             f'  <ellipse cx="{x + 122}" cy="{y + 116}" rx="60" ry="54" fill="url(#heat)"/>',
-            f'  <rect x="{x + 62}" y="{y + 62}" width="120" height="108" fill="none" stroke="#ffffff" stroke-width="5"/>',
+            f'  <rect {frame} fill="none" stroke="#ffffff" stroke-width="5"/>',
             _straight((LEFT + BOX_WIDTH, y + side // 2), (1, 0), GAP_X + (BOX_WIDTH - BOX_HEIGHT) // 2),
         ]
     )
