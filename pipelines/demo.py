@@ -101,20 +101,9 @@ def _overlays(line: str, images: list[Path], workspace: Workspace) -> Path:
 
 
 def _draw(target: Path, detector_directory: Path, images: list[Path]) -> None:
-    from PIL import Image
+    from csflow.detector.engine import Engine
+    from csflow.reporting.sheet import judged_sheet
 
-    from csflow.data.images import read_image
-    from csflow.detector.detector import Detector
-    from csflow.detector.scoring import overlay
-
-    detector = Detector.load(detector_directory)
-    calibration = detector.calibration
-    parts = [read_image(file) for file in images]
-    width, height = parts[0].size
-    sheet = Image.new("RGB", (len(parts) * width, 2 * height), "white")
-    for column, (part, prediction) in enumerate(zip(parts, detector.predict(parts), strict=True)):
-        painted = overlay(part, prediction.anomaly_map, calibration.map_range, calibration.region_threshold)
-        sheet.paste(part.resize((width, height)), (column * width, 0))
-        sheet.paste(painted.resize((width, height)), (column * width, height))
+    sheet = judged_sheet(Engine.load(detector_directory), images)
     target.parent.mkdir(parents=True, exist_ok=True)
     sheet.save(target)

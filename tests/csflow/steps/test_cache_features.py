@@ -97,7 +97,6 @@ def test_shards_at_once_come_to_the_same_as_one_step(
 
 def test_shards_of_different_code_do_not_fit_together(inputs: Callable[..., Inputs], tmp_path: Path) -> None:
     context, manifest = inputs()
-    services = Services.from_environment()
     parts = [json.dumps({"space": space, "shapes": [[1, 2, 2]], "extracted": 1}) for space in ("a", "b")]
     with pytest.raises(CacheError, match="2 shards wrote to these feature spaces: a, b; expected the same one"):
         cache_features(
