@@ -18,6 +18,7 @@ from csflow.cli.ablate import (
     WidthsOption,
 )
 from csflow.config import load_line
+from csflow.runs.services import Services
 from csflow.system.workspace import Workspace
 from pipelines.commands import register
 
@@ -37,15 +38,16 @@ def run(
     ] = "subprocess",
 ) -> None:
     """Run the whole pipeline on this machine and print what came out."""
-    from csflow.runs.summary import render, summarise, write_summary
+    from csflow.runs.summary import print_summary, summarise_run, write_summary
     from pipelines.local import run_locally
 
     config = load_line(line)
-    workspace = Workspace.from_environment()
-    finished = run_locally(config, force=force, workspace=workspace, runner=runner)
-    summary = summarise(finished.context, finished.outcome, workspace)
+    services = Services.from_environment()
+    workspace = services.workspace
+    finished = run_locally(config, force=force, services=services, runner=runner)
+    summary = summarise_run(finished.context, finished.outcome, services)
     write_summary(summary, workspace)
-    render(summary, workspace)
+    print_summary(summary, workspace)
 
 
 @app.command()
@@ -56,7 +58,7 @@ def demo(
     """Run the pipeline, score good and defective images over HTTP, stop the endpoint, show it all."""
     from pipelines.demo import run_demo
 
-    run_demo(load_line(line), force=force, workspace=Workspace.from_environment())
+    run_demo(load_line(line), force=force, services=Services.from_environment())
 
 
 @app.command()

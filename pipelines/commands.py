@@ -14,7 +14,7 @@ import typer
 
 from csflow.config import line_names, lines_folder, load_line
 from csflow.errors import ConfigError, UsageError
-from csflow.system.workspace import Workspace
+from csflow.runs.services import Services
 
 if TYPE_CHECKING:
     from pipelines.schedules import Change
@@ -84,7 +84,7 @@ def submit(
     if if_changed:
         from csflow.runs.unchanged import unchanged_since_champion
 
-        if same := unchanged_since_champion(config, Workspace.from_environment()):
+        if same := unchanged_since_champion(config, Services.from_environment()):
             typer.echo(f"Nothing submitted: {same}.")
             return
     server = Server.from_environment()
@@ -154,7 +154,7 @@ def status(as_json: Annotated[bool, typer.Option("--json", help="Print JSON inst
     names = line_names()
     if not names:
         raise ConfigError(f"No YAML files in {lines_folder()}. Run from the project's folder or set CSFLOW_LINES.")
-    found = report(names, Workspace.from_environment(), Server.from_environment, datetime.now(UTC))
+    found = report(names, Services.from_environment(), Server.from_environment, datetime.now(UTC))
     if as_json:
         typer.echo(json.dumps(asdict(found), indent=2))
     else:

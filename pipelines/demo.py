@@ -8,36 +8,35 @@ from typing import Any
 
 from csflow.config import LineConfig
 from csflow.errors import DataError, DeployError
-from csflow.system.workspace import Workspace
+from csflow.runs.services import Services
 from pipelines.local import run_locally
 
 GOOD = "good"
 _GOOD_SHOWN, _SHOWN_PER_DEFECT = 4, 2
 
 
-def run_demo(line: LineConfig, *, force: bool, workspace: Workspace) -> None:
+def run_demo(line: LineConfig, *, force: bool, services: Services) -> None:
     """Run the pipeline, score test images through the endpoint, stop it, show what came out.
 
     Raises:
         StepError: If a step of the pipeline fails.
         DeployError: If the endpoint does not answer.
     """
-    from csflow.adapters import deployment
-    from csflow.runs.summary import render, summarise, write_summary
+    from csflow.runs.summary import print_summary, summarise_run, write_summary
 
     start = time.monotonic()
     print(f"csflow demo: product line {line.line}", flush=True)
-    finished = run_locally(line, force=force, workspace=workspace)
-    summary = summarise(finished.context, finished.outcome, workspace)
+    finished = run_locally(line, force=force, services=services)
+    summary = summarise_run(finished.context, finished.outcome, services)
     try:
         images = _pick(line, Path(finished.context.data_root))
-        summary.scores = _score_over_http(line.line, images, workspace)
-        summary.overlay = str(_overlays(line.line, images, workspace))
+        summary.scores = _score_over_http(line.line, images, services)
+        summary.overlay = str(_overlays(line.line, images, services))
     finally:
-        deployment.stop(workspace, line.line)
+        services.endpoints.stop(line.line)
     summary.seconds["total"] = round(time.monotonic() - start, 1)
-    write_summary(summary, workspace)
-    render(summary, workspace)
+    write_summary(summary, services.workspace)
+    print_summary(summary, services.workspace)
 
 
 def _pick(line: LineConfig, root: Path) -> list[Path]:
@@ -66,13 +65,11 @@ def _first_of_each(images: list[Path]) -> list[Path]:
     return list(kinds.values())
 
 
-def _score_over_http(line: str, images: list[Path], workspace: Workspace) -> list[dict[str, Any]]:
-    from csflow.adapters import deployment
-
-    endpoint = deployment.status(workspace, line)
+def _score_over_http(line: str, images: list[Path], services: Services) -> list[dict[str, Any]]:
+    endpoint = services.endpoints.status(line)
     if endpoint is None:
-        raise DeployError(f"The endpoint of {line} is not running. See {workspace.endpoints}.")
-    answers = deployment.score(endpoint, [file.read_bytes() for file in images])
+        raise DeployError(f"The endpoint of {line} is not running. See {services.workspace.endpoints}.")
+    answers = services.endpoints.score(endpoint, [file.read_bytes() for file in images])
     return [
         {
             "image": f"{file.parent.name}/{file.name}",
@@ -84,17 +81,15 @@ def _score_over_http(line: str, images: list[Path], workspace: Workspace) -> lis
     ]
 
 
-def _overlays(line: str, images: list[Path], workspace: Workspace) -> Path:
+def _overlays(line: str, images: list[Path], services: Services) -> Path:
     """One picture: a good part and one of each defect, as seen and as judged; made once a detector."""
-    from csflow.adapters import deployment
-
-    endpoint = deployment.status(workspace, line)
+    endpoint = services.endpoints.status(line)
     assert endpoint is not None
-    target = workspace.root / "demo" / f"{line}-{endpoint.digest[:12]}.png"
+    target = services.workspace.root / "demo" / f"{line}-{endpoint.digest[:12]}.png"
     if not target.exists():
         _draw(
             target,
-            workspace.detectors / line / endpoint.digest,
+            services.workspace.detectors / line / endpoint.digest,
             _first_of_each(images),
         )
     return target

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Literal
 from csflow.config import LineConfig, parse_line_json
 from csflow.errors import CsflowError
 from csflow.runs.context import ERROR_FILE, RunContext
+from csflow.runs.services import Services
 from csflow.system.processes import raised_on_sigterm
 from csflow.system.progress import MARK
 from csflow.system.workspace import Workspace
@@ -52,7 +53,7 @@ class LocalRun:
     log: Path
 
 
-def run_locally(line: LineConfig, *, force: bool, workspace: Workspace, runner: Runner = "subprocess") -> LocalRun:
+def run_locally(line: LineConfig, *, force: bool, services: Services, runner: Runner = "subprocess") -> LocalRun:
     """Run the retraining pipeline of one line and wait for it.
 
     Raises:
@@ -64,6 +65,7 @@ def run_locally(line: LineConfig, *, force: bool, workspace: Workspace, runner: 
         from pipelines.containers import check_engine
 
         check_engine()
+    workspace = services.workspace
     root = new_folder(workspace, line.line)
     with _nothing_left(root, runner):
         log = run_child(
@@ -73,7 +75,7 @@ def run_locally(line: LineConfig, *, force: bool, workspace: Workspace, runner: 
     (context,) = root.glob("kfp/*/ingest/context")
     run = LocalRun(RunContext.load(context), result["outcome"], log)
     if runner == "docker" and endpoints_are_local():
-        _serve_here(line, run.context, context.with_name("manifest"), workspace)
+        _serve_here(line, run.context, context.with_name("manifest"), services)
     shutil.rmtree(root / "kfp")
     return run
 
@@ -90,13 +92,13 @@ def _configuration(line: LineConfig, runner: Runner) -> str:
     return line.model_dump_json()
 
 
-def _serve_here(line: LineConfig, context: RunContext, manifest: Path, workspace: Workspace) -> None:
+def _serve_here(line: LineConfig, context: RunContext, manifest: Path, services: Services) -> None:
     """Serve the champion on this machine: the endpoint it was tried on ended with the container of its step."""
     from csflow.release import promotion
     from csflow.release.rollout import sample_images
     from csflow.runs.context import load_manifest
 
-    done = promotion.reconcile(workspace, line, sample_images(load_manifest(context, manifest)))
+    done = promotion.reconcile(services, line, sample_images(load_manifest(context, manifest)))
     print(f"  serve: {done.reason}{f', at {done.endpoint.url}' if done.endpoint else ''}", flush=True)
 
 

@@ -9,7 +9,8 @@ from typing import TypeVar
 
 from csflow.config import LineConfig, load_line
 from csflow.errors import CsflowError, NotRegisteredError
-from csflow.system.workspace import Workspace
+from csflow.runs.line_state import read_line_state
+from csflow.runs.services import Services
 from pipelines.cron import clock_of, next_runs
 from pipelines.schedules import Found
 from pipelines.server import Server
@@ -52,12 +53,12 @@ class Report:
     notes: list[str]
 
 
-def report(names: Iterable[str], workspace: Workspace, connect: Callable[[], Server], now: datetime) -> Report:
+def report(names: Iterable[str], services: Services, connect: Callable[[], Server], now: datetime) -> Report:
     """Ask everybody about every line; what cannot be asked leaves its columns empty and says so once.
 
     Args:
         names: Of the lines, or paths of their YAML files.
-        workspace: Where registry and endpoints are found.
+        services: The outside systems.
         connect: Makes the server, or raises.
         now: The present moment.
     """
@@ -76,8 +77,7 @@ def report(names: Iterable[str], workspace: Workspace, connect: Callable[[], Ser
         row = LineStatus(line.line)
         if server is not None and found is not None:
             _ask_server(row, line, server, [each for each in found if each.line == line.line], now)
-        _ask_registry(row, workspace)
-        _ask_endpoint(row, workspace)
+        _ask_services(row, services)
         lines.append(row)
     return Report(lines, notes)
 
@@ -99,23 +99,14 @@ def _ask_server(row: LineStatus, line: LineConfig, server: Server, found: list[F
         row.notes.append(f"its schedule is not in force as its YAML says: python -m pipelines schedule {line.line}")
 
 
-def _ask_registry(row: LineStatus, workspace: Workspace) -> None:
-    from csflow.adapters.mlflow import registry, tracking
-
-    champion = _tried(lambda: registry.find_champion(workspace, row.line), row.notes)
-    row.champion = champion.version if champion else None
-    runs = _tried(lambda: tracking.list_runs(workspace, row.line, limit=1), row.notes)
-    row.outcome = runs[0].outcome if runs else None
-
-
-def _ask_endpoint(row: LineStatus, workspace: Workspace) -> None:
-    from csflow.adapters import deployment
-
-    endpoint = _tried(lambda: deployment.status(workspace, row.line), row.notes)
-    if endpoint is None:
-        return
-    row.endpoint, row.serves = endpoint.url, endpoint.version
-    if row.champion is not None and row.serves != str(row.champion):
+def _ask_services(row: LineStatus, services: Services) -> None:
+    state = read_line_state(services, row.line, last_run=True, tolerate=CsflowError)
+    row.notes += [trouble for trouble in state.troubles if trouble not in row.notes]
+    row.champion = state.champion.version if state.champion else None
+    row.outcome = state.last_run.outcome if state.last_run else None
+    if state.endpoint is not None:
+        row.endpoint, row.serves = state.endpoint.url, state.endpoint.version
+    if state.serves_another:
         row.notes.append(f"its endpoint serves version {row.serves}: csflow reconcile {row.line}")
 
 

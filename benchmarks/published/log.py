@@ -7,7 +7,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from csflow.adapters.mlflow import tracking
+from csflow.adapters.mlflow.runs import ablations_of, flat_params
+from csflow.adapters.mlflow.tracking import Tracker
 from csflow.config import LineConfig
 from csflow.system.processes import raised_on_sigterm
 from csflow.system.workspace import Workspace
@@ -23,22 +24,21 @@ class TableRun:
     """
 
     def __init__(self, workspace: Workspace, experiment: str, name: str) -> None:
-        self.workspace = workspace
-        self.experiment = tracking.ablations_of(experiment)
-        self.parent = tracking.start_run(workspace, self.experiment, params={}, tags={"table": name}, name=name)
+        self.tracker = Tracker(workspace)
+        self.experiment = ablations_of(experiment)
+        self.parent = self.tracker.start_run(self.experiment, params={}, tags={"table": name}, name=name)
 
     @contextmanager
     def open(self) -> Iterator[None]:
         """Around everything that is measured: what ends it early marks the parent run as failed or killed."""
-        with raised_on_sigterm(), tracking.step(self.workspace, self.parent, "table"):
+        with raised_on_sigterm(), self.tracker.step(self.parent, "table"):
             yield
 
     def add(self, method: str, line: LineConfig, measured: Mapping[str, Any]) -> None:
         """Log what one row and seed measured."""
-        run = tracking.start_run(
-            self.workspace,
+        run = self.tracker.start_run(
             self.experiment,
-            params=tracking.flat_params(line),
+            params=flat_params(line),
             tags={"method": method},
             name=f"{method}, {line.line}, seed {line.training.seed}",
             parent=self.parent,
@@ -46,11 +46,11 @@ class TableRun:
         values: dict[str, float | None] = {"images_fit": float(measured["images"]), "seconds_fit": measured["seconds"]}
         for metric, (value, low, high) in measured["metrics"].items():
             values |= {metric: value, f"{metric}_low": low, f"{metric}_high": high}
-        tracking.log_metrics(self.workspace, run, values)
-        tracking.finish(self.workspace, run, "measured")
+        self.tracker.log_metrics(run, values)
+        self.tracker.finish(run, "measured")
 
     def finish(self, artifacts: Sequence[Path], outcome: str) -> None:
         """Attach files and close the parent run."""
         for file in artifacts:
-            tracking.log_artifact(self.workspace, self.parent, file)
-        tracking.finish(self.workspace, self.parent, outcome)
+            self.tracker.log_artifact(self.parent, file)
+        self.tracker.finish(self.parent, outcome)

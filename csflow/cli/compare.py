@@ -9,11 +9,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from csflow.errors import NotRegisteredError
-from csflow.system.workspace import Workspace
 
 if TYPE_CHECKING:
-    from csflow.adapters.mlflow.registry import Version
-    from csflow.adapters.mlflow.tracking import Run
+    from csflow.adapters.mlflow.runs import Run
+    from csflow.adapters.mlflow.versions import Version
 
 _ALWAYS = {"detector": "detector", "epochs": "training.epochs", "hidden width": "flow.hidden", "seed": "training.seed"}
 
@@ -42,21 +41,18 @@ def compare(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
     """Lay the last runs of a line side by side: results, versions and the parameters that differ."""
-    from csflow.adapters.mlflow import registry, tracking
+    from csflow.adapters.mlflow.versions import model_name
     from csflow.config import load_line
+    from csflow.runs.line_state import read_recent_runs
+    from csflow.runs.services import Services
 
-    workspace = Workspace.from_environment()
-    registry.model_name(line)
+    model_name(line)  # refuses what cannot be the name of a line
     try:
-        runs = tracking.list_runs(workspace, line, limit=last)
+        runs = read_recent_runs(Services.from_environment(), line, limit=last)
     except NotRegisteredError:
         load_line(line)  # a mistyped name is the likelier reason, and this one suggests the nearest
         raise
-    try:
-        versions = {version.run_id: version for version in registry.versions(workspace, line)}
-    except NotRegisteredError:
-        versions = {}
-    columns = [_column(run, versions.get(run.run_id)) for run in runs]
+    columns = [_column(run, version) for run, version in runs]
     if as_json:
         typer.echo(json.dumps([asdict(column) for column in columns], indent=2))
     else:

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from csflow.system.workspace import Workspace
+from csflow.runs.services import Services
 
 
 def endpoint(
@@ -18,17 +18,15 @@ def endpoint(
     """Show what answers for a line; with --yaml the document behind it, for kubectl and GitOps."""
     from csflow.config import load_line
 
-    workspace, line = Workspace.from_environment(), load_line(name)
+    services, line = Services.from_environment(), load_line(name)
     if as_yaml:
         import yaml
 
         from csflow.release.rollout import champion_document
 
-        typer.echo(yaml.safe_dump(champion_document(workspace, line), sort_keys=False), nl=False)
+        typer.echo(yaml.safe_dump(champion_document(services, line), sort_keys=False), nl=False)
         return
-    from csflow.adapters import deployment
-
-    found = deployment.status(workspace, line.line)
+    found = services.endpoints.status(line.line)
     if found is None:
         typer.echo(f"{line.line}: nothing answers. Serve its champion: csflow reconcile {line.line}")
         return

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from csflow.errors import CsflowError
+from csflow.runs.services import Services
 from csflow.system.workspace import Workspace
 
 if TYPE_CHECKING:
-    from csflow.adapters.mlflow.tracking import Run
+    from csflow.adapters.mlflow.runs import Run
     from csflow.runs.estimate import Estimate
 
 
@@ -27,12 +28,12 @@ def estimate(line: Annotated[str, typer.Argument(help="Name of the line, or its 
     from csflow.runs.stored_features import feature_tier
     from csflow.system.progress import say
 
-    config, workspace = load_line(line), Workspace.from_environment()
-    manifest, _ = materialise(config, workspace)
+    config, services = load_line(line), Services.from_environment()
+    manifest, _ = materialise(config, services.workspace)
     say(f"estimate: trying {config.line} on this machine")
-    expected = try_out(config, manifest, workspace.features, feature_tier())
-    _print(config.line, expected, _last_training(workspace, config.line))
-    _warn_if_too_large(expected, workspace)
+    expected = try_out(config, manifest, services.workspace.features, feature_tier(services))
+    _print(config.line, expected, _last_training(services, config.line))
+    _warn_if_too_large(expected, services.workspace)
 
 
 def _print(line: str, expected: Estimate, last: Run | None) -> None:
@@ -61,12 +62,10 @@ def _print(line: str, expected: Estimate, last: Run | None) -> None:
     Console().print(table)
 
 
-def _last_training(workspace: Workspace, line: str) -> Run | None:
+def _last_training(services: Services, line: str) -> Run | None:
     """The last run that trained to its end, if the line ever ran here."""
-    from csflow.adapters.mlflow.tracking import list_runs
-
     try:
-        runs = list_runs(workspace, line, limit=20)
+        runs = services.tracker.list_runs(line, limit=20)
     except CsflowError:
         return None
     return next((run for run in runs if "seconds_train" in run.metrics), None)

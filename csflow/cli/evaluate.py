@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from csflow.errors import ModelError
-from csflow.system.workspace import Workspace
+from csflow.runs.services import Services
 
 
 def evaluate(
@@ -28,13 +28,13 @@ def evaluate(
     from csflow.runs.stored_features import feature_store
     from csflow.steps.evaluate import judge
 
-    config, workspace = load_line(line), Workspace.from_environment()
-    detector = Detector.load(locate_detector(model or config.line, workspace))
-    manifest, _ = materialise(config, workspace)
+    config, services = load_line(line), Services.from_environment()
+    detector = Detector.load(locate_detector(model or config.line, services))
+    manifest, _ = materialise(config, services.workspace)
     test = manifest.rows(role="test")
     if len(test) == 0:
         raise ModelError(f"Line {config.line} has no test images. Add some: csflow data add {config.line} FOLDER")
-    cached = feature_store(workspace).extract(test, detector.line.features, detector.backbone)
+    cached = feature_store(services).extract(test, detector.line.features, detector.backbone)
     evaluation = judge(detector, manifest, cached)
     page = write_report(out, evaluation)
     if evaluation.image_auroc is not None and evaluation.interval is not None:

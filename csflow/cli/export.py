@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from csflow.runs.services import Services
 from csflow.system.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -25,10 +26,10 @@ def export(
     from csflow.detector.export import export_file
     from csflow.release.locate import locate_detector
 
-    workspace = Workspace.from_environment()
-    detector = Detector.load(locate_detector(line if version is None else f"{line}@{version}", workspace))
+    services = Services.from_environment()
+    detector = Detector.load(locate_detector(line if version is None else f"{line}@{version}", services))
     target = output or Path(f"{detector.line.line}.onnx")
-    examples = _images_at_hand(workspace, detector.line.line)
+    examples = _images_at_hand(services.workspace, detector.line.line)
     export_file(detector, target, examples)
     compared = f"{len(examples)} images of the line" if examples else "drawn images (none of the line is at hand)"
     typer.echo(f"{target}: {target.stat().st_size / 1e6:.1f} MB, compared with the detector on {compared}.")

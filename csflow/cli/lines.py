@@ -10,7 +10,7 @@ import typer
 
 from csflow.config import line_names, lines_folder, load_line
 from csflow.errors import ConfigError, DeployError
-from csflow.system.workspace import Workspace
+from csflow.runs.services import Services
 
 
 @dataclass(frozen=True)
@@ -36,29 +36,24 @@ def lines(as_json: Annotated[bool, typer.Option("--json", help="Print JSON inste
     names = line_names()
     if not names:
         raise ConfigError(f"No YAML files in {lines_folder()}. Run from the project's folder or set CSFLOW_LINES.")
-    workspace = Workspace.from_environment()
-    rows = [_row(workspace, name) for name in names]
+    services = Services.from_environment()
+    rows = [_row(services, name) for name in names]
     if as_json:
         typer.echo(json.dumps([asdict(row) for row in rows], indent=2))
     else:
         _print(rows)
 
 
-def _row(workspace: Workspace, name: str) -> Row:
+def _row(services: Services, name: str) -> Row:
     """A broken YAML spoils its own row only, a cluster that does not answer the endpoints only."""
-    from csflow.adapters import deployment
-    from csflow.adapters.mlflow import registry
+    from csflow.runs.line_state import read_line_state
 
     try:
         line = load_line(name)
     except ConfigError as error:
         return Row(name, "", None, None, None, None, None, None, False, str(error))
-    champion = registry.find_champion(workspace, line.line)
-    endpoint, trouble = None, ""
-    try:
-        endpoint = deployment.status(workspace, line.line)
-    except DeployError as error:
-        trouble = str(error)
+    state = read_line_state(services, line.line, tolerate=DeployError)
+    champion, endpoint = state.champion, state.endpoint
     return Row(
         line=line.line,
         description=line.description,
@@ -68,10 +63,10 @@ def _row(workspace: Workspace, name: str) -> Row:
         git_rev=champion.tags.get("git_rev") if champion else None,
         endpoint=endpoint.url if endpoint else None,
         serves=endpoint.version if endpoint else None,
-        held=registry.get_hold(workspace, line.line) is not None,
+        held=state.hold is not None,
         error="",
         beside=endpoint.beside if endpoint else "",
-        endpoint_error=trouble,
+        endpoint_error=" ".join(state.troubles),
     )
 
 

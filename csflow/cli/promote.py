@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from csflow.errors import UsageError
-from csflow.system.workspace import Workspace
+from csflow.runs.services import Services
 
 
 def promote(
@@ -26,15 +26,15 @@ def promote(
             f"Give a version to promote (csflow promote {line_name}@VERSION; csflow lines and csflow compare "
             f"{line_name} show them) or --release-hold."
         )
-    workspace, line = Workspace.from_environment(), load_line(line_name)
+    services, line = Services.from_environment(), load_line(line_name)
     if release_hold:
-        hold = promotion.release_hold(workspace, line.line)
+        hold = promotion.release_hold(services, line.line)
         typer.echo(
             f"{line.line}: the hold of {hold.get('user')} from {hold.get('time')} is gone; retrains may promote."
         )
         return
     if not version.isdecimal():
         raise UsageError(f"{name}: expected a version number after '@', got {version!r}.")
-    done = promotion.promote_by_hand(workspace, line, int(version))
+    done = promotion.promote_by_hand(services, line, int(version))
     assert done.endpoint is not None
     typer.echo(f"{line.line}: version {done.champion} is champion, served at {done.endpoint.url}")

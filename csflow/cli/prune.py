@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from csflow.errors import CacheError
-from csflow.system.workspace import Workspace
+from csflow.runs.services import Services
 
 if TYPE_CHECKING:
     from csflow.release.prune import Plan
@@ -29,11 +29,11 @@ def prune(
     """
     from csflow.release import prune as steps
 
-    workspace = Workspace.from_environment()
-    made = steps.plan(workspace, steps.Policy.of(keep, older_than))
+    services = Services.from_environment()
+    made = steps.plan(services, steps.Policy.of(keep, older_than))
     _print(made)
     if apply and made.groups:
-        typer.echo(f"removed {_size(steps.apply(workspace, made))}")
+        typer.echo(f"removed {_size(steps.apply(services, made))}")
     elif made.groups:
         typer.echo("Nothing was changed. To remove what is listed: csflow prune --apply (with the same options)")
     if made.refusal:

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from csflow.system.workspace import Workspace
+from csflow.runs.services import Services
 
 
 def reconcile(name: Annotated[str, typer.Argument(metavar="LINE", help="The line.")]) -> None:
@@ -15,6 +15,6 @@ def reconcile(name: Annotated[str, typer.Argument(metavar="LINE", help="The line
     from csflow.release import promotion
 
     line = load_line(name)
-    done = promotion.reconcile(Workspace.from_environment(), line)
+    done = promotion.reconcile(Services.from_environment(), line)
     where = f", served at {done.endpoint.url}" if done.endpoint else ""
     typer.echo(f"{line.line}: {done.reason}{where}")

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from csflow.system.workspace import Workspace
+from csflow.runs.services import Services
 
 
 def rollback(
@@ -19,7 +19,7 @@ def rollback(
     from csflow.release import promotion
 
     line = load_line(name)
-    done = promotion.rollback(Workspace.from_environment(), line, to, reason=reason)
+    done = promotion.rollback(Services.from_environment(), line, to, reason=reason)
     assert done.endpoint is not None
     typer.echo(f"{line.line}: version {done.champion} is champion again, served at {done.endpoint.url}")
     typer.echo(f"Retrains keep it until: csflow promote {line.line} --release-hold")

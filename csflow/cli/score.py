@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from csflow.errors import UsageError
+from csflow.runs.services import Services
 from csflow.system.files import write_atomic
-from csflow.system.workspace import Workspace
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -35,7 +35,7 @@ def score(
     from csflow.release.locate import locate_detector
 
     files = _image_files(images)
-    engine = Engine.load(locate_detector(model, Workspace.from_environment()))
+    engine = Engine.load(locate_detector(model, Services.from_environment()))
     calibration = engine.calibration
     rows = []
     for name, (file, image, prediction) in zip(_overlay_names(files), _predictions(engine, files), strict=True):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from csflow.errors import UsageError
-from csflow.system.workspace import Workspace
+from csflow.runs.services import Services
 
 if TYPE_CHECKING:
     from csflow.adapters.serving import ServedDetector
@@ -28,41 +28,39 @@ def serve(
     from csflow.adapters.serving import serve as serve_detectors
     from csflow.system.ports import bind
 
-    workspace = Workspace.from_environment()
+    services = Services.from_environment()
     if bool(names) == all_lines:
         raise UsageError("Say what to serve: csflow serve LINE…, or csflow serve --all.")
     with bind(host, port) as listener:
-        models = _champions(workspace) if all_lines else dict(_named(workspace, name) for name in names or [])
+        models = _champions(services) if all_lines else dict(_named(services, name) for name in names or [])
         if len(models) < len(names or []):
             raise UsageError("Two detectors of the same line cannot be served under one name. Serve them separately.")
         _print_example(list(models), f"http://{host}:{listener.getsockname()[1]}", f"{host}:{grpc_port}", grpc_port)
         serve_detectors(models, [listener], grpc_port=grpc_port or None)
 
 
-def _champions(workspace: Workspace) -> dict[str, ServedDetector]:
-    from csflow.adapters.mlflow import registry
+def _champions(services: Services) -> dict[str, ServedDetector]:
     from csflow.config import line_names
 
-    lines = [line for line in line_names() if registry.find_champion(workspace, line)]
+    lines = [line for line in line_names() if services.registry.find_champion(line)]
     if not lines:
         raise UsageError("No line has a champion yet. Train one: python -m pipelines run lines/LINE.yaml")
-    return dict(_named(workspace, line) for line in lines)
+    return dict(_named(services, line) for line in lines)
 
 
-def _named(workspace: Workspace, name: str) -> tuple[str, ServedDetector]:
+def _named(services: Services, name: str) -> tuple[str, ServedDetector]:
     """The name to serve a detector under, and where it lies."""
     from csflow.adapters.serving import ServedDetector
 
     if Path(name).is_dir():
         return _line_of(Path(name)), ServedDetector(Path(name))
-    from csflow.adapters.mlflow import registry
     from csflow.config import load_line
     from csflow.release.locate import locate_detector
 
-    directory = locate_detector(name, workspace)
+    directory = locate_detector(name, services)
     stem, _, version = name.partition("@")
     line = load_line(stem).line
-    return line, ServedDetector(directory, str(registry.find_version(workspace, line, version or "champion").version))
+    return line, ServedDetector(directory, str(services.registry.find_version(line, version or "champion").version))
 
 
 def _line_of(directory: Path) -> str:

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from csflow.errors import NotRegisteredError, RegistryError
-from csflow.system.workspace import Workspace
+from csflow.runs.services import Services
 
 if TYPE_CHECKING:
-    from csflow.adapters.mlflow.registry import Version
-    from csflow.adapters.mlflow.tracking import Run
+    from csflow.adapters.mlflow.runs import Run
+    from csflow.adapters.mlflow.versions import Version
 
 Facts = dict[str, str]
 
@@ -36,29 +36,27 @@ def why(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")] = False,
 ) -> None:
     """Tell how a version came about: data, run, gate, and what became of it."""
-    from csflow.adapters.mlflow import registry
+    from csflow.adapters.mlflow.versions import CHAMPION
     from csflow.config import load_line
 
-    workspace = Workspace.from_environment()
+    services = Services.from_environment()
     line, _, which = name.partition("@")
     try:
-        version = registry.find_version(workspace, line, which or registry.CHAMPION)
+        version = services.registry.find_version(line, which or CHAMPION)
     except NotRegisteredError:
         load_line(line)  # a mistyped name is the likelier reason, and this one suggests the nearest
         raise
-    story = tell(workspace, version)
+    story = tell(services, version)
     if as_json:
         typer.echo(json.dumps(asdict(story), indent=2))
     else:
         _print(story)
 
 
-def tell(workspace: Workspace, version: Version) -> Story:
+def tell(services: Services, version: Version) -> Story:
     """Collect what registry, run, gate and endpoint know about a version."""
-    from csflow.adapters.mlflow import tracking
-
     try:
-        run = tracking.read_run(workspace, version.run_id)
+        run = services.tracker.read_run(version.run_id)
     except RegistryError:  # somebody deleted the run; the version's tags still know the essentials
         run = None
     return Story(
@@ -67,7 +65,7 @@ def tell(workspace: Workspace, version: Version) -> Story:
         data=_data(version, run),
         run=_run(version, run),
         gate=_gate(version),
-        now=_now(workspace, version),
+        now=_now(services, version),
     )
 
 
@@ -121,13 +119,11 @@ def _gate(version: Version) -> Facts:
     )
 
 
-def _now(workspace: Workspace, version: Version) -> Facts:
-    from csflow.adapters import deployment
-    from csflow.adapters.mlflow import registry
+def _now(services: Services, version: Version) -> Facts:
+    from csflow.runs.line_state import read_line_state
 
-    champion = registry.find_champion(workspace, version.line)
-    endpoint = deployment.status(workspace, version.line)
-    hold = registry.get_hold(workspace, version.line)
+    state = read_line_state(services, version.line)
+    champion, endpoint, hold = state.champion, state.endpoint, state.hold
     return _known(
         {
             "alias": ", ".join(version.aliases) or "none",

@@ -1,4 +1,4 @@
-"""Retention: what no live version needs is listed and, on demand, removed; in the workspace, the store and the registry.
+"""List and remove what no live version needs, in the workspace, in the store and in the registry.
 
 A version is live if :func:`csflow.release.retention.kept` has a reason to keep it. Its features are those its run
 recorded (:mod:`csflow.runs.stored_features`). Where it is not known what is needed, nothing is removed:

@@ -17,7 +17,7 @@ from csflow.detector.engine import Engine
 from csflow.release.locate import locate_detector
 from csflow.reporting.sheet import GOOD, judged_sheet
 from csflow.runs.checkout import materialise
-from csflow.system.workspace import Workspace
+from csflow.runs.services import Services
 
 HERE = Path(__file__).resolve().parent
 PICTURES = {"demo-overlay.png": (6, 1500), "demo-overlay-narrow.png": (3, 840)}
@@ -30,10 +30,10 @@ def main() -> None:
     parser.add_argument("--line", default="demo-texture", help="a line that has a champion (default: %(default)s)")
     parser.add_argument("--out", type=Path, default=HERE, help="folder of the pictures (default: docs/images)")
     options = parser.parse_args()
-    workspace = Workspace.from_environment()
-    manifest, _ = materialise(load_line(options.line), workspace)
+    services = Services.from_environment()
+    manifest, _ = materialise(load_line(options.line), services.workspace)
     files = first_of_each_kind(manifest.rows(role="test").files)
-    detector = Engine.load(locate_detector(options.line, workspace))
+    detector = Engine.load(locate_detector(options.line, services))
     for name, (across, width) in PICTURES.items():
         write_small_png(judged_sheet(detector, files, across=across), width, options.out / name)
         print(options.out / name)

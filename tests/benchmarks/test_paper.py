@@ -19,7 +19,6 @@ from published.log import TableRun
 from published.protocol import FOLDER, Protocol, RowSpec, load_protocol
 from published.table import differences, markdown, row_of, show
 
-from csflow.adapters.mlflow import tracking
 from csflow.config import DataConfig, LineConfig
 from csflow.errors import ConfigError, DataError
 from csflow.metrics import IMAGE_METRICS, paired_bootstrap
@@ -260,7 +259,7 @@ def test_what_ends_a_table_early_marks_its_run(classes: Path, tmp_path: Path, mo
     monkeypatch.setattr(mvtec, "TableRun", lambda *given: opened.append(TableRun(*given)) or opened[0])
     with pytest.raises(KeyboardInterrupt):
         cli.main(["--table", "1", "--data", str(classes), "--quick"])
-    assert tracking.read_run(opened[0].workspace, opened[0].parent).status == "KILLED"
+    assert opened[0].tracker.read_run(opened[0].parent).status == "KILLED"
 
 
 def test_a_folder_without_classes_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -365,4 +364,4 @@ def test_a_table_that_is_terminated_marks_its_run(
     with pytest.raises(SystemExit) as left:
         cli.main(["--table", "1", "--data", str(classes), "--quick"])
     assert left.value.code == 128 + signal.SIGTERM
-    assert tracking.read_run(opened[0].workspace, opened[0].parent).status == "KILLED"
+    assert opened[0].tracker.read_run(opened[0].parent).status == "KILLED"

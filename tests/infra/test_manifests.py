@@ -264,14 +264,15 @@ def test_what_compiled_pipelines_name_is_there(overlays: dict[str, str]) -> None
 
 def test_the_line_is_what_a_promotion_applies(line: str) -> None:
     """The documented InferenceService and the code that makes it do not drift apart."""
-    deployment = pytest.importorskip("csflow.adapters.deployment.inference_service")
+    endpoints = pytest.importorskip("csflow.adapters.deployment.endpoints")
+    service = pytest.importorskip("csflow.adapters.deployment.inference_service")
     from csflow.config import load_line
 
     (documented,) = documents(line)
     predictor = documented["spec"]["predictor"]
-    release = deployment.Release("1", predictor["annotations"]["csflow/digest"], predictor["model"]["storageUri"])
+    release = endpoints.Release("1", predictor["annotations"]["csflow/digest"], predictor["model"]["storageUri"])
     config = load_line(ROOT / "lines" / "demo-texture.yaml")
-    assert deployment.document(config, deployment.Wanted(release), "csflow") == documented
+    assert service.document(config, service.DesiredService(release), "csflow") == documented
 
 
 def test_make_manifests_says_what_is_missing_without_kubectl(tmp_path: Path) -> None:

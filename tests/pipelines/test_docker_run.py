@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from csflow.adapters.deployment.local import LocalEndpoints
 from csflow.adapters.versioning import create_data_repository
 from csflow.adapters.versioning.git import git
 from csflow.config import DataConfig, FeatureConfig, LineConfig
@@ -205,7 +206,6 @@ def left_over() -> list[str]:
 @pytest.fixture(scope="module")
 def homes(image: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Path]]:
     """The demo line, once with each runner, each in a workspace of its own."""
-    from csflow.adapters import deployment
 
     yaml = write_yaml(tmp_path_factory.mktemp("lines"))
     made = {runner: tmp_path_factory.mktemp(runner) for runner in ("docker", "subprocess")}
@@ -217,7 +217,7 @@ def homes(image: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict
         yield made
     finally:
         for home in made.values():
-            deployment.stop(Workspace(home), "demo-texture")
+            LocalEndpoints(Workspace(home)).stop("demo-texture")
 
 
 @pytest.mark.docker
@@ -234,17 +234,17 @@ def test_containers_and_subprocesses_give_the_same_result(homes: dict[str, Path]
 @pytest.mark.docker
 @pytest.mark.timeout(1200)
 def test_progress_is_shown_and_the_champion_served_after_the_containers_ended(homes: dict[str, Path]) -> None:
-    from csflow.adapters import deployment
+    from csflow.adapters.deployment.local import LocalEndpoints
 
     home = homes["docker"]
     shown = (home / "shown.txt").read_text()
     assert "train: epoch 3/3" in shown
     assert "serve: champion version 1" in shown
-    endpoint = deployment.status(Workspace(home), "demo-texture")
+    endpoint = LocalEndpoints(Workspace(home)).status("demo-texture")
     assert endpoint is not None
     assert endpoint.url == summary_of(home)["endpoint"]
     picture = next((ROOT / "docs" / "images").glob("*.png")).read_bytes()
-    (answer,) = deployment.score(endpoint, [picture])
+    (answer,) = LocalEndpoints(Workspace(home)).score(endpoint, [picture])
     assert answer["version"] == "1"
     assert not [root for root in left_over() if root.startswith(str(home))]
     assert {path.stat().st_uid for path in home.rglob("*")} == {os.getuid()}, "a file belongs to somebody else"

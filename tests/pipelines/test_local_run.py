@@ -89,12 +89,12 @@ class Factory:
 
 @pytest.fixture(scope="module")
 def factory(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Factory]:
-    from csflow.adapters import deployment
+    from csflow.adapters.deployment.local import LocalEndpoints
     from csflow.system.workspace import Workspace
 
     made = Factory(tmp_path_factory.mktemp("factory"))
     yield made
-    deployment.stop(Workspace(made.home), "plates")
+    LocalEndpoints(Workspace(made.home)).stop("plates")
 
 
 def test_a_line_from_images_to_champion_to_challenger(factory: Factory) -> None:
@@ -144,10 +144,10 @@ def test_a_failing_step_has_the_last_word(factory: Factory) -> None:
     assert "Traceback" not in done.stderr + done.stdout
     assert "500" in done.stderr.strip().splitlines()[-1]
     assert "Step validate failed" in done.stderr
-    from csflow.adapters.mlflow import tracking
+    from csflow.adapters.mlflow.tracking import Tracker
     from csflow.system.workspace import Workspace
 
-    (last, *_) = tracking.list_runs(Workspace(factory.home), "plates", limit=1)
+    (last, *_) = Tracker(Workspace(factory.home)).list_runs("plates", limit=1)
     assert (last.status, last.tags["failed_step"]) == ("FAILED", "validate")
 
 
@@ -218,14 +218,14 @@ def test_another_kind_of_detector_is_trained_registered_gated_and_served(
         assert promoted.returncode == 0, promoted.stdout + promoted.stderr
     finally:
         factory.write_yaml()
-    from csflow.adapters import deployment
+    from csflow.adapters.deployment.local import LocalEndpoints
     from csflow.system.workspace import Workspace
 
-    status = deployment.status(Workspace(factory.home), "plates")
+    status = LocalEndpoints(Workspace(factory.home)).status("plates")
     assert status is not None
     assert status.version == str(summary["model_version"])
     blotch, good = (factory.repo / "data" / "test" / kind / "000.png" for kind in ("blotch", "good"))
-    found = deployment.score(status, [blotch.read_bytes(), good.read_bytes()])
+    found = LocalEndpoints(Workspace(factory.home)).score(status, [blotch.read_bytes(), good.read_bytes()])
     assert found[0]["score"] > found[1]["score"]
     assert found[0]["decision"] == "defective"
     again = factory.csflow("score", str(blotch), "--model", name, "--out", str(tmp_path), "--json")

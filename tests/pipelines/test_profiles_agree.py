@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from csflow.adapters import deployment
+from csflow.adapters.deployment.local import LocalEndpoints
 from csflow.errors import UsageError
 from csflow.system.workspace import Workspace
 from pipelines import containers
@@ -43,10 +43,10 @@ def summaries(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, A
         found["servers"] = _run(root / "servers", **variables)
         digest = found["servers"]["detector"] = _served(root / "servers")
         assert f"csflow/detectors/{LINE}/{digest}.index.json" in store.keys("csflow/detectors/")
-        deployment.stop(Workspace(root / "servers"), LINE)
+        LocalEndpoints(Workspace(root / "servers")).stop(LINE)
     for name in ("subprocess", "docker"):
         found[name]["detector"] = _served(root / name)
-        deployment.stop(Workspace(root / name), LINE)
+        LocalEndpoints(Workspace(root / name)).stop(LINE)
     return found
 
 
@@ -90,6 +90,6 @@ def _run(home: Path, *words: str, **variables: str) -> dict[str, Any]:
 
 def _served(home: Path) -> str:
     """Digest of the detector that answers for the line."""
-    endpoint = deployment.status(Workspace(home), LINE)
+    endpoint = LocalEndpoints(Workspace(home)).status(LINE)
     assert endpoint is not None, f"nothing serves {LINE} in {home}"
     return endpoint.digest

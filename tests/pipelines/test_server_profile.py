@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from csflow.adapters.deployment.local import LocalEndpoints
 from tests.pipelines.test_local_run import Factory
 from tests.servers import ObjectStore, mlflow_server, object_store, postgres
 
@@ -35,10 +36,9 @@ class Profile(Factory):
         return own | self.variables
 
     def stop(self) -> None:
-        from csflow.adapters import deployment
         from csflow.system.workspace import Workspace
 
-        deployment.stop(Workspace(self.home), "plates")
+        LocalEndpoints(Workspace(self.home)).stop("plates")
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
 def test_the_first_run_is_promoted_and_served(site: Site) -> None:
     from mlflow import MlflowClient
 
-    from csflow.adapters import deployment
+    from csflow.adapters.deployment.local import LocalEndpoints
     from csflow.system.workspace import Workspace
 
     assert (site.first["outcome"], site.first["model_version"]) == ("promoted", 1)
@@ -88,11 +88,11 @@ def test_the_first_run_is_promoted_and_served(site: Site) -> None:
     assert int(champion.version) == 1
     assert not list(site.profile.home.glob("mlflow.db*")), "the server keeps runs and models, not a database here"
 
-    status = deployment.status(Workspace(site.profile.home), "plates")
+    status = LocalEndpoints(Workspace(site.profile.home)).status("plates")
     assert status is not None
     assert (status.url, status.version) == (site.first["endpoint"], "1")
     blotch, good = (site.factory.repo / "data" / "test" / kind / "000.png" for kind in ("blotch", "good"))
-    found = deployment.score(status, [blotch.read_bytes(), good.read_bytes()])
+    found = LocalEndpoints(Workspace(site.profile.home)).score(status, [blotch.read_bytes(), good.read_bytes()])
     assert found[0]["score"] > found[1]["score"]
     assert found[0]["decision"] == "defective"
 

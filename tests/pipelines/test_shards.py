@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from csflow.adapters import deployment
+from csflow.adapters.deployment.local import LocalEndpoints
 from csflow.adapters.versioning import add_and_push, create_data_repository
 from csflow.config import load_line
 from csflow.data.manifest import build_manifest
@@ -55,7 +55,7 @@ def plates(tmp_path: Path) -> Iterator[Path]:
     (tmp_path / "lines").mkdir()
     (tmp_path / "lines" / "plates.yaml").write_text(YAML)
     yield tmp_path
-    deployment.stop(Workspace(tmp_path / "home"), "plates")
+    LocalEndpoints(Workspace(tmp_path / "home")).stop("plates")
 
 
 def test_three_shards_come_to_the_same_features_as_one(plates: Path) -> None:

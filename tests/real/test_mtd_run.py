@@ -38,10 +38,10 @@ def test_magnetic_tiles_from_import_to_champion(mtd: Path, tmp_path: Path) -> No
     try:
         run("pipelines", "run", str(yaml))
     finally:
-        from csflow.adapters import deployment
+        from csflow.adapters.deployment.local import LocalEndpoints
         from csflow.system.workspace import Workspace
 
-        deployment.stop(Workspace(tmp_path / "home"), "mtd")
+        LocalEndpoints(Workspace(tmp_path / "home")).stop("mtd")
     summary = json.loads((tmp_path / "home" / "summary.json").read_text())
     print("\nMTD, shortened:", {k: summary[k] for k in ("image_auroc", "pixel_auroc", "threshold", "seconds")})
     assert summary["outcome"] == "promoted"

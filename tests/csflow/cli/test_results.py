@@ -13,7 +13,10 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from csflow.adapters.mlflow import connection, registry, tracking
+from csflow.adapters.mlflow import connection
+from csflow.adapters.mlflow.registry import Registry
+from csflow.adapters.mlflow.runs import flat_params
+from csflow.adapters.mlflow.tracking import Tracker
 from csflow.cli.compare import compare
 from csflow.cli.lines import lines
 from csflow.cli.why import tell, why
@@ -41,11 +44,11 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     detector.mkdir()
     (detector / "config.json").write_text("{}")
     first = trained(workspace, line, detector, "promoted", "first version, AUROC 0.97")
-    registry.set_alias(workspace, "tiles", first)
+    Registry(workspace).set_alias("tiles", first)
     trained(workspace, line.with_seed(1), detector, "kept_worse", "loses 0.02 AUROC")
-    other = tracking.flat_params(line.with_seed(2)) | {"gate.margin": "0.02"}
-    broken = tracking.start_run(workspace, "tiles", params=other, tags={})
-    with pytest.raises(DataError), tracking.step(workspace, broken, "validate"):
+    other = flat_params(line.with_seed(2)) | {"gate.margin": "0.02"}
+    broken = Tracker(workspace).start_run("tiles", params=other, tags={})
+    with pytest.raises(DataError), Tracker(workspace).step(broken, "validate"):
         raise DataError("test/good/[1].png cannot be read")
     yield root
     patch.undo()
@@ -55,16 +58,16 @@ def trained(workspace: Workspace, line: LineConfig, detector: Path, decision: st
     """What the steps of one pipeline run leave behind."""
     seed = line.training.seed
     data = {"data_md5": "d41d.dir", "data_digest": "f" * 64, "git_rev": "1234567890abcdef" * 2}
-    run_id = tracking.start_run(workspace, line.line, params=tracking.flat_params(line), tags=data)
+    run_id = Tracker(workspace).start_run(line.line, params=flat_params(line), tags=data)
     figures = {"image_auroc": 0.97 - seed / 50, "image_auroc_low": 0.95, "image_auroc_high": 0.99, "threshold": 0.6125}
     counts = {"images_fit": 70.0, "images_calibrate": 20.0}
-    tracking.log_metrics(workspace, run_id, figures | counts | {"seconds_train": 30.25, "seconds_evaluate": 2.0})
+    Tracker(workspace).log_metrics(run_id, figures | counts | {"seconds_train": 30.25, "seconds_evaluate": 2.0})
     tags = {"content_key": str(seed), "seed": seed, "backbone": "tf_efficientnet_lite0", **data, **figures}
-    version = registry.register(workspace, detector, line=line.line, run_id=run_id, tags=tags, example=b"")
+    version = Registry(workspace).register(detector, line=line.line, run_id=run_id, tags=tags, example=b"")
     evidence = json.dumps({"difference": -0.0213, "images": 120})
     said = {"decision": decision, "decision_reason": reason, "decision_evidence": evidence}
-    registry.set_version_tags(workspace, line.line, version, said)
-    tracking.finish(workspace, run_id, decision)
+    Registry(workspace).set_version_tags(line.line, version, said)
+    Tracker(workspace).finish(run_id, decision)
     return version
 
 
@@ -154,7 +157,7 @@ def test_why_tells_of_a_version_that_was_kept_out() -> None:
 
 def test_why_tells_of_a_version_whose_run_is_gone(root: Path) -> None:
     workspace = Workspace(root / "home")
-    version = registry.find_version(workspace, "tiles", 1)
+    version = Registry(workspace).find_version("tiles", 1)
     orphan = replace(version, run_id="0" * 32, tags={"git_rev": "abc"})
     story = tell(workspace, orphan)
     assert story.data == {"revision": "abc"}
@@ -195,12 +198,12 @@ def test_lines_show_champion_and_endpoint(root: Path) -> None:
 
 def test_lines_show_a_hold(root: Path) -> None:
     workspace = Workspace(root / "home")
-    registry.set_hold(workspace, "tiles", {"user": "ada", "reason": ""})
+    Registry(workspace).set_hold("tiles", {"user": "ada", "reason": ""})
     try:
         assert "1 (held)" in run(lines)
         assert json.loads(run(why, "tiles", "--json"))["now"]["hold"] == "user: ada"
     finally:
-        registry.set_hold(workspace, "tiles", None)
+        Registry(workspace).set_hold("tiles", None)
 
 
 def test_broken_yaml_spoils_its_own_row_only(root: Path) -> None:

@@ -11,10 +11,12 @@ import typer
 import yaml
 from typer.testing import CliRunner
 
-from csflow.adapters import deployment, serving
-from csflow.adapters.deployment import LocalEndpoint, Release, Wanted
-from csflow.adapters.deployment.turns import LocalTurn
-from csflow.adapters.mlflow import registry
+from csflow.adapters import serving
+from csflow.adapters.deployment import LocalEndpoint, Release
+from csflow.adapters.deployment.cluster import ClusterEndpoints
+from csflow.adapters.deployment.inference_service import DesiredService
+from csflow.adapters.deployment.local import LocalLock
+from csflow.adapters.mlflow.registry import Registry
 from csflow.adapters.serving import ServedDetector
 from csflow.cli.endpoint import endpoint
 from csflow.cli.lines import lines as lines_command
@@ -27,6 +29,7 @@ from csflow.errors import ConfigError, CsflowError, DeployError, ModelError, Usa
 from csflow.release import promotion, rollout
 from csflow.release.promotion import Promotion
 from csflow.system.ports import bind
+from csflow.system.workspace import Workspace
 from tests.csflow.kubernetes_server import Cluster
 
 ENDPOINT = LocalEndpoint("tiles", "http://127.0.0.1:4000", "127.0.0.1:4001", 1, "s", "d", "2", "log")
@@ -52,10 +55,10 @@ def lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, home: Path) -> None:
 def test_endpoint_shows_what_answers_and_what_is_tried_beside_it(cluster: Cluster) -> None:
     line = load_line("tiles")
     assert "nothing answers" in run(endpoint, "tiles")
-    service = deployment.service(line, LocalTurn())
+    service = ClusterEndpoints(Workspace(Path("nowhere"))).service(line, LocalLock())
     one, two = (Release(str(n), f"{n}" * 64, f"s3://store/detectors/tiles/{f'{n}' * 64}/") for n in (1, 2))
-    service.apply(Wanted(one))
-    service.apply(Wanted(one, None, two, 10))
+    service.apply(DesiredService(one))
+    service.apply(DesiredService(one, None, two, 10))
     shown = run(endpoint, "tiles")
     for part in ("http://tiles.example.com serves version 1", "version 2 at 10 %", "kubectl logs -n factory"):
         assert part in shown
@@ -70,8 +73,8 @@ def test_endpoint_prints_the_inference_service_of_the_champion(monkeypatch: pyte
 def test_lines_are_listed_although_their_cluster_does_not_answer(
     cluster: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(registry, "find_champion", lambda *_: None)
-    monkeypatch.setattr(registry, "get_hold", lambda *_: None)
+    monkeypatch.setattr(Registry, "find_champion", lambda *_: None)
+    monkeypatch.setattr(Registry, "get_hold", lambda *_: None)
     cluster.denied.add(("get", "inferenceservices"))
     (row,) = json.loads(run(lines_command, "--json"))
     assert row["endpoint"] is None
