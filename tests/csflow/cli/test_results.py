@@ -22,6 +22,7 @@ from csflow.cli.lines import lines
 from csflow.cli.why import tell, why
 from csflow.config import LineConfig, load_line
 from csflow.errors import ConfigError, DataError, NotRegisteredError, RegistryError
+from csflow.runs.services import Services
 from csflow.system import processes
 from csflow.system.workspace import Workspace
 
@@ -159,7 +160,7 @@ def test_why_tells_of_a_version_whose_run_is_gone(root: Path) -> None:
     workspace = Workspace(root / "home")
     version = Registry(workspace).find_version("tiles", 1)
     orphan = replace(version, run_id="0" * 32, tags={"git_rev": "abc"})
-    story = tell(workspace, orphan)
+    story = tell(Services.of(workspace), orphan)
     assert story.data == {"revision": "abc"}
     assert story.run == {"id": "0" * 32, "state": "no longer in MLflow"}
     assert "none yet" in story.gate["decision"]

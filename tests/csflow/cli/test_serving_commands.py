@@ -12,10 +12,11 @@ import yaml
 from typer.testing import CliRunner
 
 from csflow.adapters import serving
-from csflow.adapters.deployment import LocalEndpoint, Release
 from csflow.adapters.deployment.cluster import ClusterEndpoints
+from csflow.adapters.deployment.endpoints import Release
 from csflow.adapters.deployment.inference_service import DesiredService
 from csflow.adapters.deployment.local import LocalLock
+from csflow.adapters.deployment.local_process import LocalEndpoint
 from csflow.adapters.mlflow.registry import Registry
 from csflow.adapters.serving import ServedDetector
 from csflow.cli.endpoint import endpoint
