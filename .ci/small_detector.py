@@ -10,7 +10,7 @@ import numpy as np
 from csflow.config import CalibrationConfig, DataConfig, FeatureConfig, FlowConfig, LineConfig
 from csflow.detector.calibration import calibrate
 from csflow.detector.detector import Detector
-from csflow.detector.model import FlowModel
+from csflow.detector.kinds.cross_scale_flow import FlowModel
 from csflow.features.backbone import load_backbone
 from csflow.flow.cross_scale import CrossScaleFlow
 

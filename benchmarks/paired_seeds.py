@@ -27,7 +27,8 @@ from torch import Tensor, nn
 
 from csflow.config import LineConfig, load_line
 from csflow.data.manifest import Manifest
-from csflow.detector.model import FlowModel, score_stored
+from csflow.detector.kinds.cross_scale_flow import FlowModel
+from csflow.detector.model import score_stored
 from csflow.features.backbone import load_backbone
 from csflow.features.store import CachedFeatures, FeatureStore
 from csflow.flow.training import fit

@@ -153,7 +153,7 @@ def detector(directory: Path) -> Path:
 
     from csflow.detector.calibration import calibrate
     from csflow.detector.detector import Detector
-    from csflow.detector.model import FlowModel
+    from csflow.detector.kinds.cross_scale_flow import FlowModel
     from csflow.features.backbone import load_backbone
     from csflow.flow.cross_scale import CrossScaleFlow
 

@@ -21,7 +21,8 @@ import torch
 from csflow import __version__
 from csflow.config import LineConfig, load_line
 from csflow.data.manifest import Manifest
-from csflow.detector.model import FlowModel, score_stored
+from csflow.detector.kinds.cross_scale_flow import FlowModel
+from csflow.detector.model import score_stored
 from csflow.features.backbone import load_backbone
 from csflow.features.store import CachedFeatures, CacheManifest, FeatureStore
 from csflow.flow.training import fit

@@ -17,7 +17,7 @@ from threshold_study import Family, calibrated
 
 from csflow.config import CalibrationConfig, RolesConfig
 from csflow.data.manifest import role_of
-from csflow.detector.baselines import Mahalanobis
+from csflow.detector.kinds.mahalanobis import Mahalanobis
 from csflow.detector.model import score_stored
 from csflow.flow.cross_scale import Pyramid
 

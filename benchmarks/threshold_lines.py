@@ -13,7 +13,7 @@ from threshold_breaks import Break, measured
 from threshold_study import Split, calibrated
 
 from csflow.config import CalibrationConfig, LineConfig, load_line
-from csflow.detector.kinds import load_model
+from csflow.detector.fitting import load_model
 from csflow.detector.model import Model, round_to_stored, score_stored
 from csflow.errors import DataError
 from csflow.features.backbone import load_backbone

@@ -17,7 +17,7 @@ from scipy import stats
 
 from csflow.config import CalibrationConfig
 from csflow.detector.calibration import Calibration, calibrate, threshold_rank
-from csflow.detector.scoring import p_values
+from csflow.detector.p_values import p_values
 
 Floats = npt.NDArray[np.float64]
 Counts = npt.NDArray[np.int64]

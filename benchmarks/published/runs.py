@@ -12,7 +12,7 @@ import numpy as np
 
 from csflow.config import LineConfig
 from csflow.data.manifest import Manifest
-from csflow.detector.kinds import load_model
+from csflow.detector.fitting import load_model
 from csflow.detector.model import round_to_stored, score_stored
 from csflow.features.backbone import load_backbone
 from csflow.features.store import CacheManifest, FeatureStore

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from csflow.data.images import read_image
-from csflow.detector.scoring import upsample
+from csflow.detector.heatmap import upsample
 from sidebyside.bench import Bench
 from sidebyside.child import Channel
 

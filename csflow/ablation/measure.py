@@ -222,7 +222,7 @@ class _Judge:
     """A fitted model with what judges it."""
 
     def __init__(self, line: LineConfig, folder: Path, cached: CacheManifest, manifest: Manifest) -> None:
-        from csflow.detector.kinds import load_model
+        from csflow.detector.fitting import load_model
         from csflow.detector.model import round_to_stored
 
         self.line, self.cached, self.manifest = line, cached, manifest
@@ -258,7 +258,7 @@ class _Judge:
         """Mean negative log-likelihood a dimension of images in nats, with its 95 % interval; None for other kinds."""
         import torch
 
-        from csflow.detector.model import FlowModel
+        from csflow.detector.kinds.cross_scale_flow import FlowModel
 
         if not isinstance(self.model, FlowModel):
             return None

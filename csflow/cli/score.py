@@ -31,7 +31,7 @@ def score(
 ) -> None:
     """Score images and write a heat-map overlay for each."""
     from csflow.detector.engine import Engine
-    from csflow.detector.scoring import overlay
+    from csflow.detector.heatmap import overlay
     from csflow.release.locate import locate_detector
 
     files = _image_files(images)

@@ -19,7 +19,8 @@ import numpy.typing as npt
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from csflow.config import CalibrationConfig
-from csflow.detector.scoring import SCALE_TOP, THRESHOLD_POSITION, p_values
+from csflow.detector.heatmap import SCALE_TOP, THRESHOLD_POSITION
+from csflow.detector.p_values import p_values
 from csflow.errors import DataError, ModelError
 
 Kind = Literal["conformal", "tolerance", "none"]
@@ -139,8 +140,8 @@ class Calibration:
 def calibrate(scores: npt.ArrayLike, maps: npt.ArrayLike, config: CalibrationConfig | Literal["none"]) -> Calibration:
     """Take thresholds and colour scale from held-out good images.
 
-    The logarithmic colour scale ends at `csflow.detector.scoring.SCALE_TOP` region thresholds and puts the region
-    threshold at `csflow.detector.scoring.THRESHOLD_POSITION`, so the same colour means the same on every image.
+    The logarithmic colour scale ends at `csflow.detector.heatmap.SCALE_TOP` region thresholds and puts the region
+    threshold at `csflow.detector.heatmap.THRESHOLD_POSITION`, so the same colour means the same on every image.
 
     Args:
         scores: Anomaly scores ``(n,)``.

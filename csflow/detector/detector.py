@@ -19,7 +19,9 @@ from csflow.config import LineConfig
 from csflow.data.images import to_pyramid_inputs
 from csflow.detector.calibration import Calibration
 from csflow.detector.directory import BACKBONE, MODEL, Description
-from csflow.detector.kinds import load_model
+from csflow.detector.engine import Engine
+from csflow.detector.fitting import load_model
+from csflow.detector.graph_file import check_agreement, drawn_examples, write_graph
 from csflow.detector.model import Model, save_model, score_pyramid, score_stored
 from csflow.detector.prediction import Floats, judged
 from csflow.detector.prediction import Prediction as Prediction
@@ -85,16 +87,13 @@ class Detector:
         Raises:
             ModelError: If the model cannot be stored, or the graph says something else than the detector.
         """
-        from csflow.detector.engine import Engine
-        from csflow.detector.export import check_agreement, drawn_examples, write_graph
-
         images = list(examples) or drawn_examples()
-
+        about = Description(self.line, self.backbone.channels, self.calibration, self.lineage)
         with new_directory(directory) as target:
-            Description(self.line, self.backbone.channels, self.calibration, self.lineage).write(target)
+            about.write(target)
             save_model(self.model, target / MODEL)
             save_trunk(self.backbone, target / BACKBONE)
-            write_graph(self, target)
+            write_graph(target, about, self.backbone, self.model)
             check_agreement(self.predict(images), Engine.load(target).predict(images), self.calibration)
 
     @classmethod

@@ -1,55 +1,33 @@
-"""From torch to ONNX: a trunk or a whole detector as one graph, with its weights inside or in the detector's files.
+"""Turn a whole detector into an ONNX graph, its weights inside or in the detector's other files.
 
-A graph reads an image at every scale in 8 bit (:func:`csflow.data.images.to_pyramid_levels`) and is traced for any
-number of images. Its weights keep their names, so that they can stay in the detector's other files.
+The graph begins with that of the trunk (:mod:`csflow.features.trunk_graph`) and ends with score and map. Its weights
+keep their names, so that they can stay in the safetensors files of the detector directory.
 """
 
 from __future__ import annotations
 
 import copy
 import json
-import tempfile
-import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeAlias, cast
+from typing import Any, cast
 
 import numpy as np
 import onnx
-import torch
-import torch.nn.functional as F
 from onnx import TensorProto, helper, numpy_helper
-from torch import Tensor, nn
+from torch import Tensor
 
 from csflow.config import FeatureConfig
-from csflow.data.images import normalisation
 from csflow.detector.model import Model
-from csflow.errors import ModelError
 from csflow.features.backbone import Backbone
+from csflow.features.trunk_graph import TrunkModule, bind_weights, traced
 
-Weights: TypeAlias = Callable[[str], TensorProto]
-"""Gives the stored tensor of a name; its type may be narrower than the graph's."""
-
-OPSET = 18
-"""The first whose ``Resize`` widens its filter when it shrinks an image, as Pillow does."""
-
-IR_VERSION = 9
-"""What goes with that operator set: inference engines refuse files of a newer one than they know."""
-
-
-def trunk_graph(backbone: Backbone, features: FeatureConfig) -> onnx.ModelProto:
-    """The trunk at every scale, self-contained.
-
-    Inputs ``level_0`` … are ``(N, s, s, 3)`` uint8; the output ``features`` is ``(N, values)`` float32, the scales
-    flattened, finest first, one after the other.
-
-    Raises:
-        ModelError: If the trunk has an operation ONNX does not know.
-    """
-    model = _traced(_Trunk(backbone, features), features, ["features"])
-    state = {f"backbone.{name}": tensor for name, tensor in backbone.state_dict().items()}
-    _bind(model, lambda name: numpy_helper.from_array(state[name].cpu().numpy()))
-    return model
+_TYPES = {
+    "F32": TensorProto.FLOAT,
+    "F16": TensorProto.FLOAT16,
+    "I16": TensorProto.INT16,
+    "I64": TensorProto.INT64,
+}
 
 
 def detector_graph(
@@ -63,7 +41,7 @@ def detector_graph(
     Raises:
         ModelError: If trunk or model has an operation ONNX does not know.
     """
-    graph = _traced(_Scorer(backbone, model, features), features, ["score", "map"])
+    graph = traced(_Scorer(backbone, model, features), features, ["score", "map"])
     if threshold is not None:
         _decide(graph.graph, threshold)
     return graph
@@ -89,7 +67,7 @@ def leave_weights_in(model: onnx.ModelProto, files: Mapping[str, Path]) -> None:
             proto.external_data.add(key=key, value=str(value))
         return proto
 
-    _bind(model, stored)
+    bind_weights(model, stored)
 
 
 def put_weights_in(model: onnx.ModelProto, directory: Path) -> None:
@@ -104,27 +82,7 @@ def put_weights_in(model: onnx.ModelProto, directory: Path) -> None:
             tensor.data_location = TensorProto.DEFAULT
 
 
-class _Trunk(nn.Module):
-    """Levels in 8 bit to the pyramid, flattened."""
-
-    def __init__(self, backbone: Backbone, features: FeatureConfig) -> None:
-        super().__init__()
-        self.backbone = _with_fixed_padding(backbone)
-        self.strides = [2**scale for scale in range(features.scales)] if features.downscale == "nearest" else None
-        colours = normalisation(backbone.mean, backbone.std)
-        self.factor, self.offset = (torch.from_numpy(values)[:, None, None] for values in colours)
-
-    def forward(self, *levels: Tensor) -> Tensor:
-        return torch.cat([level.flatten(1) for level in self.pyramid(levels)], dim=1)
-
-    def pyramid(self, levels: Sequence[Tensor]) -> list[Tensor]:
-        if self.strides is not None:
-            levels = [levels[0][:, ::stride, ::stride] for stride in self.strides]
-        inputs = [level.permute(0, 3, 1, 2).float() * self.factor - self.offset for level in levels]
-        return cast("list[Tensor]", self.backbone(inputs))
-
-
-class _Scorer(_Trunk):
+class _Scorer(TrunkModule):
     """Levels in 8 bit to score and map."""
 
     def __init__(self, backbone: Backbone, model: Model, features: FeatureConfig) -> None:
@@ -136,139 +94,12 @@ class _Scorer(_Trunk):
         return cast("tuple[Tensor, Tensor]", self.model(self.pyramid(levels)))
 
 
-def _with_fixed_padding(backbone: Backbone) -> Backbone:
-    """A copy that pads by constants where TensorFlow's "same" padding asks every map for its size.
-
-    All sizes are multiples of the strides (:func:`csflow.features.backbone.check_pyramid`), for which that padding does
-    not depend on the size. With sizes left open, a graph would work them out again for every image.
-    """
-    from timm.layers.conv2d_same import Conv2dSame
-
-    fixed = copy.deepcopy(backbone).cpu()
-    for name, layer in list(fixed.named_modules()):
-        if isinstance(layer, Conv2dSame):
-            parent, _, own_name = name.rpartition(".")
-            setattr(fixed.get_submodule(parent), own_name, _PaddedConvolution(layer))
-    return fixed
-
-
-class _PaddedConvolution(nn.Module):
-    """A convolution whose input is padded by constants, the odd place below and on the right."""
-
-    def __init__(self, layer: nn.Conv2d) -> None:
-        super().__init__()
-        self.weight, self.bias, self.stride = layer.weight, layer.bias, layer.stride
-        self.dilation, self.groups = layer.dilation, layer.groups
-        along = zip(layer.kernel_size, layer.stride, layer.dilation, strict=True)
-        height, width = (max((kernel - 1) * dilation + 1 - stride, 0) for kernel, stride, dilation in along)
-        self.padding = (width // 2, width - width // 2, height // 2, height - height // 2)
-
-    def forward(self, images: Tensor) -> Tensor:
-        padded = F.pad(images, self.padding)
-        return F.conv2d(padded, self.weight, self.bias, self.stride, 0, self.dilation, self.groups)
-
-
-def _traced(module: _Trunk, features: FeatureConfig, outputs: Sequence[str]) -> onnx.ModelProto:
-    """A graph whose inputs are the levels, then every weight by its name."""
-    kept = 1 if features.downscale == "nearest" else features.scales
-    sizes = [features.image_size // 2**scale for scale in range(kept)]
-    levels = [f"level_{scale}" for scale in range(kept)]
-    examples = tuple(torch.zeros(2, size, size, 3, dtype=torch.uint8) for size in sizes)
-    try:
-        with tempfile.TemporaryDirectory() as folder, torch.no_grad(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of sizes that become constants, which is wanted
-            module.eval()(*examples)  # tables that are computed on first use are constants from now on
-            torch.onnx.export(
-                module,
-                examples,
-                f"{folder}/graph.onnx",
-                dynamo=False,  # ten times as fast, and leaves the number of images open
-                export_params=False,
-                do_constant_folding=False,
-                training=torch.onnx.TrainingMode.PRESERVE,  # EVAL would merge batch norm into nameless weights
-                input_names=levels,
-                output_names=list(outputs),
-                dynamic_axes={name: {0: "N"} for name in (*levels, *outputs)},
-                opset_version=OPSET,
-            )
-            model = onnx.load(f"{folder}/graph.onnx")
-    except Exception as error:  # the exporter raises what it meets, of any kind
-        reason = str(error).strip().partition("\n")[0] or type(error).__name__
-        raise ModelError(
-            f"{module.backbone.name} cannot be turned into an ONNX graph: {reason}. Use another backbone or stage."
-        ) from error
-    model.ir_version = IR_VERSION
-    _merge_padding(model.graph, module)
-    return model
-
-
-def _merge_padding(graph: onnx.GraphProto, module: _Trunk) -> None:
-    """Let convolutions pad their input themselves, which torch can do only evenly: saves a copy of the largest maps."""
-    padded = {
-        f"{name}.weight": layer.padding
-        for name, layer in module.named_modules()
-        if isinstance(layer, _PaddedConvolution)
-    }
-    sources = {node.output[0]: node.input[0] for node in graph.node if node.op_type == "Pad"}
-    for node in graph.node:
-        if node.op_type == "Conv" and node.input[1] in padded and node.input[0] in sources:
-            left, right, top, bottom = padded[node.input[1]]
-            node.input[0] = sources[node.input[0]]
-            attributes = [attribute for attribute in node.attribute if attribute.name != "pads"]
-            del node.attribute[:]
-            node.attribute.extend([*attributes, helper.make_attribute("pads", [top, left, bottom, right])])
-    _drop_unused(graph)
-
-
-def _drop_unused(graph: onnx.GraphProto) -> None:
-    used = {value.name for value in graph.output}
-    kept = []
-    for node in reversed(graph.node):
-        if used.intersection(node.output):
-            used.update(node.input)
-            kept.append(node)
-    del graph.node[:]
-    graph.node.extend(reversed(kept))
-
-
-def _bind(model: onnx.ModelProto, weights: Weights) -> None:
-    """Turn the inputs that are weights into stored tensors, widened where they are stored narrower."""
-    graph = model.graph
-    levels = [value for value in graph.input if value.name.startswith("level_")]
-    needed = [value for value in graph.input if value not in levels]
-    casts = []
-    for value in needed:
-        tensor, wanted = weights(value.name), value.type.tensor_type.elem_type
-        tensor.name = value.name
-        if tensor.data_type != wanted:
-            tensor.name = f"{value.name}:stored"
-            casts.append(helper.make_node("Cast", [tensor.name], [value.name], to=wanted))
-        graph.initializer.append(tensor)
-    del graph.input[:]
-    graph.input.extend(levels)
-    _put_first(graph, casts)
-
-
 def _decide(graph: onnx.GraphProto, threshold: float) -> None:
     """Add the output ``defective``. A score that is not a number must not pass as good, hence the detour."""
     graph.initializer.append(numpy_helper.from_array(np.array(threshold, np.float32), "threshold"))
     graph.node.append(helper.make_node("LessOrEqual", ["score", "threshold"], ["good"]))
     graph.node.append(helper.make_node("Not", ["good"], ["defective"]))
     graph.output.append(helper.make_tensor_value_info("defective", TensorProto.BOOL, ["N"]))
-
-
-def _put_first(graph: onnx.GraphProto, nodes: Sequence[onnx.NodeProto]) -> None:
-    rest = list(graph.node)
-    del graph.node[:]
-    graph.node.extend([*nodes, *rest])
-
-
-_TYPES = {
-    "F32": TensorProto.FLOAT,
-    "F16": TensorProto.FLOAT16,
-    "I16": TensorProto.INT16,
-    "I64": TensorProto.INT64,
-}
 
 
 def _safetensors_table(path: Path) -> tuple[dict[str, dict[str, Any]], int]:

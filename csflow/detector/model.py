@@ -6,7 +6,7 @@ A model's file holds its parameters in half precision and its buffers as they ar
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
 
@@ -15,11 +15,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from csflow.config import ScoringConfig
 from csflow.detector.prediction import Floats
-from csflow.detector.scoring import scored
 from csflow.errors import ModelError
-from csflow.flow.cross_scale import CrossScaleFlow, Pyramid, joined
+from csflow.flow.cross_scale import Pyramid
 from csflow.flow.device import Features
 
 IMAGES, PLACES = 16, 150_000
@@ -45,68 +43,6 @@ class Model(nn.Module, ABC):
         """A pyramid where the model lies, in float32."""
         place = next(chain(self.parameters(), self.buffers())).device
         return [level.to(place, torch.float32) for level in pyramid]
-
-
-class FlowModel(Model):
-    """CS-Flow: the latents of a cross-scale flow, summed up."""
-
-    def __init__(self, flow: CrossScaleFlow, scoring: ScoringConfig) -> None:
-        super().__init__()
-        self.flow = flow
-        self.scoring = scoring
-
-    def forward(self, pyramid: Pyramid) -> tuple[Tensor, Tensor]:
-        """See :meth:`Model.forward`."""
-        latents, log_det = self.flow(pyramid)
-        return scored(latents, log_det, self.scoring)
-
-
-class PooledFlowModel(Model):
-    """DifferNet: a flow on feature vectors averaged over all places, over several turns of the image.
-
-    The score is the mean over the turns of the mean of ``z ** 2 / 2``. The flow has kernels of one place, so it also
-    judges every place by itself: that is the map, of the image as it stands. It only hints, for the flow was fitted to
-    averages.
-
-    Args:
-        flow: On one scale of 1 x 1, its channels those of all levels of one turn.
-        rotations: Turns in a pyramid.
-
-    Reference:
-        Rudolph et al., "Same Same But DifferNet", WACV 2021. There the networks in the couplings are deeper, and maps
-        are gradients.
-    """
-
-    def __init__(self, flow: CrossScaleFlow, rotations: int) -> None:
-        super().__init__()
-        self.flow = flow
-        self.rotations = rotations
-
-    def forward(self, pyramid: Pyramid) -> tuple[Tensor, Tensor]:
-        """See :meth:`Model.forward`."""
-        scores = [_half_mean_square(self.flow([vectors])[0][0]) for vectors in turns_pooled(pyramid, self.rotations)]
-        once = pyramid[: len(pyramid) // self.rotations]
-        latents, _ = self.flow([joined(once)])
-        return torch.stack(scores).mean(dim=0).flatten(), latents[0].square().sum(dim=1)
-
-
-class PooledFeatures:
-    """A feature store's images as vectors: every turn of every image counts as an image of its own."""
-
-    def __init__(self, features: Features, rotations: int) -> None:
-        """Look at ``features``, whose pyramids hold ``rotations`` turns."""
-        self.features = features
-        self.rotations = rotations
-
-    def __len__(self) -> int:
-        """Number of vectors."""
-        return len(self.features) * self.rotations
-
-    def batch(self, indices: Sequence[int]) -> Pyramid:
-        """One level ``(len(indices), C, 1, 1)``; vector ``i`` is turn ``i % rotations`` of its image."""
-        pyramid = self.features.batch([index // self.rotations for index in indices])
-        turns = torch.stack(turns_pooled(pyramid, self.rotations), dim=1)
-        return [turns[torch.arange(len(indices)), torch.tensor([index % self.rotations for index in indices])]]
 
 
 def pooled(pyramid: Pyramid) -> Tensor:
@@ -180,10 +116,6 @@ def _narrow(tensor: Tensor, *, weight: bool) -> Tensor:
     if not tensor.is_floating_point() and int(tensor.max()) <= torch.iinfo(torch.int16).max:
         return tensor.to(torch.int16)
     return tensor
-
-
-def _half_mean_square(latent: Tensor) -> Tensor:
-    return latent.square().flatten(1).mean(dim=1) / 2
 
 
 def _chunks(total: int, size: int) -> Iterator[range]:

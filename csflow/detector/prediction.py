@@ -8,8 +8,8 @@ from typing import TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from csflow.detector.boxes import Box, boxes_in_image
 from csflow.detector.calibration import Calibration
-from csflow.detector.scoring import Box, boxes_in_image
 
 Floats: TypeAlias = npt.NDArray[np.float32]
 

@@ -121,7 +121,7 @@ def _checked_graph(path: Path, backbone: Backbone, features: FeatureConfig, prob
 
 
 def _new_graph(path: Path, backbone: Backbone, features: FeatureConfig) -> InferenceSession:
-    from csflow.detector.graph import trunk_graph
+    from csflow.features.trunk_graph import trunk_graph
 
     content = trunk_graph(backbone, features).SerializeToString()
     try:

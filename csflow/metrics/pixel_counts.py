@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
-from csflow.detector.scoring import upsample
+from csflow.detector.heatmap import upsample
 from csflow.errors import DataError
 from csflow.metrics.intervals import Counts, Labels
 from csflow.metrics.ranking import Floats, Masses

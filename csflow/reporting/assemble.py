@@ -11,7 +11,7 @@ import numpy.typing as npt
 from csflow.data.images import read_image
 from csflow.data.manifest import Manifest
 from csflow.detector.calibration import Calibration
-from csflow.detector.scoring import overlay
+from csflow.detector.heatmap import overlay
 from csflow.metrics import (
     binning_error,
     pixel_by_defect,

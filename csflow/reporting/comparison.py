@@ -17,7 +17,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from csflow.detector.calibration import Calibration
-from csflow.detector.scoring import overlay
+from csflow.detector.heatmap import overlay
 from csflow.errors import DataError
 from csflow.metrics import (
     IMAGE_METRICS,

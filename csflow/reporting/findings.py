@@ -47,7 +47,7 @@ class ImageResult:
 
 @dataclass(frozen=True)
 class Sample:
-    """A test image worth looking at, with its overlay from `csflow.detector.scoring.overlay`."""
+    """A test image worth looking at, with its overlay from `csflow.detector.heatmap.overlay`."""
 
     group: SampleGroup
     result: ImageResult

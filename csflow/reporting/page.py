@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 from PIL import Image
 
-from csflow.detector.scoring import colours
+from csflow.detector.heatmap import colours
 
 _THUMBNAIL = 320
 

@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from csflow.detector.calibration import Calibration
-from csflow.detector.scoring import THRESHOLD_POSITION, colours, heatmap_png, overlay
+from csflow.detector.heatmap import THRESHOLD_POSITION, colours, heatmap_png, overlay
 from csflow.reporting.figures import FAINT, INK
 from csflow.reporting.findings import Example, ImageResult, Sample, times_threshold
 

@@ -14,8 +14,8 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from csflow.data.images import read_image
 from csflow.detector.calibration import Calibration
+from csflow.detector.heatmap import THRESHOLD_POSITION, colours, overlay
 from csflow.detector.prediction import Prediction
-from csflow.detector.scoring import THRESHOLD_POSITION, colours, overlay
 from csflow.errors import DataError
 
 if TYPE_CHECKING:

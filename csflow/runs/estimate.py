@@ -167,7 +167,7 @@ def _try_extraction(line: LineConfig, manifest: Manifest) -> _ExtractionTrial:
 def _try_training(line: LineConfig, shapes: Sequence[Shape]) -> _TrainingTrial:
     """A few steps; the first one, which allocates everything, does not count."""
     from csflow.adapters.mlflow.connection import client_of
-    from csflow.detector.kinds import fit_model
+    from csflow.detector.fitting import fit_model
     from csflow.flow.training import EpochResult
     from csflow.system.workspace import Workspace
 

@@ -126,7 +126,7 @@ def _assemble(context: RunContext, manifest: Manifest, cached: CacheManifest, mo
     """The detector: trunk, what was fitted, and thresholds from the images held out for them."""
     from csflow.detector.calibration import calibrate
     from csflow.detector.detector import Detector
-    from csflow.detector.kinds import load_model
+    from csflow.detector.fitting import load_model
     from csflow.detector.model import round_to_stored, score_stored
     from csflow.features.backbone import load_backbone
 

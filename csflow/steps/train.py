@@ -121,10 +121,10 @@ def processes_for(line: LineConfig) -> int:
         return 1
     import torch
 
-    from csflow.detector.kinds import TRAINED
+    from csflow.config_kinds import KINDS
 
     here = torch.cuda.device_count()
-    if line.detector not in TRAINED or here < wanted:
+    if not KINDS[line.detector].epochs or here < wanted:
         say(f"train: in one process, though resources.gpus is {wanted}: {line.detector}, {here} CUDA devices here")
         return 1
     return min(wanted, line.training.batch_size)
@@ -178,14 +178,15 @@ def fit_here(
         CacheError: If a stored feature is damaged.
         SystemExit: After a signal, with a checkpoint.
     """
-    from csflow.detector.kinds import TRAINED, fit_model
+    from csflow.config_kinds import KINDS
+    from csflow.detector.fitting import fit_model
     from csflow.detector.model import save_model
     from csflow.flow.distributed import ALONE
 
     group = group or ALONE
     work = folder.with_suffix(".work")
     history = _History(work / "history.json", publish)
-    trained = line.detector in TRAINED
+    trained = KINDS[line.detector].epochs
     if group.first:
         effort = f", {line.training.epochs} epochs, hidden width {line.flow.hidden}" if trained else ""
         together = f", {group.size} processes" if group.size > 1 else ""

@@ -24,7 +24,7 @@ def make_detector(tmp_path_factory: pytest.TempPathFactory) -> MakeDetector:
     from csflow.config import CalibrationConfig, DataConfig, FeatureConfig, FlowConfig, LineConfig
     from csflow.detector.calibration import calibrate
     from csflow.detector.detector import Detector
-    from csflow.detector.model import FlowModel
+    from csflow.detector.kinds.cross_scale_flow import FlowModel
     from csflow.features.backbone import load_backbone
     from csflow.flow.cross_scale import CrossScaleFlow
 

@@ -9,8 +9,8 @@ from dataclasses import asdict
 
 from csflow.adapters.serving.payload import Item
 from csflow.detector.calibration import Calibration
+from csflow.detector.heatmap import heatmap_png
 from csflow.detector.prediction import Prediction
-from csflow.detector.scoring import heatmap_png
 
 Answer = dict[str, object]
 Column = tuple[str, str, list[float | str]]

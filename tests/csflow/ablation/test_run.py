@@ -129,7 +129,7 @@ def test_every_variant_has_its_figures_and_its_row_file(first: Path, workspace: 
 
 def test_figures_are_those_of_the_model(first: Path, workspace: Workspace) -> None:
     """Scored by hand, judged by scikit-learn; nothing held out was fitted."""
-    from csflow.detector.kinds import load_model
+    from csflow.detector.fitting import load_model
     from csflow.detector.model import score_stored
     from csflow.features.backbone import load_backbone
     from csflow.features.store import FeatureStore

@@ -13,14 +13,11 @@ from sklearn.neighbors import NearestNeighbors
 
 from csflow.config import PadimConfig, PatchcoreConfig
 from csflow.detector import baselines
-from csflow.detector.baselines import (
-    Mahalanobis,
-    NearestNeighbour,
-    Padim,
-    Patchcore,
-    farthest_first,
-    smooth,
-)
+from csflow.detector.kinds.distances import smooth
+from csflow.detector.kinds.mahalanobis import Mahalanobis
+from csflow.detector.kinds.nearest_neighbour import NearestNeighbour
+from csflow.detector.kinds.padim import Padim
+from csflow.detector.kinds.patchcore import Patchcore, farthest_first
 from csflow.detector.model import Model, round_to_stored, score_stored
 from csflow.errors import DataError
 from csflow.flow.cross_scale import Pyramid

@@ -12,7 +12,7 @@ from scipy import stats
 
 from csflow.config import CalibrationConfig
 from csflow.detector.calibration import Calibration, calibrate, required_images, threshold_rank
-from csflow.detector.scoring import SCALE_TOP, THRESHOLD_POSITION
+from csflow.detector.heatmap import SCALE_TOP, THRESHOLD_POSITION
 from csflow.errors import DataError, ModelError
 
 

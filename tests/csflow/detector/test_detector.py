@@ -15,7 +15,7 @@ from torch import Tensor
 
 from csflow.config import FlowConfig
 from csflow.detector.detector import Detector
-from csflow.detector.kinds import load_model
+from csflow.detector.fitting import load_model
 from csflow.detector.model import round_to_stored, save_model
 from csflow.errors import ModelError
 from csflow.flow.cross_scale import CrossScaleFlow

@@ -16,7 +16,8 @@ from csflow.config import FeatureConfig
 from csflow.data.images import to_pyramid_levels
 from csflow.detector.calibration import Calibration
 from csflow.detector.detector import Detector
-from csflow.detector.export import check_agreement, export_file
+from csflow.detector.export import export_file
+from csflow.detector.graph_file import check_agreement
 from csflow.detector.prediction import judged
 from csflow.detector.sizing import put_sizing_in
 from csflow.errors import ModelError

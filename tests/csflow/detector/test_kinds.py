@@ -15,16 +15,9 @@ from csflow.data.manifest import Manifest, build_manifest
 from csflow.detector.calibration import calibrate
 from csflow.detector.detector import Detector
 from csflow.detector.engine import Engine
-from csflow.detector.kinds import fit_model, load_model
-from csflow.detector.model import (
-    Model,
-    PooledFeatures,
-    PooledFlowModel,
-    pooled,
-    round_to_stored,
-    save_model,
-    score_stored,
-)
+from csflow.detector.fitting import fit_model, load_model
+from csflow.detector.kinds.differnet import PooledFeatures, PooledFlowModel
+from csflow.detector.model import Model, pooled, round_to_stored, save_model, score_stored
 from csflow.errors import ConfigError, DataError, ModelError
 from csflow.features.backbone import Backbone, load_backbone
 from csflow.features.store import CachedFeatures, FeatureStore

@@ -10,17 +10,10 @@ import torch
 from PIL import Image
 from scipy import stats
 
-from csflow.detector.scoring import (
-    Box,
-    anomaly_map,
-    anomaly_score,
-    boxes_in_image,
-    colours,
-    defect_boxes,
-    heatmap_png,
-    overlay,
-    p_values,
-)
+from csflow.detector.boxes import Box, boxes_in_image, defect_boxes
+from csflow.detector.heatmap import colours, heatmap_png, overlay
+from csflow.detector.p_values import p_values
+from csflow.detector.scoring import anomaly_map, anomaly_score
 from csflow.errors import DataError
 
 

@@ -13,7 +13,7 @@ from sklearn.metrics import roc_auc_score
 from csflow.config import CalibrationConfig, RolesConfig
 from csflow.data.manifest import Manifest, build_manifest
 from csflow.detector.calibration import Calibration, calibrate
-from csflow.detector.scoring import upsample
+from csflow.detector.heatmap import upsample
 from csflow.metrics import PIXEL_METRICS, binning_error, count_pixels
 from csflow.metrics.evaluation import (
     MaskSequence,

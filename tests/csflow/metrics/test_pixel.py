@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from sklearn import metrics as oracle
 
-from csflow.detector.scoring import upsample
+from csflow.detector.heatmap import upsample
 from csflow.errors import DataError
 from csflow.metrics import (
     PIXEL_METRICS,

@@ -10,7 +10,7 @@ from PIL import Image
 
 from csflow.config import CalibrationConfig
 from csflow.detector.calibration import Calibration, calibrate
-from csflow.detector.scoring import THRESHOLD_POSITION, colours
+from csflow.detector.heatmap import THRESHOLD_POSITION, colours
 from csflow.reporting.figures import png
 from csflow.reporting.findings import Example, ImageResult, Sample, SampleGroup
 from csflow.reporting.panels import localisation_figure, mistakes_figure, three_views

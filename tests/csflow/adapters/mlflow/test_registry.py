@@ -253,7 +253,7 @@ def real_detector() -> Detector:
     from csflow.config import CalibrationConfig
     from csflow.detector.calibration import calibrate
     from csflow.detector.detector import Detector
-    from csflow.detector.model import FlowModel
+    from csflow.detector.kinds.cross_scale_flow import FlowModel
     from csflow.features.backbone import load_backbone
     from csflow.flow.cross_scale import CrossScaleFlow
 

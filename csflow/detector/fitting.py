@@ -1,0 +1,125 @@
+"""Fit the kind of detector that a line names, and restore it from its file."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Protocol, cast
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from csflow.config import LineConfig
+from csflow.config_kinds import KINDS
+from csflow.detector.directory import not_a_detector
+from csflow.detector.model import Model
+from csflow.errors import DataError, ModelError
+from csflow.features.store import Shape
+from csflow.flow.device import Features
+from csflow.flow.distributed import ALONE, Group
+from csflow.flow.training import EpochResult
+
+
+class ShapedFeatures(Features, Protocol):
+    """Features that know their shapes.
+
+    Attributes:
+        shapes: ``(C, h, w)`` of every feature map.
+    """
+
+    shapes: tuple[Shape, ...]
+
+
+@dataclass(frozen=True)
+class Fitting:
+    """What a fit needs beyond features and configuration.
+
+    Attributes:
+        directory: Holds the checkpoint of kinds that are trained in epochs.
+        on_epoch: Called after each of their epochs.
+        group: The processes that train together; kinds without epochs are fitted by each of them.
+    """
+
+    directory: Path
+    on_epoch: Callable[[EpochResult], None] = lambda result: None
+    group: Group = ALONE
+
+
+class Implementation(Protocol):
+    """What the module of a kind of detector offers."""
+
+    def fit(self, line: LineConfig, features: ShapedFeatures, fitting: Fitting) -> Model:
+        """Fit a model to the features of good images.
+
+        Raises:
+            DataError: If there are too few images.
+            ModelError: If training diverges.
+        """
+
+    def restore(self, line: LineConfig, shapes: tuple[Shape, ...], state: Mapping[str, Tensor]) -> Model:
+        """Make a model from the tensors of its file.
+
+        Args:
+            line: The line's configuration.
+            shapes: ``(C, h, w)`` of every feature map.
+            state: The tensors by name, as :func:`csflow.detector.model.save_model` wrote them.
+        """
+
+
+def implementation_of(kind: str) -> Implementation:
+    """Import the module that implements a kind of detector."""
+    return cast(Implementation, import_module(KINDS[kind].implementation))
+
+
+def fit_model(
+    line: LineConfig,
+    features: ShapedFeatures,
+    *,
+    directory: Path,
+    on_epoch: Callable[[EpochResult], None] = lambda result: None,
+    group: Group = ALONE,
+) -> Model:
+    """Fit the kind of detector that a line names to good images.
+
+    Args:
+        line: The line's configuration.
+        features: Features of the good images to fit.
+        directory: Holds the checkpoint of kinds that are trained in epochs.
+        on_epoch: Called after each of their epochs.
+        group: The processes that train together.
+
+    Raises:
+        DataError: If there are too few images.
+        ModelError: If training diverges; see :func:`csflow.flow.training.fit`.
+    """
+    if not len(features):
+        raise DataError("There are no images to fit. Add good images, or hold out fewer (roles).")
+    return implementation_of(line.detector).fit(line, features, Fitting(directory, on_epoch, group)).eval()
+
+
+def load_model(path: Path, line: LineConfig, shapes: tuple[Shape, ...]) -> Model:
+    """Read the model of a line.
+
+    Args:
+        path: As :func:`csflow.detector.model.save_model` wrote it, in this or an earlier version.
+        line: The line's configuration.
+        shapes: ``(C, h, w)`` of every feature map.
+
+    Raises:
+        ModelError: If the file is missing, damaged or of another configuration.
+    """
+    try:
+        model = implementation_of(line.detector).restore(line, shapes, load_file(path))
+    except FileNotFoundError as error:
+        raise not_a_detector(path.parent, path.name) from error
+    except (SafetensorError, RuntimeError, OSError, TypeError, IndexError, ValueError) as error:
+        raise ModelError(f"{path} does not fit the configuration: {error}. Train or download it again.") from error
+    return model.eval()
+
+
+def flow_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return a flow's tensors under their present names: before format 3 the file named them without ``flow.``."""
+    return {name if name.startswith("flow.") else f"flow.{name}": tensor for name, tensor in state.items()}

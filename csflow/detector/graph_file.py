@@ -1,0 +1,92 @@
+"""Write a detector's graph into its directory, and refuse one that disagrees with torch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import onnx
+from PIL import Image
+
+from csflow.detector.calibration import Calibration
+from csflow.detector.directory import BACKBONE, FORMAT, GRAPH, MODEL, Description, digest_beside_graph
+from csflow.detector.graph import detector_graph, leave_weights_in
+from csflow.detector.model import Model
+from csflow.detector.prediction import Prediction
+from csflow.errors import ModelError
+from csflow.features.backbone import Backbone
+from csflow.system.files import write_atomic
+
+NEGLIGIBLE = 0.1
+"""Part of the largest calibration score below which a score counts as no smaller."""
+
+GRAPH_AGREEMENT = 1e-3
+"""Largest relative difference between a graph and torch, of a score or (in the Euclidean norm) of a map."""
+
+
+def write_graph(directory: Path, about: Description, backbone: Backbone, model: Model) -> None:
+    """Write the graph into a detector directory whose other files are there; its weights stay in those.
+
+    Args:
+        directory: The detector directory.
+        about: What its JSON files say.
+        backbone: The trunk.
+        model: What was fitted.
+
+    Raises:
+        ModelError: If the detector has an operation that ONNX does not know.
+    """
+    graph = detector_graph(backbone, model, about.line.features, about.calibration.threshold)
+    leave_weights_in(graph, {"model": directory / MODEL, "backbone": directory / BACKBONE})
+    _describe(graph, about, digest_beside_graph(directory))
+    write_atomic(directory / GRAPH, graph.SerializeToString())
+
+
+def check_agreement(expected: Sequence[Prediction], found: Sequence[Prediction], calibration: Calibration) -> None:
+    """Refuse a graph that does not say what torch says.
+
+    Args:
+        expected: What torch says.
+        found: What the graph says of the same images.
+        calibration: Its scores say which differences matter: a score near zero need not agree in all its digits.
+
+    Raises:
+        ModelError: Naming the largest difference.
+    """
+    pairs = list(zip(expected, found, strict=True))
+    usual = NEGLIGIBLE * max((abs(score) for score in calibration.scores), default=0.0)
+    scores = np.max([abs(a.score - b.score) / max(abs(a.score), usual, 1e-30) for a, b in pairs])
+    maps = np.max([_distance(a, b) for a, b in pairs])
+    if not (scores <= GRAPH_AGREEMENT and maps <= GRAPH_AGREEMENT):  # also if one is not a number
+        raise ModelError(
+            f"The exported graph differs from the detector by {scores:.2g} of a score and {maps:.2g} of a map "
+            f"(relative, at most {GRAPH_AGREEMENT:g} is allowed), so nothing was written. Train again."
+        )
+
+
+def drawn_examples() -> list[Image.Image]:
+    """Pictures to compare on when no image of the line is at hand: a smooth one and a busy one."""
+    busy = np.random.default_rng(0).integers(0, 256, (300, 400, 3), dtype=np.uint8)
+    return [Image.linear_gradient("L").convert("RGB"), Image.fromarray(busy)]
+
+
+def _distance(expected: Prediction, found: Prediction) -> float:
+    difference = np.linalg.norm(expected.anomaly_map - found.anomaly_map)
+    return float(difference / np.linalg.norm(expected.anomaly_map))
+
+
+def _describe(graph: onnx.ModelProto, about: Description, digest: str) -> None:
+    """Say in the graph what it is, for a device that has nothing else."""
+    calibration = about.calibration
+    properties = {
+        "csflow_format": FORMAT,
+        "line": about.line.line,
+        "threshold": calibration.threshold,
+        "region_threshold": calibration.region_threshold,
+        "promise": calibration.statement,
+        "digest": digest,
+    }
+    for key, value in properties.items():
+        if value is not None:
+            graph.metadata_props.add(key=key, value=str(value))

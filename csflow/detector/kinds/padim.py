@@ -1,0 +1,97 @@
+"""PaDiM: a normal distribution of the features at every position.
+
+Reference:
+    Defard et al., "PaDiM: a patch distribution modeling framework", ICPR 2020 workshops.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from csflow.config import LineConfig, PadimConfig
+from csflow.detector.fitting import Fitting, ShapedFeatures
+from csflow.detector.kinds.distances import DistanceModel, at_size, batches, restore_distance, smooth, tracked_batches
+from csflow.detector.model import Model
+from csflow.errors import DataError
+from csflow.features.store import Shape
+from csflow.flow.cross_scale import Pyramid, joined
+from csflow.flow.device import Features
+
+
+class Padim(DistanceModel):
+    r"""Mahalanobis distance at every place to the good images' features at this very place.
+
+    Parts must lie in the same place on every image. The score is the maximum of the map enlarged to the input and
+    smoothed there; the map is that one at the size of the finest level.
+
+    Args:
+        channels: Channels kept of the joined levels, ``(d,)``.
+        mean: Of every place, ``(h w, d, 1)``.
+        whitening: Of every place, ``(h w, d, d)``; ``W^T W`` is the inverse covariance.
+        pixels: Of the input's side, a scalar.
+    """
+
+    channels: Tensor
+    mean: Tensor
+    whitening: Tensor
+    pixels: Tensor
+
+    def __init__(self, channels: Tensor, mean: Tensor, whitening: Tensor, pixels: Tensor) -> None:
+        super().__init__()
+        self._keep(parameters={"whitening": whitening}, buffers={"channels": channels, "mean": mean, "pixels": pixels})
+        self._pixels = int(pixels)
+
+    def forward(self, pyramid: Pyramid) -> tuple[Tensor, Tensor]:
+        """See :meth:`csflow.detector.model.Model.forward`."""
+        maps = joined(pyramid)[:, self.channels.long()]
+        batch, _, height, width = maps.shape
+        by_place = maps.flatten(2).permute(2, 1, 0) - self.mean  # (h w, d, B)
+        distances = (self.whitening @ by_place).square().sum(dim=1).sqrt()
+        fine = smooth(distances.T.reshape(batch, height, width), self._pixels)
+        return fine.flatten(1).amax(dim=1), at_size(fine, height, width)
+
+    @classmethod
+    def fit(cls, features: Features, config: PadimConfig, *, pixels: int, seed: int) -> Padim:
+        """Estimate mean and covariance of every place.
+
+        Args:
+            features: Of the good images.
+            config: Channels kept and regularisation.
+            pixels: Of the input's side.
+            seed: Draws the channels.
+
+        Raises:
+            DataError: If there are fewer than two images.
+        """
+        count = len(features)
+        if count < 2:
+            raise DataError(f"A covariance needs at least 2 good images, got {count}. Add good images.")
+        total = joined(features.batch([0])).shape[1]
+        kept = np.sort(np.random.default_rng(seed).permutation(total)[: config.dimensions])
+        channels = torch.from_numpy(kept)
+
+        def places(rows: range) -> Tensor:
+            return joined(features.batch(rows))[:, channels].flatten(2).permute(2, 0, 1).double()  # (h w, B, d)
+
+        mean = torch.stack([places(rows).sum(dim=1) for rows in batches(count)]).sum(dim=0) / count
+        scatter = torch.zeros(len(mean), len(channels), len(channels), dtype=torch.float64)
+        for rows in tracked_batches(count, "estimate covariances"):
+            centred = places(rows) - mean[:, None]
+            scatter += centred.transpose(1, 2) @ centred
+        covariance = scatter / (count - 1) + config.regularization * torch.eye(len(channels), dtype=torch.float64)
+        whitening = torch.linalg.inv(torch.linalg.cholesky(covariance))
+        return cls(channels, mean[:, :, None], whitening, torch.tensor(pixels))
+
+
+def fit(line: LineConfig, features: ShapedFeatures, fitting: Fitting) -> Model:
+    """See :meth:`csflow.detector.fitting.Implementation.fit`."""
+    return Padim.fit(features, line.padim, pixels=line.features.image_size, seed=line.training.seed)
+
+
+def restore(line: LineConfig, shapes: tuple[Shape, ...], state: Mapping[str, Tensor]) -> Model:
+    """See :meth:`csflow.detector.fitting.Implementation.restore`."""
+    return restore_distance(Padim, shapes, state)
