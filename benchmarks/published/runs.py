@@ -19,7 +19,8 @@ from csflow.features.store import CacheManifest, FeatureStore
 from csflow.metrics import by_defect
 from csflow.metrics.evaluation import measured_with_error
 from csflow.runs.context import DETECTOR_CODE, code_version
-from csflow.steps.train import find_or_fit, images_to_fit
+from csflow.runs.find_or_fit import find_or_fit
+from csflow.runs.fitting import images_to_fit
 from csflow.system.files import sha256_json, write_json
 from csflow.system.progress import say
 from csflow.system.workspace import Workspace

@@ -21,7 +21,8 @@ from csflow.errors import CsflowError
 from csflow.features.weights import weights_digest
 from csflow.metrics import Measured
 from csflow.runs.context import DETECTOR_CODE, code_version
-from csflow.steps.train import OnEpoch, find_or_fit, images_to_fit
+from csflow.runs.find_or_fit import find_or_fit
+from csflow.runs.fitting import OnEpoch, images_to_fit
 from csflow.system.files import new_directory, sha256_file, sha256_json, write_json
 from csflow.system.workspace import Workspace
 

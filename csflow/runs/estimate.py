@@ -12,7 +12,7 @@ from statistics import median
 from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 from csflow.config import LineConfig
-from csflow.steps.train import images_to_fit
+from csflow.runs.fitting import images_to_fit
 from csflow.system.processes import peak_memory
 
 if TYPE_CHECKING:

@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING
 from csflow import errors
 from csflow.config import LineConfig, load_line, parse_line_json
 from csflow.errors import CsflowError, UsageError
-from csflow.steps.train import OnEpoch, fit_here, images_to_fit, model_folder
+from csflow.runs.fitting import OnEpoch, fit_here, images_to_fit, model_folder
 from csflow.system.cores import cores
 from csflow.system.files import write_json
 from csflow.system.progress import say
@@ -97,7 +97,7 @@ def fit_together(
         line: The line's configuration.
         cached: Features of at least the images.
         images: SHA-256 of the images to fit.
-        folder: Where the model goes; see :func:`csflow.steps.train.fit_here`.
+        folder: Where the model goes; see :func:`csflow.runs.fitting.fit_here`.
         publish: Told every epoch.
         processes: How many, on GPUs one each.
 

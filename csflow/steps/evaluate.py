@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from csflow import __version__
 from csflow.runs.context import DETECTOR_CODE, RunContext, code_version, load_manifest, step
-from csflow.steps.train import images_to_fit
+from csflow.runs.fitting import images_to_fit
 from csflow.system.progress import say
 from csflow.system.workspace import Workspace
 

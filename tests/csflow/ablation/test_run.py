@@ -133,7 +133,7 @@ def test_figures_are_those_of_the_model(first: Path, workspace: Workspace) -> No
     from csflow.detector.model import score_stored
     from csflow.features.backbone import load_backbone
     from csflow.features.store import FeatureStore
-    from csflow.steps.train import find_or_fit
+    from csflow.runs.find_or_fit import find_or_fit
 
     row = rows_of(first, workspace)["map: finest scale"]
     manifest = Bench(workspace).images(LINE)
