@@ -1,17 +1,17 @@
-"""The groups of an ablation: each answers one question about a line.
+"""The groups of an ablation: each is a set of variants that answers one question about a line.
 
 =================== ==================================================================================
-``scales``          Each scale alone, separate flows, scales joined, CS-Flow (paper, Table 3).
+``scales``          Single scales, separate flows per scale, concatenated scales, CS-Flow (paper, Table 3).
 ``blocks``          1 to 6 coupling blocks (paper, Table 4).
-``shots``           Only so many random good images (paper, Table 1).
+``shots``           A limited number of random good images (paper, Table 1).
 ``joint``           Several lines fitted together, each judged by itself (paper, section 4.5).
 ``width``           Hidden channels of the internal networks.
-``standardization`` Features standardised first, or not.
-``training``        Learning rate, its schedule, the mean of the last quarter's weights.
-``score``, ``map``  How latents become a score and a map; the model is the same.
-``backbone``        Other trunks.
+``standardization`` With and without standardised features.
+``training``        Learning rate, its schedule, averaging the weights of the last quarter of the epochs.
+``score``, ``map``  How the score and the map are computed from the latents; the model is the same.
+``backbone``        Other backbones.
 ``image-size``      Other sizes of the largest input.
-``detectors``       All kinds of detector, PaDiM and PatchCore on their native stages too.
+``detectors``       All kinds of detector; PaDiM and PatchCore also on their native stages.
 =================== ==================================================================================
 """
 
@@ -20,23 +20,23 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple, get_args
 
-from csflow.ablation.request import Group, Keys, Quoted, Request, Variant, changed
+from csflow.ablation.request import GroupName, Keys, Quoted, Request, Variant, changed
 from csflow.config import DetectorKind, LineConfig
 from csflow.errors import ConfigError
 
 UNSEEDED: tuple[DetectorKind, ...] = ("nearest-neighbour", "mahalanobis")
-"""Kinds in which nothing is drawn: more than one seed would only repeat them."""
+"""Kinds without random numbers: all seeds give the same result."""
 
 NATIVE_STAGES: Mapping[DetectorKind, tuple[int, ...]] = {"padim": (2, 4, 5), "patchcore": (3, 5)}
-"""At the strides their papers read: 4, 16 and 16 for PaDiM on an EfficientNet (Defard et al., blocks 7, 20 and 26 of
-B5 lie in or end these stages), 8 and 16 for PatchCore (Roth et al.)."""
+"""Stages with the strides of their papers: 4, 16 and 16 for PaDiM on an EfficientNet (Defard et al.; blocks 7, 20 and
+26 of B5 belong to these stages), 8 and 16 for PatchCore (Roth et al.)."""
 
 
 def variants(request: Request) -> list[Variant]:
-    """Everything a request asks for, group by group, each variant with its seeds together.
+    """Make all variants of a request, group by group; the seeds of a variant follow each other.
 
     Raises:
-        ConfigError: If a group cannot be made from the line or lacks what it needs.
+        ConfigError: If a group does not apply to the line or lacks an option that it needs.
     """
     base = changed(request.line, request.overrides)
     found: dict[tuple[str, str, str, int], Variant] = {}
@@ -88,7 +88,7 @@ def _blocks(base: LineConfig, _: Request) -> Iterable[_Trial]:
 def _shots(base: LineConfig, request: Request) -> Iterable[_Trial]:
     flow = _of_kind(base, "csflow")
     for count in request.shots:
-        # The held-out images stay held out: few-shot and full models are judged by the same ones.
+        # The held-out images stay held out, so that few-shot and full models are judged by the same images.
         keys = {"roles.shots": count, "calibration": "none"}
         yield _trial(f"{count} images", flow, keys, 0.935 if count == 16 else None, "Table 1")
     yield _trial("all images", flow, {"roles.shots": None}, 0.987, "Table 1")
@@ -96,7 +96,7 @@ def _shots(base: LineConfig, request: Request) -> Iterable[_Trial]:
 
 def _joint(base: LineConfig, request: Request) -> Iterable[_Trial]:
     if not request.joined:
-        raise ConfigError("The group joint needs further lines to fit along. Name them: --joint LINE2,LINE3.")
+        raise ConfigError("The group joint needs further lines to fit with this one. Name them: --joint LINE2,LINE3.")
     base = _of_kind(base, "csflow")
     lines = [base, *(_same_method(base, other, request.overrides) for other in request.joined)]
     if len({line.line for line in lines}) < len(lines):
@@ -145,7 +145,7 @@ def _map(base: LineConfig, _: Request) -> Iterable[_Trial]:
 
 def _backbone(base: LineConfig, request: Request) -> Iterable[_Trial]:
     if not request.backbones:
-        raise ConfigError("The group backbone needs other trunks. Name them: --backbone NAME or NAME:WEIGHTS.")
+        raise ConfigError("The group backbone needs other backbones. Name them: --backbone NAME or NAME:WEIGHTS.")
     yield _trial(base.features.backbone, base, {})
     for text in request.backbones:
         name, _, weights = text.partition(":")
@@ -177,16 +177,16 @@ def _trial(
     line: LineConfig,
     keys: Mapping[str, Any],
     auroc: float | None = None,
-    place: str = "",
+    table: str = "",
     *,
     data: str = "MVTec AD",
 ) -> _Trial:
-    quoted = None if auroc is None else Quoted(auroc=auroc, data=f"{data} ({place})")
+    quoted = None if auroc is None else Quoted(auroc=auroc, data=f"{data} ({table})")
     return _Trial(name, changed(line, keys), quoted)
 
 
 def _of_kind(line: LineConfig, kind: DetectorKind) -> LineConfig:
-    """The line with another kind of detector, without the features that kind cannot read."""
+    """Change the kind of detector, and reset the settings that this kind does not support."""
     keys: Keys = {"detector": kind}
     if kind != "differnet":
         keys["features.rotations"] = 1
@@ -198,10 +198,10 @@ def _of_kind(line: LineConfig, kind: DetectorKind) -> LineConfig:
 
 
 def _same_method(base: LineConfig, other: LineConfig, overrides: Keys) -> LineConfig:
-    """Another line's data and roles with the method of the first.
+    """Combine the data and roles of another line with the method of the first.
 
     Raises:
-        ConfigError: If its features are others: one model reads one kind of features.
+        ConfigError: If the features of the lines differ: a model takes one kind of features.
     """
     other = changed(other, overrides)
     features = other.features
@@ -225,7 +225,7 @@ _NAMES: Mapping[DetectorKind, str] = {
     "differnet": "DifferNet",
 }
 
-_MAKERS: Mapping[Group, Callable[[LineConfig, Request], Iterable[_Trial]]] = {
+_MAKERS: Mapping[GroupName, Callable[[LineConfig, Request], Iterable[_Trial]]] = {
     "scales": _scales,
     "blocks": _blocks,
     "shots": _shots,
