@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from csflow.detector.engine import Engine
 
-WARM_UP = 5
+UNTIMED_IMAGES = 5
 """Images that are predicted before timing starts."""
 
 ROUNDS = 3
@@ -79,7 +79,7 @@ def time_served(directory: Path, pictures: Sequence[Image.Image]) -> Timing:
     from csflow.detector.engine import Engine
 
     engine = Engine.load(directory)
-    for index in range(WARM_UP):
+    for index in range(UNTIMED_IMAGES):
         engine.predict([pictures[index % len(pictures)]])
     taken, load = min((_round(engine, pictures) for _ in range(ROUNDS)), key=lambda each: statistics.median(each[0]))
     return Timing(
