@@ -19,7 +19,8 @@ from csflow.errors import DataError
 from csflow.features.backbone import load_backbone
 from csflow.features.store import CachedFeatures, CacheManifest, FeatureStore
 from csflow.runs.checkout import materialise
-from csflow.steps.train import find_or_fit, images_to_fit
+from csflow.runs.find_or_fit import find_or_fit
+from csflow.runs.fitting import images_to_fit
 from csflow.system.workspace import Workspace
 
 Floats = npt.NDArray[np.float64]

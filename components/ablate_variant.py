@@ -7,7 +7,8 @@ from components.image import BASE_IMAGE
 
 @dsl.component(base_image=BASE_IMAGE, install_kfp_package=False)
 def ablate_variant(folder: str, key: str) -> str:
-    """See csflow.ablation.run.run_variant. Returns the key of the row."""
-    from csflow.ablation import run as ablate
+    """See csflow.ablation.steps.variant_step. Returns the key of the row."""
+    from csflow.ablation import steps
+    from csflow.runs.services import Services
 
-    return ablate.variant_step(folder, key)
+    return steps.variant_step(Services.from_environment(), folder, key)

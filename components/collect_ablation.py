@@ -1,4 +1,4 @@
-"""Lay the variants of an ablation side by side: tables, plot, artifacts."""
+"""Collect the results of an ablation: tables, plots, artifacts."""
 
 from kfp import dsl
 
@@ -7,7 +7,8 @@ from components.image import BASE_IMAGE
 
 @dsl.component(base_image=BASE_IMAGE, install_kfp_package=False)
 def collect_ablation(folder: str, rows: list, page: dsl.Output[dsl.HTML]) -> str:  # type: ignore[type-arg]
-    """See csflow.ablation.run.collect. Returns the folder."""
-    from csflow.ablation import run as ablate
+    """See csflow.ablation.steps.collect_step. Returns the folder."""
+    from csflow.ablation import steps
+    from csflow.runs.services import Services
 
-    return ablate.collect_step(folder, rows, page_out=page.path)
+    return steps.collect_step(Services.from_environment(), folder, rows, page_out=page.path)

@@ -9,7 +9,8 @@ from components.image import BASE_IMAGE
 
 @dsl.component(base_image=BASE_IMAGE, install_kfp_package=False)
 def plan_ablation(request: str) -> NamedTuple("Planned", [("folder", str), ("keys", list)]):  # type: ignore[valid-type]
-    """See csflow.ablation.run.plan. Returns the folder of the ablation and the keys of its rows."""
-    from csflow.ablation import run as ablate
+    """See csflow.ablation.steps.plan_step. Returns the folder of the ablation and the keys of its rows."""
+    from csflow.ablation import steps
+    from csflow.runs.services import Services
 
-    return ablate.plan_step(request)
+    return steps.plan_step(Services.from_environment(), request)

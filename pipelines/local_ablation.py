@@ -7,8 +7,8 @@ import shutil
 import sys
 from pathlib import Path
 
+from csflow.ablation.plan import newest_ablation
 from csflow.ablation.request import Request
-from csflow.ablation.run import newest
 from csflow.system.workspace import Workspace
 from pipelines.local import new_folder, run_child
 
@@ -28,7 +28,7 @@ def ablate_locally(requests: list[Request], workspace: Workspace) -> list[Path]:
     asked = [request.model_dump_json() for request in requests]
     run_child(["pipelines.local_ablation", json.dumps(asked), str(root)], root, workspace)
     shutil.rmtree(root / "kfp")
-    return [newest(request.line.line, workspace) for request in requests]
+    return [newest_ablation(request.line.line, workspace) for request in requests]
 
 
 def _main(requests: str, root: str) -> None:

@@ -18,15 +18,13 @@ from csflow.features.backbone import load_backbone
 from csflow.features.store import CacheManifest, FeatureStore
 from csflow.metrics import by_defect
 from csflow.metrics.evaluation import measured_with_error
-from csflow.runs.context import DETECTOR_CODE, code_version
-from csflow.steps.train import find_or_fit, images_to_fit
+from csflow.runs.find_or_fit import find_or_fit
+from csflow.runs.fitting import images_to_fit
+from csflow.runs.identity import detector_code
+from csflow.system.code_identity import code_version
 from csflow.system.files import sha256_json, write_json
 from csflow.system.progress import say
 from csflow.system.workspace import Workspace
-
-MEASURING_CODE = ("metrics/image", "metrics/intervals", "metrics/pixel", "metrics/pixel_counts", "metrics/ranking",
-                  "metrics/evaluation")  # fmt: skip
-"""Modules that decide what is said of scores and maps."""
 
 FORMAT = 2
 """Of the files: 1 had no bound of what binning changes."""
@@ -70,7 +68,7 @@ def measure(line: LineConfig, material: Material, workspace: Workspace, results:
     """
     images = images_to_fit(line, list(material.fit.frame["sha256"]))
     judged = list(material.test.frame["sha256"])
-    code = code_version(*DETECTOR_CODE, *MEASURING_CODE)
+    code = [detector_code(line), code_version("csflow.metrics.evaluation")]
     key = sha256_json([material.cached.space, images, material.test.digest, line.method_digest(), code, FORMAT])
     file = results / f"{key}.json"
     if file.is_file():

@@ -1,1 +1,1 @@
-"""A line's configuration with one thing changed at a time: what to try, what came out, what to choose."""
+"""Ablations: change one thing of a line's configuration at a time, measure quality and time, and choose."""

@@ -1,4 +1,4 @@
-"""The pictures of an ablation: quality against time, with the variants that nothing beats joined; ROC curves."""
+"""The pictures of an ablation: quality against time with the Pareto front, and ROC curves."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from csflow.ablation.table import groups
-from csflow.ablation.tradeoff import ABOUT_DATA, METRIC, Criterion, Summary, pareto_front
+from csflow.ablation.summaries import VariantSummary, by_group
+from csflow.ablation.tradeoff import ABOUT_DATA, METRIC, Criterion, pareto_front
 from csflow.reporting.figures import DEFECTIVE, FAINT, GOOD, INK, roc_comparison
 
 if TYPE_CHECKING:
@@ -18,18 +18,18 @@ if TYPE_CHECKING:
     from csflow.metrics import RocCurve
 
 MOST_CURVES = 8
-"""In one picture: more cannot be told apart."""
+"""Most ROC curves in one picture: more cannot be distinguished."""
 
 _LABEL = {"test": "image AUROC of the test images (%)", "synthetic": "AUROC against synthetic defects (%)"}
 
 _OFFSETS = tuple((x * step, y * step) for step in (1.0, 1.7, 2.5, 3.4, 4.4, 5.5) for x, y in (
     (0.9, 0.6), (0.9, -0.6), (-0.9, 0.6), (-0.9, -0.6), (1, 0), (0, 1), (0, -1), (-1, 0),
 ))  # fmt: skip
-"""Places tried for a number, the nearest ones first, in label heights from its point."""
+"""Offsets tried for a number from its point, in label heights, the nearest first."""
 
 
 class _Point(NamedTuple):
-    """A dot of the picture: one experiment, under every name it has."""
+    """A dot in the picture: one experiment with all its names."""
 
     milliseconds: float
     percent: float
@@ -38,21 +38,21 @@ class _Point(NamedTuple):
     names: tuple[str, ...]
 
 
-def tradeoff_figure(summaries: Sequence[Summary]) -> Figure:
-    """AUROC against milliseconds per image, every variant with a number that the list beside it explains.
+def tradeoff_figure(summaries: Sequence[VariantSummary]) -> Figure:
+    """Plot AUROC against milliseconds per image, with a numbered list of the variants on the right.
 
-    Filled squares on a line are the Pareto front, hollow dots the rest, so nothing depends on colour. The AUROC is
-    that of the test images; if any variant has none, that against synthetic defects.
+    The Pareto front is drawn as filled squares on a line, the rest as hollow dots, so nothing depends on colour. The
+    AUROC is that of the test images; if no variant has one, it is the AUROC against synthetic defects.
 
     Args:
-        summaries: Variants of one line; those without both figures are left out, and so are those that vary what is
-            fitted and not the detector: nobody can choose them.
+        summaries: Variants of one line. Those without both figures are left out, and so are those that vary the images
+            fitted and not the detector: they cannot be chosen.
     """
     summaries = [summary for summary in summaries if summary.variant.group not in ABOUT_DATA]
     by: Criterion = "test" if any(summary.metric(METRIC["test"]) for summary in summaries) else "synthetic"
     points = _points(summaries, METRIC[by])
     height = max(5.4, 0.19 * sum(len(point.names) for point in points) + 1.2)
-    figure, axes, beside = _canvas(height)
+    figure, axes, listing = _canvas(height)
     axes.set(xlabel="milliseconds per image (log scale)", ylabel=_LABEL[by])
     if not points:
         axes.text(0.5, 0.5, "no variant has both figures", transform=axes.transAxes, ha="center", color=INK)
@@ -60,28 +60,33 @@ def tradeoff_figure(summaries: Sequence[Summary]) -> Figure:
     front = pareto_front([(point.milliseconds, point.percent) for point in points])
     _draw(axes, points, front)
     _number(figure, axes, points)
-    _explain(beside, points, front)
+    _explain(listing, points, front)
     return figure
 
 
-def roc_figures(summaries: Sequence[Summary]) -> dict[str, Figure]:
-    """For every group the ROC curves of its variants on one axis, of the first seed; the best ones if there are many.
+def roc_figures(summaries: Sequence[VariantSummary]) -> dict[str, Figure]:
+    """Plot the ROC curves of every group's variants on one axis, for the first seed that ran without error.
+
+    Of more than ``MOST_CURVES`` variants the best ones are shown.
 
     Args:
-        summaries: Variants of one line, so judged by the same test images; those without scores are left out.
+        summaries: Variants of one line, which share their test images; those without scores are left out.
+
+    Returns:
+        Figures by group; groups with fewer than two curves have none.
 
     Reference:
         Rudolph et al., WACV 2022, Fig. 6.
     """
     return {
         group: roc_comparison(dict(curves[:MOST_CURVES]))
-        for group, same in groups(summaries).items()
+        for group, same in by_group(summaries).items()
         if len(curves := _curves(same)) > 1
     }
 
 
-def _curves(summaries: Sequence[Summary]) -> list[tuple[str, RocCurve]]:
-    """The curve of each variant's first seed that ran well, largest area first."""
+def _curves(summaries: Sequence[VariantSummary]) -> list[tuple[str, RocCurve]]:
+    """Return name and curve of each variant's first seed that ran without error, largest area first."""
     from csflow.metrics import roc_curve
 
     found: list[tuple[float, str, RocCurve]] = []
@@ -96,8 +101,8 @@ def _curves(summaries: Sequence[Summary]) -> list[tuple[str, RocCurve]]:
     return [(name, curve) for _, name, curve in sorted(found, key=lambda each: -each[0])]
 
 
-def _points(summaries: Sequence[Summary], metric: str) -> list[_Point]:
-    """One point for each experiment, fastest first."""
+def _points(summaries: Sequence[VariantSummary], metric: str) -> list[_Point]:
+    """Return one point per experiment, fastest first."""
     found: dict[tuple[str, ...], _Point] = {}
     for summary in summaries:
         milliseconds, measured = summary.milliseconds, summary.metric(metric)
@@ -110,28 +115,28 @@ def _points(summaries: Sequence[Summary], metric: str) -> list[_Point]:
 
 
 def _canvas(height: float) -> tuple[Figure, Axes, Axes]:
-    """The plot, and a place for the list beside it."""
+    """Create the figure with axes for the plot on the left and for the list on the right."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(12.4, height), layout="constrained")
     FigureCanvasAgg(figure)
-    axes, beside = figure.subplots(1, 2, width_ratios=(1.35, 1.0))
+    axes, listing = figure.subplots(1, 2, width_ratios=(1.35, 1.0))
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color(FAINT)
     axes.tick_params(which="both", colors=INK, labelsize=9)
     axes.grid(which="major", color="#e6e6e6", linewidth=0.7)
     axes.set_axisbelow(True)
-    beside.set_axis_off()
-    return figure, axes, beside
+    listing.set_axis_off()
+    return figure, axes, listing
 
 
 def _draw(axes: Axes, points: Sequence[_Point], front: Sequence[int]) -> None:
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     axes.set_xscale("log")
-    rest = [point for place, point in enumerate(points) if place not in front]
-    best = [points[place] for place in front]
+    rest = [point for index, point in enumerate(points) if index not in front]
+    best = [points[index] for index in front]
     axes.vlines([p.milliseconds for p in points], [p.low for p in points], [p.high for p in points], color=FAINT,
                 linewidth=0.8, zorder=1, label="95 % interval")  # fmt: skip
     axes.plot([p.milliseconds for p in best], [p.percent for p in best], color=GOOD, linewidth=1.4, marker="s",
@@ -149,18 +154,18 @@ def _draw(axes: Axes, points: Sequence[_Point], front: Sequence[int]) -> None:
 
 
 def _zoom(axes: Axes, points: Sequence[_Point]) -> None:
-    """Show all points with some room; intervals may be cut, or a weak variant's would flatten the rest."""
+    """Fit the y axis to the points; intervals may be cut off, since a wide one would flatten the rest."""
     values = [point.percent for point in points]
     room = max(0.12 * (max(values) - min(values)), 0.4)
     axes.set_ylim(min(values) - 1.5 * room, min(max(values) + 1.5 * room, 100.0 + room))
 
 
 def _number(figure: Figure, axes: Axes, points: Sequence[_Point]) -> None:
-    """Write each point's number near it where nothing is yet, with a thin line if that is not beside it."""
+    """Write each point's number at the nearest free position, with a thin line to the point if that is far away."""
     from matplotlib.patheffects import withStroke
     from matplotlib.transforms import Bbox
 
-    figure.draw_without_rendering()  # places in pixels are known from here on
+    figure.draw_without_rendering()  # pixel positions are known from here on
     unit = 13 * figure.dpi / 72
     dots = [axes.transData.transform((point.milliseconds, point.percent)) for point in points]
     taken = [Bbox.from_bounds(x - 0.35 * unit, y - 0.35 * unit, 0.7 * unit, 0.7 * unit) for x, y in dots]
@@ -171,30 +176,30 @@ def _number(figure: Figure, axes: Axes, points: Sequence[_Point]) -> None:
         ]
         box = min(boxes, key=lambda each: sum(each.overlaps(other) for other in taken))
         taken.append(box)
-        place = ((box.x0 + box.x1) / 2 - x, (box.y0 + box.y1) / 2 - y)
+        offset = ((box.x0 + box.x1) / 2 - x, (box.y0 + box.y1) / 2 - y)
         point = points[number - 1]
         axes.annotate(str(number), (point.milliseconds, point.percent), ha="center", va="center_baseline",
-                      xytext=(place[0] * 72 / figure.dpi, place[1] * 72 / figure.dpi), textcoords="offset points",
+                      xytext=(offset[0] * 72 / figure.dpi, offset[1] * 72 / figure.dpi), textcoords="offset points",
                       fontsize=9, color=INK, annotation_clip=False, gid="number", zorder=5,
                       path_effects=[withStroke(linewidth=2.5, foreground="white")],
                       arrowprops={"arrowstyle": "-", "color": FAINT, "linewidth": 0.6, "shrinkA": 5, "shrinkB": 4}
-                      if max(map(abs, place)) > 1.2 * unit else None)  # fmt: skip
+                      if max(map(abs, offset)) > 1.2 * unit else None)  # fmt: skip
 
 
-def _explain(beside: Axes, points: Sequence[_Point], front: Sequence[int]) -> None:
-    """The list of numbers: name, milliseconds, AUROC; those on the front in bold."""
+def _explain(listing: Axes, points: Sequence[_Point], front: Sequence[int]) -> None:
+    """List number, name, milliseconds and AUROC of every point; those on the front in bold."""
     lines = [
-        (f"{number if place == 0 else '':>3}", name, f"{point.milliseconds:8.1f} ms {point.percent:7.2f} %", number - 1)
+        (f"{number if alias == 0 else '':>3}", name, f"{point.milliseconds:8.1f} ms {point.percent:7.2f} %", number - 1)
         for number, point in enumerate(points, start=1)
-        for place, name in enumerate(point.names)
+        for alias, name in enumerate(point.names)
     ]
     step = 1.0 / max(len(lines), 26)
-    for place, (number, name, figures, index) in enumerate(lines):
+    for row, (number, name, figures, index) in enumerate(lines):
         weight = "bold" if index in front else "normal"
-        y = 1.0 - (place + 0.5) * step
+        y = 1.0 - (row + 0.5) * step
         for x, text, align in ((0.04, number.strip(), "right"), (0.07, name, "left")):
-            beside.text(x, y, text, ha=align, va="center", fontsize=8.5, color=INK, weight=weight, gid="list",
-                        transform=beside.transAxes)  # fmt: skip
+            listing.text(x, y, text, ha=align, va="center", fontsize=8.5, color=INK, weight=weight, gid="list",
+                        transform=listing.transAxes)  # fmt: skip
         if number.strip():
-            beside.text(1.0, y, figures.strip(), ha="right", va="center", fontsize=8.5, color=INK, weight=weight,
-                        transform=beside.transAxes, gid="list")  # fmt: skip
+            listing.text(1.0, y, figures.strip(), ha="right", va="center", fontsize=8.5, color=INK, weight=weight,
+                        transform=listing.transAxes, gid="list")  # fmt: skip

@@ -1,42 +1,36 @@
-"""The groups of an ablation: each answers one question about a line.
+"""The groups of an ablation: each is a set of variants that answers one question about a line.
 
 =================== ==================================================================================
-``scales``          Each scale alone, separate flows, scales joined, CS-Flow (paper, Table 3).
+``scales``          Single scales, separate flows per scale, concatenated scales, CS-Flow (paper, Table 3).
 ``blocks``          1 to 6 coupling blocks (paper, Table 4).
-``shots``           Only so many random good images (paper, Table 1).
+``shots``           A limited number of random good images (paper, Table 1).
 ``joint``           Several lines fitted together, each judged by itself (paper, section 4.5).
 ``width``           Hidden channels of the internal networks.
-``standardization`` Features standardised first, or not.
-``training``        Learning rate, its schedule, the mean of the last quarter's weights.
-``score``, ``map``  How latents become a score and a map; the model is the same.
-``backbone``        Other trunks.
+``standardization`` With and without standardised features.
+``training``        Learning rate, its schedule, averaging the weights of the last quarter of the epochs.
+``score``, ``map``  How the score and the map are computed from the latents; the model is the same.
+``backbone``        Other backbones.
 ``image-size``      Other sizes of the largest input.
-``detectors``       All kinds of detector, PaDiM and PatchCore on their native stages too.
+``detectors``       All kinds of detector; PaDiM and PatchCore also on their native stages.
 =================== ==================================================================================
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, NamedTuple, get_args
+from typing import Any, NamedTuple
 
-from csflow.ablation.request import Group, Keys, Quoted, Request, Variant, changed
-from csflow.config import DetectorKind, LineConfig
+from csflow.ablation.request import GroupName, Keys, Quoted, Request, Variant, changed
+from csflow.config import LineConfig
+from csflow.config_kinds import KINDS
 from csflow.errors import ConfigError
-
-UNSEEDED: tuple[DetectorKind, ...] = ("nearest-neighbour", "mahalanobis")
-"""Kinds in which nothing is drawn: more than one seed would only repeat them."""
-
-NATIVE_STAGES: Mapping[DetectorKind, tuple[int, ...]] = {"padim": (2, 4, 5), "patchcore": (3, 5)}
-"""At the strides their papers read: 4, 16 and 16 for PaDiM on an EfficientNet (Defard et al., blocks 7, 20 and 26 of
-B5 lie in or end these stages), 8 and 16 for PatchCore (Roth et al.)."""
 
 
 def variants(request: Request) -> list[Variant]:
-    """Everything a request asks for, group by group, each variant with its seeds together.
+    """Make all variants of a request, group by group; the seeds of a variant follow each other.
 
     Raises:
-        ConfigError: If a group cannot be made from the line or lacks what it needs.
+        ConfigError: If a group does not apply to the line or lacks an option that it needs.
     """
     base = changed(request.line, request.overrides)
     found: dict[tuple[str, str, str, int], Variant] = {}
@@ -50,7 +44,7 @@ def variants(request: Request) -> list[Variant]:
 
 
 def _is_unseeded(line: LineConfig) -> bool:
-    return line.detector in UNSEEDED and line.roles.shots is None
+    return not KINDS[line.detector].seeded and line.roles.shots is None
 
 
 class _Trial(NamedTuple):
@@ -88,7 +82,7 @@ def _blocks(base: LineConfig, _: Request) -> Iterable[_Trial]:
 def _shots(base: LineConfig, request: Request) -> Iterable[_Trial]:
     flow = _of_kind(base, "csflow")
     for count in request.shots:
-        # The held-out images stay held out: few-shot and full models are judged by the same ones.
+        # The held-out images stay held out, so that few-shot and full models are judged by the same images.
         keys = {"roles.shots": count, "calibration": "none"}
         yield _trial(f"{count} images", flow, keys, 0.935 if count == 16 else None, "Table 1")
     yield _trial("all images", flow, {"roles.shots": None}, 0.987, "Table 1")
@@ -96,7 +90,7 @@ def _shots(base: LineConfig, request: Request) -> Iterable[_Trial]:
 
 def _joint(base: LineConfig, request: Request) -> Iterable[_Trial]:
     if not request.joined:
-        raise ConfigError("The group joint needs further lines to fit along. Name them: --joint LINE2,LINE3.")
+        raise ConfigError("The group joint needs further lines to fit with this one. Name them: --joint LINE2,LINE3.")
     base = _of_kind(base, "csflow")
     lines = [base, *(_same_method(base, other, request.overrides) for other in request.joined)]
     if len({line.line for line in lines}) < len(lines):
@@ -145,7 +139,7 @@ def _map(base: LineConfig, _: Request) -> Iterable[_Trial]:
 
 def _backbone(base: LineConfig, request: Request) -> Iterable[_Trial]:
     if not request.backbones:
-        raise ConfigError("The group backbone needs other trunks. Name them: --backbone NAME or NAME:WEIGHTS.")
+        raise ConfigError("The group backbone needs other backbones. Name them: --backbone NAME or NAME:WEIGHTS.")
     yield _trial(base.features.backbone, base, {})
     for text in request.backbones:
         name, _, weights = text.partition(":")
@@ -161,15 +155,14 @@ def _image_size(base: LineConfig, request: Request) -> Iterable[_Trial]:
 
 
 def _detectors(base: LineConfig, _: Request) -> Iterable[_Trial]:
-    quoted = {"nearest-neighbour": 0.978, "mahalanobis": 0.980, "differnet": 0.977, "csflow": 0.993, "padim": 0.987}
-    for kind in get_args(DetectorKind):
-        line = _of_kind(base, kind)
-        if kind not in NATIVE_STAGES:
-            yield _trial(_NAMES[kind], line, {}, quoted.get(kind), "Table 2", data="MTD")
+    for kind in KINDS.values():
+        line, quoted = _of_kind(base, kind.name), kind.quoted_auroc
+        if kind.native_stages is None:
+            yield _trial(kind.title, line, {}, quoted, "Table 2", data="MTD")
             continue
-        yield _trial(f"{_NAMES[kind]}, same features", line, {})
-        native = {"features.stages": list(NATIVE_STAGES[kind]), "features.scales": 1}
-        yield _trial(f"{_NAMES[kind]}, native features", line, native, quoted.get(kind), "Table 2", data="MTD")
+        yield _trial(f"{kind.title}, same features", line, {})
+        native = {"features.stages": list(kind.native_stages), "features.scales": 1}
+        yield _trial(f"{kind.title}, native features", line, native, quoted, "Table 2", data="MTD")
 
 
 def _trial(
@@ -177,31 +170,32 @@ def _trial(
     line: LineConfig,
     keys: Mapping[str, Any],
     auroc: float | None = None,
-    place: str = "",
+    table: str = "",
     *,
     data: str = "MVTec AD",
 ) -> _Trial:
-    quoted = None if auroc is None else Quoted(auroc=auroc, data=f"{data} ({place})")
+    quoted = None if auroc is None else Quoted(auroc=auroc, data=f"{data} ({table})")
     return _Trial(name, changed(line, keys), quoted)
 
 
-def _of_kind(line: LineConfig, kind: DetectorKind) -> LineConfig:
-    """The line with another kind of detector, without the features that kind cannot read."""
-    keys: Keys = {"detector": kind}
-    if kind != "differnet":
+def _of_kind(line: LineConfig, name: str) -> LineConfig:
+    """Return the line with another kind of detector, without the features that this kind cannot read."""
+    kind = KINDS[name]
+    keys: Keys = {"detector": name}
+    if not kind.reads_rotations:
         keys["features.rotations"] = 1
-    if kind in ("csflow", "differnet"):
+    if not kind.reads_stages:
         keys["features.stages"] = None
-    if kind != "csflow":
+    if not kind.fuses_scales:
         keys["flow.scales"] = None
     return changed(line, keys)
 
 
 def _same_method(base: LineConfig, other: LineConfig, overrides: Keys) -> LineConfig:
-    """Another line's data and roles with the method of the first.
+    """Combine the data and roles of another line with the method of the first.
 
     Raises:
-        ConfigError: If its features are others: one model reads one kind of features.
+        ConfigError: If the features of the lines differ: a model takes one kind of features.
     """
     other = changed(other, overrides)
     features = other.features
@@ -216,16 +210,7 @@ def _same_method(base: LineConfig, other: LineConfig, overrides: Keys) -> LineCo
     return base.model_copy(update=own)
 
 
-_NAMES: Mapping[DetectorKind, str] = {
-    "csflow": "CS-Flow",
-    "nearest-neighbour": "1-NN",
-    "mahalanobis": "Mahalanobis",
-    "padim": "PaDiM",
-    "patchcore": "PatchCore",
-    "differnet": "DifferNet",
-}
-
-_MAKERS: Mapping[Group, Callable[[LineConfig, Request], Iterable[_Trial]]] = {
+_MAKERS: Mapping[GroupName, Callable[[LineConfig, Request], Iterable[_Trial]]] = {
     "scales": _scales,
     "blocks": _blocks,
     "shots": _shots,

@@ -1,4 +1,4 @@
-"""Ablations: a line's configuration with one thing changed at a time; what is asked for and what is tried."""
+"""The request of an ablation and its variants: a line's configuration with one thing changed at a time."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from pydantic import Field, ValidationError
 from csflow.config import LineConfig, Positive, Section, parse_line_json
 from csflow.errors import ConfigError
 
-Group = Literal[
+GroupName = Literal[
     "scales", "blocks", "shots", "joint", "width", "standardization", "training", "score", "map", "backbone",
     "image-size", "detectors",
 ]  # fmt: skip
 Keys: TypeAlias = dict[str, Any]
 """Values of a line's YAML by dotted name, such as ``flow.blocks``."""
 
-GROUPS: tuple[Group, ...] = get_args(Group)
+GROUPS: tuple[GroupName, ...] = get_args(GroupName)
 
 
 class Quoted(Section):
-    """What the paper reports for a variant.
+    """The figure that the paper reports for a variant.
 
     Attributes:
         auroc: Image AUROC as a fraction.
-        data: The data set it was measured on, and where it stands.
+        data: The data set it was measured on, and the table that reports it.
     """
 
     auroc: float
@@ -38,14 +38,14 @@ class Variant(Section):
     """One configuration to try.
 
     Attributes:
-        group: The question it belongs to.
-        name: What is told apart in the group.
-        line: The complete configuration, its seed included; names the line whose images judge.
-        joined: Further lines whose good images are fitted along.
-        quoted: The paper's figure, if it has one.
+        group: The question that it helps to answer.
+        name: What distinguishes it from the other variants of its group.
+        line: The complete configuration including the seed; the images of this line judge the variant.
+        joined: Further lines whose good images are fitted together with the line's own.
+        quoted: The paper's figure, if it reports one.
     """
 
-    group: Group
+    group: GroupName
     name: str
     line: LineConfig
     joined: tuple[LineConfig, ...] = ()
@@ -53,23 +53,23 @@ class Variant(Section):
 
 
 class Request(Section):
-    """What an ablation is asked to try.
+    """The variants that a user asks for.
 
     Attributes:
         line: The line's own configuration.
         groups: Questions to answer.
-        seeds: Every variant is fitted with each of them.
-        overrides: Keys set in every variant, for instance a reduced width; a group's own key wins.
-        shots: Numbers of images of the group ``shots``.
-        widths: Of the group ``width``.
-        backbones: Of the group ``backbone``, beside the line's own: ``NAME`` (weights from timm's hub) or
-            ``NAME:WEIGHTS``.
-        image_sizes: Of the group ``image-size``, beside the line's own.
-        joined: Further lines of the group ``joint``.
+        seeds: Seeds with each of which every variant is fitted.
+        overrides: Keys set in every variant, for instance a reduced width; a group's own keys take precedence.
+        shots: Numbers of images to compare in the group ``shots``.
+        widths: Hidden widths to compare in the group ``width``.
+        backbones: Backbones to compare in the group ``backbone`` with the line's own: ``NAME`` (weights from timm's
+            hub) or ``NAME:WEIGHTS``.
+        image_sizes: Sizes in pixels to compare in the group ``image-size`` with the line's own.
+        joined: Further lines to fit together in the group ``joint``.
     """
 
     line: LineConfig
-    groups: Annotated[tuple[Group, ...], Field(min_length=1)] = ("scales", "blocks")
+    groups: Annotated[tuple[GroupName, ...], Field(min_length=1)] = ("scales", "blocks")
     seeds: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)] = (0,)
     overrides: Keys = Field(default_factory=dict)
     shots: tuple[Positive, ...] = (16,)
@@ -80,10 +80,13 @@ class Request(Section):
 
 
 def parse_request(plain: Mapping[str, Any]) -> Request:
-    """Check what was asked for on a command line.
+    """Check a request made on a command line.
+
+    Args:
+        plain: The fields of :class:`Request` as plain JSON values.
 
     Raises:
-        ConfigError: Naming what is wrong and what is allowed.
+        ConfigError: If a field is wrong; the message says what is allowed.
     """
     try:
         return Request.model_validate_json(json.dumps(dict(plain)))
@@ -93,13 +96,13 @@ def parse_request(plain: Mapping[str, Any]) -> Request:
 
 
 def parse_overrides(texts: Sequence[str]) -> Keys:
-    """Read ``KEY=VALUE`` texts, values as in YAML.
+    """Parse ``KEY=VALUE`` texts, with values written as in YAML.
 
     >>> parse_overrides(["flow.hidden=32", "training.learning_rate=1e-3", "calibration=none"])
     {'flow.hidden': 32, 'training.learning_rate': 0.001, 'calibration': 'none'}
 
     Raises:
-        ConfigError: If a text has no ``=``, is not YAML, or names a key that is not for overriding.
+        ConfigError: If a text has no ``=``, is not YAML, or names a key that must not be overridden.
     """
     overrides: Keys = {}
     for text in texts:
@@ -113,32 +116,47 @@ def parse_overrides(texts: Sequence[str]) -> Keys:
 
 
 def changed(line: LineConfig, keys: Mapping[str, Any]) -> LineConfig:
-    """A line with some keys set, checked like a line's YAML.
+    """Set some keys of a line and check the result like a line's YAML.
+
+    Args:
+        line: The line.
+        keys: Values by dotted key.
+
+    Returns:
+        The changed line.
 
     Raises:
-        ConfigError: If a key is unknown or a value is not allowed there.
+        ConfigError: If a key is unknown or a value is not allowed for it.
     """
     plain = line.model_dump(mode="json")
     for key, value in keys.items():
         *sections, last = key.split(".")
-        place = plain
+        parent = plain
         for section in sections:
-            place = place.setdefault(section, {})
-            if not isinstance(place, dict):
-                raise ConfigError(f"{key} cannot be set: {section} is {place!r} here. Set {section} as a whole.")
-        place[last] = value
+            parent = parent.setdefault(section, {})
+            if not isinstance(parent, dict):
+                raise ConfigError(f"{key} cannot be set: {section} is {parent!r} here. Set {section} as a whole.")
+        parent[last] = value
     return parse_line_json(json.dumps(plain), source=f"line {line.line} with {', '.join(keys) or 'nothing'} set")
 
 
 def differences(line: LineConfig, base: LineConfig) -> Keys:
-    """The keys that make one configuration of the other; which data, which seed and where to serve do not count."""
+    """Return the keys in which a line differs from another; data, seed and serving are not compared.
+
+    Args:
+        line: The line.
+        base: The other line.
+
+    Returns:
+        Values of ``line`` by dotted key.
+    """
     before, after = _flat(base), _flat(line)
     return {key: value for key, value in after.items() if key not in before or before[key] != value}
 
 
 def _value(key: str, text: str) -> Any:
     try:
-        return json.loads(text)  # YAML 1.1 takes 1e-3 for a text
+        return json.loads(text)  # YAML 1.1 reads 1e-3 as text
     except ValueError:
         pass
     try:
@@ -156,4 +174,4 @@ def _flat(line: LineConfig) -> Keys:
     return flat
 
 
-_REFUSED = {"line": "another line is another ablation", "training.seed": "give --seeds"}
+_REFUSED = {"line": "an ablation belongs to one line; ablate the other line itself", "training.seed": "use --seeds"}

@@ -1,4 +1,4 @@
-"""An ablation's table: a line a variant in Markdown and HTML, a line a row file in CSV."""
+"""The table of an ablation: one line per variant in Markdown and HTML, one line per variant and seed in CSV."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import csv
 import io
 from collections.abc import Mapping, Sequence
 
-from csflow.ablation.tradeoff import Row, Summary
+from csflow.ablation.rows import AblationRow
+from csflow.ablation.summaries import VariantSummary, by_group
 from csflow.metrics import Measured
 
 METRICS = {
@@ -20,24 +21,26 @@ METRICS = {
     "synthetic_auroc": "AUROC, synthetic",
     "held_out_nll": "held-out NLL",
 }
-"""Metrics by name, with the heads of their columns."""
+"""Metrics by name, with their column headings."""
 
 NOTES = (
-    "All but NLL, milliseconds, parameters and seconds in %. Means over the seeds, ± their standard deviation; in "
-    "brackets the 95 % interval over the test images, for several seeds the mean of both ends.",
+    "NLL is in nats, ms in milliseconds, training in seconds; other metrics are in %. Values are means over the seeds, "
+    "± their standard deviation; brackets show the 95 % interval over the test images, for several seeds the mean of "
+    "both ends.",
     "AUROC, synthetic: held-out good images (roles calibrate and gate, at most 256, none of them fitted) against the "
-    "same images with a drawn defect pasted on. It orders detectors without looking at a real defect, and says "
+    "same images with a drawn defect pasted on. It ranks detectors without a real defect, and says "
     "nothing about which real ones are found.",
-    "It does not order scores and maps of one model: on Magnetic Tile Defects the maximum of the map has 89.0 and the "
+    "It cannot rank scores and maps of one model: on Magnetic Tile Defects the maximum of the map has 89.0 and the "
     "mean 85.6 against synthetic defects (benchmarks/results/recipe-mtd), but 94.2 and 97.0 on the real test images "
-    "there, and 98.0 and 99.0 in benchmarks/results/table2-mtd.json. csflow choose leaves these variants out for that.",
-    "Held-out NLL: of those good images, nats a dimension, lower is better; compares flows on the same features only.",
-    "ms: median for one decoded image through the served form (ONNX Runtime), sizing included, all cores; the fastest "
-    "of three rounds.",
-    "Paper: Rudolph et al., WACV 2022, on the data set named there, with EfficientNet-B5; not on these images.",
-    "Every figure comes from the files named in the last column, rows/KEY.json.",
+    "there, and 98.0 and 99.0 in benchmarks/results/table2-mtd.json. csflow choose leaves such variants out.",
+    "Held-out NLL: of those good images, in nats per dimension, lower is better; it compares only flows on the same "
+    "features.",
+    "ms: median for one decoded image through the served form (ONNX Runtime) including resizing, on all cores; the "
+    "fastest of three rounds.",
+    "Paper: Rudolph et al., WACV 2022, with EfficientNet-B5 on the data set named in the column, not on these images.",
+    "Every figure comes from the files named in the last column: rows/KEY.json.",
 )
-"""What stands below a table."""
+"""Notes printed below the tables."""
 
 _CSV_COLUMNS = ("group", "variant", "line", "seed",
                 *(f"{name}{end}" for name in METRICS for end in ("", "_low", "_high")), "ms_median", "ms_p95",
@@ -45,8 +48,8 @@ _CSV_COLUMNS = ("group", "variant", "line", "seed",
                 "paper_data", "error", "row")  # fmt: skip
 
 
-def to_csv(summaries: Sequence[Summary]) -> str:
-    """A line for every variant and seed, figures as fractions; empty where there is none."""
+def to_csv(summaries: Sequence[VariantSummary]) -> str:
+    """Format one line per variant and seed, with metrics as fractions; missing figures are empty."""
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow(_CSV_COLUMNS)
@@ -55,22 +58,22 @@ def to_csv(summaries: Sequence[Summary]) -> str:
     return buffer.getvalue()
 
 
-def to_markdown(title: str, summaries: Sequence[Summary]) -> str:
-    """One table a group, with a note on how it was measured."""
+def to_markdown(title: str, summaries: Sequence[VariantSummary]) -> str:
+    """Format one table per group, followed by notes on how the figures were measured."""
     parts = [f"# {title}"]
-    for group, same in groups(summaries).items():
+    for group, same in by_group(summaries).items():
         head, *body = table(same)
         rule = ["---"] + ["---:" if name not in _TEXTS else "---" for name in head[1:]]
         lines = ["| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |" for cells in (head, rule, *body)]
-        parts += [f"## {group}", "\n".join(lines), *(f"Broken: {text}" for text in broken(same))]
+        parts += [f"## {group}", "\n".join(lines), *(f"Broken: {text}" for text in failures(same))]
     return "\n\n".join([*parts, *_notes(summaries)]) + "\n"
 
 
-def to_html(title: str, summaries: Sequence[Summary], plot: bytes | None, curves: Mapping[str, bytes]) -> str:
-    """A page of its own: the pictures and all tables, nothing fetched.
+def to_html(title: str, summaries: Sequence[VariantSummary], plot: bytes | None, curves: Mapping[str, bytes]) -> str:
+    """Format a self-contained page with the pictures and all tables.
 
     Args:
-        title: Of the page.
+        title: Title of the page.
         summaries: Variants in the order of the table.
         plot: Quality against time as a PNG file, or None.
         curves: ROC curves as PNG files by the group they belong to.
@@ -82,10 +85,10 @@ def to_html(title: str, summaries: Sequence[Summary], plot: bytes | None, curves
             "group": group,
             "head": table(same)[0],
             "body": table(same)[1:],
-            "broken": broken(same),
+            "broken": failures(same),
             "curves": data_uri(curves[group], "png") if group in curves else None,
         }
-        for group, same in groups(summaries).items()
+        for group, same in by_group(summaries).items()
     ]
     return render_page(
         "ablation.html.j2",
@@ -97,8 +100,12 @@ def to_html(title: str, summaries: Sequence[Summary], plot: bytes | None, curves
     )
 
 
-def table(summaries: Sequence[Summary]) -> list[list[str]]:
-    """Head and lines as texts; metrics that no variant has get no column."""
+def table(summaries: Sequence[VariantSummary]) -> list[list[str]]:
+    """Format the cells of a table.
+
+    Returns:
+        The header and one row of texts per variant; metrics that no variant has get no column.
+    """
     metrics = [name for name in METRICS if any(summary.metric(name) for summary in summaries)]
     several = len({summary.variant.line.line for summary in summaries}) > 1
     head = ["variant", *(["line"] if several else []), *(METRICS[name] for name in metrics), "ms", "parameters",
@@ -106,21 +113,25 @@ def table(summaries: Sequence[Summary]) -> list[list[str]]:
     return [head, *(_cells(summary, metrics, several=several) for summary in summaries)]
 
 
-def brief(summaries: Sequence[Summary]) -> list[list[str]]:
-    """`table` for a terminal: variant, both AUROCs, milliseconds, the paper's figure and the row files."""
+def brief_table(summaries: Sequence[VariantSummary]) -> list[list[str]]:
+    """Format the columns of :func:`table` that fit a terminal.
+
+    Returns:
+        Variant, both AUROCs, milliseconds, the paper's figure and the row files.
+    """
     head, *lines = table(summaries)
-    kept = [place for place, name in enumerate(head) if name in _BRIEF]
-    return [[cells[place] for place in kept] for cells in (head, *lines)]
+    kept = [column for column, name in enumerate(head) if name in _BRIEF]
+    return [[cells[column] for column in kept] for cells in (head, *lines)]
 
 
-def _metric(summary: Summary, name: str) -> str:
+def _metric(summary: VariantSummary, name: str) -> str:
     if name != "held_out_nll":
         return percent(summary.metric(name), summary.deviation(name))
     found = summary.metric(name)
     return number(None if found is None else found.value, ".4f")
 
 
-def _cells(summary: Summary, metrics: Sequence[str], *, several: bool) -> list[str]:
+def _cells(summary: VariantSummary, metrics: Sequence[str], *, several: bool) -> list[str]:
     return [
         summary.variant.name,
         *([summary.variant.line.line] if several else []),
@@ -135,7 +146,7 @@ def _cells(summary: Summary, metrics: Sequence[str], *, several: bool) -> list[s
 
 
 def percent(measured: Measured | None, deviation: float | None = None) -> str:
-    """A metric in percent with its interval, ``98.12 ± 0.10 [97.00, 99.00]``; empty without one."""
+    """Format a metric in percent with its interval: ``98.12 ± 0.10 [97.00, 99.00]``; empty for None."""
     if measured is None:
         return ""
     value, low, high = (100 * part for part in measured)
@@ -144,42 +155,34 @@ def percent(measured: Measured | None, deviation: float | None = None) -> str:
 
 
 def number(value: float | None, form: str) -> str:
-    """A number in a format; empty without one."""
+    """Format a number; empty for None."""
     return "" if value is None else format(value, form)
 
 
-def _seeds(summary: Summary) -> str:
+def _seeds(summary: VariantSummary) -> str:
     done, failed = len(summary.sound), len(summary.rows) - len(summary.sound)
     broken = f", {failed} broken" if failed else ""
     return f"{done} of {summary.seeds}{broken}" if done < summary.seeds else str(done)
 
 
-def broken(summaries: Sequence[Summary]) -> list[str]:
-    """What went wrong with which variant, a line each."""
+def failures(summaries: Sequence[VariantSummary]) -> list[str]:
+    """Format one line per error: the variant's name and the message."""
     return [f"{summary.variant.name}: {' '.join(error.split())}" for summary in summaries for error in summary.errors]
 
 
-def _notes(summaries: Sequence[Summary]) -> list[str]:
+def _notes(summaries: Sequence[VariantSummary]) -> list[str]:
     rows = [row for summary in summaries for row in summary.sound]
     timings = [row.timing for row in rows if row.timing is not None]
     machines = sorted({timing.machine for timing in timings})
     load = max((timing.load for timing in timings if timing.load is not None), default=None)
     data = sorted({f"{row.line} at {row.git_rev[:12]}" for row in rows})
-    others = "nobody knows how many cores" if load is None else f"at most {load:.2f} cores"
+    others = "an unknown number of cores" if load is None else f"at most {load:.2f} cores"
     where = f"Milliseconds measured on: {'; '.join(machines)}; other processes kept {others} busy meanwhile."
     facts = [where] if machines else []
     return [*NOTES, *facts, *([f"Our figures: {', '.join(data)}."] if data else [])]
 
 
-def groups(summaries: Sequence[Summary]) -> dict[str, list[Summary]]:
-    """Variants by their group, in the order planned."""
-    found: dict[str, list[Summary]] = {}
-    for summary in summaries:
-        found.setdefault(summary.variant.group, []).append(summary)
-    return found
-
-
-def _csv_row(summary: Summary, row: Row) -> list[object]:
+def _csv_row(summary: VariantSummary, row: AblationRow) -> list[object]:
     metrics = [part for name in METRICS for part in row.metrics.get(name, ("", "", ""))]
     time = row.timing
     timing = ["", "", "", ""] if time is None else [time.median_ms, time.p95_ms, time.machine, _known(time.load)]
@@ -194,6 +197,6 @@ def _known(value: float | None) -> float | str:
 
 
 _TEXTS = ("variant", "line", "paper", "seeds", "rows")
-"""Columns that are no numbers."""
+"""Columns that hold texts, not numbers."""
 
 _BRIEF = ("variant", "line", METRICS["image_auroc"], METRICS["synthetic_auroc"], "ms", "paper", "rows")

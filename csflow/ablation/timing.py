@@ -1,4 +1,4 @@
-"""How long the served form of a detector takes for one image, and how busy the machine was with other things."""
+"""Time the served form of a detector per image, and measure how busy other processes kept the machine meanwhile."""
 
 from __future__ import annotations
 
@@ -12,31 +12,75 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from csflow.ablation.tradeoff import Timing
+from csflow.config import Section
+from csflow.system.cores import cores
 
 if TYPE_CHECKING:
     from PIL import Image
 
     from csflow.detector.engine import Engine
 
-WARM_UP, ROUNDS, REPETITIONS, LONGEST = 5, 3, 60, 10.0
-"""Images not counted, rounds of which the fastest counts, images timed in each, and the seconds after which a round
-stops (but not before five images)."""
+UNTIMED_IMAGES = 5
+"""Images that are predicted before timing starts."""
+
+ROUNDS = 3
+"""Rounds of timing, of which the fastest counts."""
+
+REPETITIONS = 60
+"""Images timed in each round."""
+
+LONGEST = 10.0
+"""Seconds after which a round stops, but not before five images."""
+
+TIMED_IMAGES = 8
+"""Different images that are predicted in turn."""
+
+BUSY = 0.2
+"""Cores used by other processes above which a machine counts as busy; an idle system stays below."""
 
 _STAT = Path("/proc/stat")
 
 
-def time_served(directory: Path, pictures: Sequence[Image.Image]) -> Timing:
-    """Time the engine that serves, one decoded image at a time, on all cores this process may use.
+class Timing(Section):
+    """The time that the served form takes for one decoded image.
 
-    Sizing, trunk, model, map and score count; reading and decoding the file do not. Other processes can only make it
-    slower, so of several rounds the one with the lowest median is nearest to what the detector takes.
+    Attributes:
+        median_ms: Median over the repetitions, in milliseconds.
+        p95_ms: 95 % quantile over the repetitions, in milliseconds.
+        repetitions: Number of images timed after warming up.
+        threads: Number of cores it could use.
+        machine: The machine it was measured on, see :func:`machine`.
+        load: How many of the cores it could use were kept busy by other processes meanwhile; None if not known.
+    """
+
+    median_ms: float
+    p95_ms: float
+    repetitions: int
+    threads: int
+    machine: str
+    load: float | None
+
+    @property
+    def busy(self) -> bool:
+        """Tell if other processes used so much of the machine that the time is too long."""
+        return self.load is not None and self.load > BUSY
+
+
+def time_served(directory: Path, pictures: Sequence[Image.Image]) -> Timing:
+    """Time the serving engine with one decoded image at a time on all cores that this process may use.
+
+    Resizing, backbone, model, map and score count; reading and decoding the file do not. Other processes can only make
+    it slower, so of several rounds the one with the lowest median is nearest to the detector's own time.
+
+    Args:
+        directory: The detector directory.
+        pictures: Images to predict in turn.
     """
     from csflow.detector.engine import Engine
 
     engine = Engine.load(directory)
-    for place in range(WARM_UP):
-        engine.predict([pictures[place % len(pictures)]])
+    for index in range(UNTIMED_IMAGES):
+        engine.predict([pictures[index % len(pictures)]])
     taken, load = min((_round(engine, pictures) for _ in range(ROUNDS)), key=lambda each: statistics.median(each[0]))
     return Timing(
         median_ms=statistics.median(taken),
@@ -49,9 +93,7 @@ def time_served(directory: Path, pictures: Sequence[Image.Image]) -> Timing:
 
 
 def machine() -> str:
-    """Processor and number of cores this process may use; no host name."""
-    from csflow.system.cores import cores
-
+    """Name the processor and the number of cores that this process may use, without the host name."""
     about = Path("/proc/cpuinfo")
     lines = about.read_text().splitlines() if about.exists() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
@@ -59,9 +101,9 @@ def machine() -> str:
 
 
 class _Clocks(NamedTuple):
-    """Seconds that passed, that this process computed, and that all processes did on the cores it may use."""
+    """Seconds elapsed, CPU seconds of this process, and CPU seconds of all processes on the cores it may use."""
 
-    passed: float
+    elapsed: float
     own: float
     everyone: float | None
 
@@ -71,10 +113,14 @@ class _Clocks(NamedTuple):
 
 
 def _round(engine: Engine, pictures: Sequence[Image.Image]) -> tuple[list[float], float | None]:
-    """Milliseconds of each image, and how many of the engine's cores others kept busy."""
+    """Time the images of one round.
+
+    Returns:
+        The milliseconds of each image, and how many of the engine's cores other processes kept busy.
+    """
     taken: list[float] = []
     before = _Clocks.now()
-    began = before.passed
+    began = before.elapsed
     while len(taken) < REPETITIONS and (len(taken) < 5 or time.perf_counter() - began < LONGEST):
         start = time.perf_counter()
         engine.predict([pictures[len(taken) % len(pictures)]])
@@ -83,24 +129,22 @@ def _round(engine: Engine, pictures: Sequence[Image.Image]) -> tuple[list[float]
 
 
 def _cores_missing(before: _Clocks, after: _Clocks, threads: int) -> float | None:
-    """How many of the cores that ``threads`` threads need others kept busy; None where the system does not tell.
+    """Compute how many of the ``threads`` cores other processes kept busy; None if the system does not report it.
 
-    The load average would not do: for a minute it still counts a training that has just ended.
+    The load average is no substitute: for a minute it still counts a training that has just ended.
     """
-    from csflow.system.cores import cores
-
     if before.everyone is None or after.everyone is None:
         return None
-    others = (after.everyone - before.everyone - (after.own - before.own)) / (after.passed - before.passed)
+    others = (after.everyone - before.everyone - (after.own - before.own)) / (after.elapsed - before.elapsed)
     return round(max(0.0, others - (cores() - threads)), 2)
 
 
 def _busy_seconds() -> float | None:
-    """What was computed since the start on the cores this process may use, by anyone; None if not on Linux."""
+    """Return the CPU seconds since boot, of all processes, on the cores this process may use; None if not on Linux."""
     if not _STAT.exists():
         return None
     usable = {f"cpu{number}" for number in os.sched_getaffinity(0)}
     lines = [line.split() for line in _STAT.read_text().splitlines()]
-    # user, nice, system, then idle and iowait, which are none; irq, softirq, and steal: what other guests took.
+    # user, nice and system; idle and iowait are left out; then irq, softirq, and steal: time taken by other guests.
     ticks = sum(int(word) for name, *words in lines if name in usable for word in (*words[:3], *words[5:8]))
     return ticks / os.sysconf("SC_CLK_TCK")

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, TypeAlias
 
 import typer
 
+from csflow.runs.services import Services
 from csflow.system.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -55,11 +56,11 @@ def ablate(
     what was measured for another one is found. A variant that fails is a line of the table with its error. What was
     timed on another machine, or while others kept this one busy, is timed again.
     """
-    from csflow.ablation.run import ablate as run
+    from csflow.ablation.run import run_ablation
 
     asked = request(line, group, set_, seeds, joint, shots, width, backbone, image_size)
-    workspace = Workspace.from_environment()
-    show(run(asked, workspace, retime=retime), workspace)
+    services = Services.from_environment()
+    show(run_ablation(asked, services, retime=retime), services.workspace)
 
 
 def request(
@@ -102,18 +103,19 @@ def show(folder: Path, workspace: Workspace) -> None:
     from rich.markup import escape
     from rich.table import Table
 
-    from csflow.ablation.run import read
-    from csflow.ablation.table import NOTES, brief, broken, groups
+    from csflow.ablation.collect import read_results
+    from csflow.ablation.summaries import by_group
+    from csflow.ablation.table import NOTES, brief_table, failures
 
     console = Console()
-    _, summaries = read(folder, workspace)
-    for group, same in groups(summaries).items():
-        head, *lines = brief(same)
+    _, summaries = read_results(folder, workspace)
+    for group, same in by_group(summaries).items():
+        head, *lines = brief_table(same)
         shown = Table(*head, title=group, title_justify="left")
         for cells in lines:
             shown.add_row(*map(escape, cells))
         console.print(shown)
-        for text in broken(same):
+        for text in failures(same):
             console.print(f"Broken: {text}", markup=False, style="red")
     for note in NOTES[:-1]:
         console.print(note, markup=False, highlight=False, style="dim")

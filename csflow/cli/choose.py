@@ -11,7 +11,9 @@ from csflow.system.workspace import Workspace
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from csflow.ablation.tradeoff import Choice, Criterion, Summary, Timing
+    from csflow.ablation.summaries import VariantSummary
+    from csflow.ablation.timing import Timing
+    from csflow.ablation.tradeoff import Choice, Criterion
     from csflow.config import LineConfig
 
 
@@ -31,15 +33,16 @@ def choose(
     Among variants within the best one's 95 % interval the fastest is taken. With --by synthetic the line keeps its own
     score and map: synthetic defects put them in another order than real ones.
     """
-    from csflow.ablation.run import newest, read
-    from csflow.ablation.tradeoff import choose as pick
+    from csflow.ablation.collect import read_results
+    from csflow.ablation.plan import newest_ablation
+    from csflow.ablation.tradeoff import choose_variant
     from csflow.config import load_line
 
     config, workspace = load_line(line), Workspace.from_environment()
-    folder = newest(config.line, workspace)
-    planned, summaries = read(folder, workspace)
+    folder = newest_ablation(config.line, workspace)
+    planned, summaries = read_results(folder, workspace)
     ours = [each for each in summaries if each.variant.line.line == config.line]
-    found = pick(ours, takt_ms, by, planned.base.scoring)
+    found = choose_variant(ours, takt_ms, by, planned.base.scoring)
     _print(found, takt_ms, by)
     _warn(found, takt_ms, by, missing=sum(each.seeds - len(each.rows) for each in summaries))
     _print_keys(found.chosen, config)
@@ -104,7 +107,7 @@ def _warn_of_times(timings: Sequence[Timing]) -> None:
         )
 
 
-def _print_keys(chosen: Summary, base: LineConfig) -> None:
+def _print_keys(chosen: VariantSummary, base: LineConfig) -> None:
     """What to change in the line's YAML, as YAML."""
     from typing import Any
 

@@ -12,25 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 from csflow.config import LineConfig, parse_line_json
 from csflow.errors import CsflowError
-from csflow.system.files import sha256_file, sha256_json, write_atomic, write_json
+from csflow.system.files import write_atomic, write_json
 
 if TYPE_CHECKING:
     from csflow.data.manifest import Manifest
     from csflow.runs.services import Services
 
 ERROR_FILE = "CSFLOW_ERROR_FILE"
-
-FLOW_CODE = ("flow/convolution", "flow/device", "flow/distributed", "flow/cross_scale", "flow/training")
-"""Modules that decide what a flow becomes, given features and configuration."""
-
-FITTING_CODE = ("detector/baselines", "detector/kinds", "detector/model")
-"""Modules that decide what the other kinds of detector become, and how a flow is used in them."""
-
-DETECTOR_CODE = (*FLOW_CODE, *FITTING_CODE, "features/backbone", "features/store", "features/extraction",
-                 "detector/calibration", "detector/detector", "detector/directory", "detector/engine",
-                 "detector/export", "detector/graph", "detector/prediction", "detector/scoring", "detector/sizing",
-                 "data/images", "data/manifest")  # fmt: skip
-"""Modules that decide what a detector is and says, given images and configuration."""
 
 
 @dataclass(frozen=True)
@@ -74,12 +62,6 @@ def load_manifest(context: RunContext, path: Path) -> Manifest:
     from csflow.data.manifest import Manifest
 
     return Manifest.load(path, Path(context.data_root))
-
-
-def code_version(*modules: str) -> str:
-    """Digest of the source of the given modules of the method: other code never counts as unchanged."""
-    folder = Path(__file__).resolve().parent.parent
-    return sha256_json([[name, sha256_file(folder / f"{name}.py")] for name in sorted(modules)])
 
 
 @contextmanager

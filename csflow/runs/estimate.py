@@ -1,4 +1,4 @@
-"""What a run of a line will take, from short trials of its two heavy steps on this machine."""
+"""Estimate time, memory and disk space of a line's run from short trials of its two heavy steps on this machine."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from statistics import median
 from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 from csflow.config import LineConfig
-from csflow.steps.train import images_to_fit
+from csflow.runs.fitting import images_to_fit
 from csflow.system.processes import peak_memory
 
 if TYPE_CHECKING:
@@ -28,26 +28,26 @@ WARM_UP_IMAGES = 4
 TRIAL_IMAGES = 12
 TRIAL_STEPS = 4
 FEWEST_IMAGES = 3
-"""Of a training trial: a covariance needs some."""
+"""Fewest images of a training trial: a covariance needs several."""
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a run is expected to take.
+    """The time, memory and disk space that a run is expected to take.
 
     Attributes:
-        images: Images of the line.
-        fitted: Of these, good training images the flow is fitted to.
-        to_extract: Images whose features are not in the store yet.
-        features_bytes: On disk, of all images.
-        new_features_bytes: Of those, what is still to be written.
-        extraction_seconds: Of the step ``cache_features``, imports not counted.
-        training_seconds: Of all epochs; None for kinds of detector without epochs.
-        extraction_memory: Peak of the process that extracts, in bytes.
-        training_memory: Peak of the process that trains, in bytes, the features it reads included.
-        checkpoint_bytes: On disk while training; 0 without epochs.
-        device: Where it trains.
-        precision: In which precision.
+        images: Number of images of the line.
+        fitted: Number of good training images that the detector is fitted to.
+        to_extract: Number of images whose features are not in the store yet.
+        features_bytes: Bytes on disk for the features of all images.
+        new_features_bytes: Bytes that are still to be written.
+        extraction_seconds: Seconds of the step ``cache_features`` without imports.
+        training_seconds: Seconds of all epochs; None for detectors without epochs.
+        extraction_memory: Peak memory of the process that extracts, in bytes.
+        training_memory: Peak memory of the process that trains, in bytes, including the features that it reads.
+        checkpoint_bytes: Bytes on disk while training; 0 without epochs.
+        device: The device it trains on.
+        precision: The precision it trains in.
     """
 
     images: int
@@ -65,17 +65,17 @@ class Estimate:
 
 
 def estimate(line: LineConfig, manifest: Manifest, store: Path, tier: FeatureTier | None = None) -> Estimate:
-    """Try extraction and training of a line for a few images and steps, and reckon up.
+    """Try extraction and training of a line for a few images and steps, and extrapolate.
 
     Args:
         line: The line.
-        manifest: Its images; some are read for the trial.
-        store: The feature store, to see what it holds already; nothing is written there.
-        tier: What all runs share below it; what it holds needs not be computed.
+        manifest: The line's images, some of which are read for the trial.
+        store: Folder of the feature store, which is only read, to see which features it has.
+        tier: The tier that all runs share; features in it are copied instead of extracted.
 
     Raises:
         ConfigError: If the configuration cannot work.
-        DataError: If there is no image to fit, or one is damaged.
+        DataError: If there is no image to fit, or an image is damaged.
     """
     from csflow.features.backbone import load_backbone
     from csflow.features.store import FeatureStore
@@ -122,7 +122,7 @@ class _TrainingTrial:
 
 
 class _RandomFeatures:
-    """One batch of features; their values do not change how long a step takes."""
+    """One batch of random features: the values do not change how long a step takes."""
 
     def __init__(self, shapes: Sequence[Shape], batch: int) -> None:
         import torch
@@ -138,13 +138,13 @@ class _RandomFeatures:
 
 
 def _apart(work: Callable[Arguments, Result], *arguments: Arguments.args, **keywords: Arguments.kwargs) -> Result:
-    """Run in a process of its own, so that the peak of its memory is its own."""
+    """Run in a new process, so that its peak memory can be measured separately."""
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
         return pool.submit(work, *arguments, **keywords).result()
 
 
 def _try_extraction(line: LineConfig, manifest: Manifest) -> _ExtractionTrial:
-    """Extract a few images into a store of no further use; the first ones pay for what is done once."""
+    """Extract a few images into a temporary store; the first ones include the work that is done once."""
     import time
 
     from csflow.data.manifest import Manifest
@@ -165,7 +165,7 @@ def _try_extraction(line: LineConfig, manifest: Manifest) -> _ExtractionTrial:
 
 
 def _try_training(line: LineConfig, shapes: Sequence[Shape]) -> _TrainingTrial:
-    """A few steps; the first one, which allocates everything, does not count."""
+    """Train for a few epochs; the first one, which allocates memory, does not count."""
     from csflow.adapters.mlflow.connection import client_of
     from csflow.detector.fitting import fit_model
     from csflow.flow.training import EpochResult
@@ -179,10 +179,10 @@ def _try_training(line: LineConfig, shapes: Sequence[Shape]) -> _TrainingTrial:
     trial = line.training.model_copy(update={"epochs": TRIAL_STEPS})
     features = _RandomFeatures(shapes, max(line.training.batch_size, FEWEST_IMAGES))
     with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryDirectory() as elsewhere:
-        client_of(Workspace(Path(elsewhere)))  # the tracker takes memory, too
+        client_of(Workspace(Path(elsewhere)))  # the tracking client takes memory, too
         fit_model(line.model_copy(update={"training": trial}), features, directory=Path(folder), on_epoch=note)
         checkpoint = sum(file.stat().st_size for file in Path(folder).iterdir())
-    # Every turn of an image is a vector of its own.
+    # Every rotation of an image counts as an image.
     steps = -(-len(features) * line.features.rotations // line.training.batch_size)
     each = [epoch / steps for epoch in seconds[1:]]
     return _TrainingTrial(median(each) if each else None, checkpoint, peak_memory())

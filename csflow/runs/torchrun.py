@@ -1,13 +1,13 @@
-"""Fit a line's detector in several processes of one machine, one a GPU: what starts them, and what they are.
+"""Fit a line's detector in several processes on one machine, each with its own GPU: start them, and be one of them.
 
-The step ``train`` writes a job (which features, images and configuration, and where the model goes), lets ``torchrun``
-start the processes on it and listens. By hand::
+The step ``train`` writes a job (features, images, configuration, and the folder of the model), lets ``torchrun`` start
+the processes on it and reads their output. To do the same by hand::
 
     python -m csflow.runs.torchrun prepare LINE job.json
     torchrun --standalone --nproc-per-node 4 -m csflow.runs.torchrun fit job.json
 
-The model lies where the pipeline looks for it, under the digest of what it was made from: a run of the line with the
-same images, configuration and code finds it and need not train.
+The model is stored where the pipeline looks for it, under the digest of its inputs: a run of the line with the same
+images, configuration and code finds it and does not train again.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING
 from csflow import errors
 from csflow.config import LineConfig, load_line, parse_line_json
 from csflow.errors import CsflowError, UsageError
-from csflow.steps.train import OnEpoch, fit_here, images_to_fit, model_folder
+from csflow.runs.fitting import OnEpoch, fit_here, images_to_fit, model_folder
 from csflow.system.cores import cores
 from csflow.system.files import write_json
 from csflow.system.progress import say
@@ -41,17 +41,17 @@ if TYPE_CHECKING:
     from csflow.flow.training import EpochResult
 
 EPOCH = "csflow-epoch "
-"""Starts a line of standard output that tells of an epoch; libraries print there, too."""
+"""Prefix of a line of standard output that reports an epoch; libraries print to standard output, too."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """What the processes fit together.
+    """The inputs of a training in several processes.
 
     Attributes:
         line: The line's configuration.
         images: SHA-256 of the images to fit.
-        folder: Where the model goes; its name without the last part is shared by all processes.
+        folder: Folder of the model, in a folder that all processes can write to.
     """
 
     line: LineConfig
@@ -59,7 +59,7 @@ class Job:
     folder: Path
 
     def save(self, path: Path, cached: CacheManifest) -> None:
-        """Write the job, and beside it the manifest of its features."""
+        """Write the job, and the manifest of its features into the same folder."""
         cached.save(_features(path))
         plain = {
             "line": self.line.model_dump(mode="json"),
@@ -73,7 +73,7 @@ class Job:
         """Read what :meth:`save` wrote.
 
         Raises:
-            UsageError: If it is no job.
+            UsageError: If the file is missing or is no job.
         """
         try:
             plain = json.loads(path.read_text())
@@ -88,21 +88,21 @@ class Job:
 def fit_together(
     line: LineConfig, cached: CacheManifest, images: list[str], folder: Path, publish: OnEpoch, *, processes: int
 ) -> None:
-    """Fit a line's detector in several processes and wait for them; a killed training resumes.
+    """Fit a line's detector in several processes and wait for them; a training that was killed is resumed.
 
-    SIGTERM and SIGINT are handed on: the processes write a checkpoint after their current step and end. ``torchrun``
-    gives them 30 seconds.
+    SIGTERM and SIGINT are forwarded: the processes write a checkpoint after their current step and exit. ``torchrun``
+    kills them after 30 seconds.
 
     Args:
         line: The line's configuration.
         cached: Features of at least the images.
         images: SHA-256 of the images to fit.
-        folder: Where the model goes; see :func:`csflow.steps.train.fit_here`.
-        publish: Told every epoch.
-        processes: How many, on GPUs one each.
+        folder: Folder of the model; see :func:`csflow.runs.fitting.fit_here`.
+        publish: Receives the result of every epoch.
+        processes: Number of processes, each with its own GPU if it trains on GPUs.
 
     Raises:
-        CsflowError: Of the class and with the message that a process failed with.
+        CsflowError: If a process fails; class and message are those of its error.
         SystemExit: After a signal.
     """
     with tempfile.TemporaryDirectory(prefix="csflow-fit-") as name:
@@ -110,11 +110,11 @@ def fit_together(
         Job(line, images, folder).save(job, cached)
         began = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--local-addr", "127.0.0.1"]
         command = [*began, "--nproc-per-node", str(processes), "-m", __name__, "fit", str(job), "--tell"]
-        # A session of its own: Ctrl-C at a terminal reaches the processes once, through this one.
+        # In a new session, Ctrl-C at a terminal reaches the processes only once: forwarded by this process.
         process = subprocess.Popen(
             command, stdout=subprocess.PIPE, text=True, env=_environment(processes), start_new_session=True
         )
-        with _handed_on(process) as received:
+        with _forwarded_signals(process) as received:
             _listen(process, publish)
         if received:
             raise SystemExit(128 + received[0])
@@ -123,14 +123,14 @@ def fit_together(
 
 
 def _environment(processes: int) -> dict[str, str]:
-    """The same code for the processes, and cores dealt out to them; ``torchrun`` would leave each with one."""
+    """Return an environment with this code and an equal share of the cores; ``torchrun`` would give each only one."""
     root = str(Path(__file__).resolve().parents[2])
     path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
     return {"OMP_NUM_THREADS": str(max(1, cores() // processes))} | os.environ | {"PYTHONPATH": path}
 
 
 def _listen(process: subprocess.Popen[str], publish: OnEpoch) -> None:
-    """Hand every epoch on until the processes end; if nobody can take it, end them."""
+    """Publish every epoch until the processes end; if publishing fails, terminate them."""
     from csflow.flow.training import EpochResult
 
     assert process.stdout is not None
@@ -147,20 +147,24 @@ def _listen(process: subprocess.Popen[str], publish: OnEpoch) -> None:
 
 
 @contextmanager
-def _handed_on(process: subprocess.Popen[str]) -> Iterator[Sequence[int]]:
-    """Hand SIGTERM and SIGINT on to a process instead of dying of them, and collect them."""
+def _forwarded_signals(process: subprocess.Popen[str]) -> Iterator[Sequence[int]]:
+    """Forward SIGTERM and SIGINT to a process as SIGTERM instead of dying of them.
+
+    Yields:
+        The signals received so far.
+    """
     received: list[int] = []
     if threading.current_thread() is not threading.main_thread():  # only the main thread may set handlers
         yield received
         return
 
-    def hand_on(number: int, frame: FrameType | None) -> None:
+    def forward(number: int, frame: FrameType | None) -> None:
         received.append(number)
-        if len(received) == 1:  # a second one would interrupt torchrun while it ends the processes
+        if len(received) == 1:  # a second signal would interrupt torchrun while it ends the processes
             with suppress(ProcessLookupError):
                 process.send_signal(signal.SIGTERM)
 
-    before = {number: signal.signal(number, hand_on) for number in (signal.SIGTERM, signal.SIGINT)}
+    before = {number: signal.signal(number, forward) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         yield received
     finally:
@@ -169,7 +173,7 @@ def _handed_on(process: subprocess.Popen[str]) -> Iterator[Sequence[int]]:
 
 
 def _failure(job: Path, processes: int, status: int) -> CsflowError:
-    """What went wrong first-hand: that its peers then miss a process is no cause."""
+    """Return the error that ended the training; that the other processes lose their peer is only a consequence."""
     told = [json.loads(file.read_text()) for file in sorted(job.parent.glob("error-*.json"))]
     for error in told:
         if error["kind"] is not None:
@@ -179,16 +183,16 @@ def _failure(job: Path, processes: int, status: int) -> CsflowError:
         return CsflowError(f"Training in {processes} processes failed: {told[0]['message']}")
     return CsflowError(
         f"Training in {processes} processes ended with status {status} and without a message: one of them was killed, "
-        "for instance for want of memory. Give the step more memory, lower training.batch_size, or set resources.gpus "
-        "to 1. The next run goes on from the last checkpoint."
+        "for instance because memory ran out. Give the step more memory, lower training.batch_size, or set "
+        "resources.gpus to 1. The next run resumes from the last checkpoint."
     )
 
 
 def prepare(line: LineConfig, path: Path, workspace: Workspace) -> Job:
-    """Check a line's data out, bring its features up to date and write the job of fitting it.
+    """Check out a line's data, extract missing features and write the job that fits the line.
 
     Raises:
-        CsflowError: Of any kind, if data or features cannot be had.
+        CsflowError: Of any kind, if data or features are not available.
     """
     from csflow.features.backbone import load_backbone
     from csflow.features.store import FeatureStore
@@ -203,12 +207,12 @@ def prepare(line: LineConfig, path: Path, workspace: Workspace) -> Job:
 
 
 def fit_job(path: Path, *, tell: bool) -> None:
-    """Be one of the processes that ``torchrun`` started.
+    """Run a job as one of the processes that ``torchrun`` started.
 
     Args:
-        path: What :meth:`Job.save` wrote.
-        tell: Whether the first process tells of every epoch on standard output, and each of its failure in a file
-            beside the job.
+        path: The file that :meth:`Job.save` wrote.
+        tell: Whether the first process reports every epoch on standard output, and every process its failure in a file
+            in the folder of the job.
 
     Raises:
         CsflowError: Of any kind, if the detector cannot be fitted.
@@ -224,7 +228,7 @@ def fit_job(path: Path, *, tell: bool) -> None:
             publish = _tell if tell else lambda result: None
             fit_here(job.line, cached, job.images, job.folder, publish, group=group)
             if group.first:
-                say(f"train: the model lies in {job.folder}")
+                say(f"train: the model is stored in {job.folder}")
     except Exception as error:
         if tell:
             kind = type(error).__name__ if isinstance(error, CsflowError) else None
@@ -242,12 +246,12 @@ def _features(job: Path) -> Path:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run from a shell; see the head of this file."""
+    """Run the command line; see the docstring of this module."""
     parser = ArgumentParser(prog="python -m csflow.runs.torchrun", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
-    first = commands.add_parser("prepare", help="check the data out, extract what is missing, write the job")
+    first = commands.add_parser("prepare", help="check out the data, extract missing features, write the job")
     first.add_argument("line", help="name of a line, or its YAML file")
-    then = commands.add_parser("fit", help="be one of the processes; started by torchrun")
+    then = commands.add_parser("fit", help="run as one of the processes; torchrun starts this")
     then.add_argument("--tell", action="store_true", help="report as the step 'train' reads it")
     for command in (first, then):
         command.add_argument("job", type=Path, help="the job's JSON file")
@@ -255,7 +259,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if options.command == "prepare":
             job = prepare(load_line(options.line), options.job, Workspace.from_environment())
-            say(f"{options.job}: {len(job.images)} images to fit; the model goes to {job.folder}")
+            say(f"{options.job}: {len(job.images)} images to fit; the model will be stored in {job.folder}")
         else:
             fit_job(options.job, tell=options.tell)
     except CsflowError as error:

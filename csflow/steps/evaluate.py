@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from csflow import __version__
-from csflow.runs.context import DETECTOR_CODE, RunContext, code_version, load_manifest, step
+from csflow.runs.context import RunContext, load_manifest, step
+from csflow.runs.fitting import images_to_fit
+from csflow.runs.identity import detector_code
 from csflow.runs.services import Services
-from csflow.steps.train import images_to_fit
 from csflow.system.progress import say
 
 if TYPE_CHECKING:
@@ -63,9 +64,11 @@ def evaluate(
     with step(services, "evaluate", context):
         from csflow.features.store import CacheManifest
         from csflow.reporting.report import write_report
+        from csflow.runs.assembly import assemble
 
         manifest, cached = load_manifest(context, Path(manifest_path)), CacheManifest.load(Path(features_path))
-        detector = _assemble(context, manifest, cached, Path(model_path))
+        model = Path(model_path) / "model.safetensors"
+        detector = assemble(context.line, manifest, cached, model, _lineage(context, manifest))
         detector.save(Path(detector_out), examples=_examples(manifest))
         epochs = json.loads((Path(model_path) / "training.json").read_text())
         shown = _features_shown(context, manifest, cached)
@@ -122,40 +125,6 @@ def _features_shown(context: RunContext, manifest: Manifest, cached: CacheManife
     return sample_features(pyramids[i] for i in range(len(pyramids))) if len(pyramids) > 1 else None
 
 
-def _assemble(context: RunContext, manifest: Manifest, cached: CacheManifest, model: Path) -> Detector:
-    """The detector: trunk, what was fitted, and thresholds from the images held out for them."""
-    from csflow.detector.calibration import calibrate
-    from csflow.detector.detector import Detector
-    from csflow.detector.fitting import load_model
-    from csflow.detector.model import round_to_stored, score_stored
-    from csflow.features.backbone import load_backbone
-
-    line = context.line
-    fitted = load_model(model / "model.safetensors", line, cached.shapes)
-    round_to_stored(fitted)
-    held_out = _for_calibration(manifest)
-    scores, maps = score_stored(fitted, cached.open(list(held_out.frame["sha256"])))
-    calibration = calibrate(scores, maps, line.calibration)
-    return Detector(line, load_backbone(line.features), fitted, calibration, _lineage(context, manifest))
-
-
-def _for_calibration(manifest: Manifest) -> Manifest:
-    """The images held out; a line without thresholds may hold out none, and takes its colour scale from the others."""
-    held_out = manifest.rows(role="calibrate")
-    return one_of_each_group(held_out if len(held_out) else manifest.rows(role="fit"))
-
-
-def one_of_each_group(manifest: Manifest) -> Manifest:
-    """Of the pictures of one part or batch only that with the smallest digest, which is as good as drawn.
-
-    Pictures of one part say nearly the same: counted as several, they promise more than they hold.
-    """
-    frame = manifest.frame
-    part = frame["group"].where(frame["group"] != "", frame["sha256"])
-    kept = frame.sort_values("sha256").groupby(part, sort=False).head(1).sort_index()
-    return type(manifest)(kept.reset_index(drop=True), manifest.root)
-
-
 def _examples(manifest: Manifest) -> list[Image.Image]:
     """A few images that were not fitted, on which the exported graph must say what the detector says."""
     from csflow.data.images import read_image
@@ -176,7 +145,7 @@ def _lineage(context: RunContext, manifest: Manifest) -> dict[str, object]:
         "run_id": context.run_id,
         "content_key": context.content_key,
         "seed": context.line.training.seed,
-        "code_version": code_version(*DETECTOR_CODE),
+        "code_version": detector_code(context.line),
         "csflow_version": __version__,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
     }

@@ -11,7 +11,8 @@ from csflow.config import LineConfig, parse_line_json
 from csflow.errors import NotRegisteredError
 from csflow.features.weights import weights_digest
 from csflow.runs.checkout import materialise
-from csflow.runs.context import DETECTOR_CODE, RunContext, code_version, step
+from csflow.runs.context import RunContext, step
+from csflow.runs.identity import detector_code
 from csflow.runs.services import Services
 from csflow.system.files import sha256_json
 from csflow.system.progress import say
@@ -95,4 +96,4 @@ def _known_versions(services: Services, line: LineConfig) -> list[Version]:
 
 def content_key(line: LineConfig, data_digest: str) -> str:
     """Digest of everything a detector depends on: data, configuration with seed, weights and code."""
-    return sha256_json([data_digest, line.method_digest(), weights_digest(line.features), code_version(*DETECTOR_CODE)])
+    return sha256_json([data_digest, line.method_digest(), weights_digest(line.features), detector_code(line)])

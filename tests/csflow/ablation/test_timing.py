@@ -42,7 +42,7 @@ def run(monkeypatch: pytest.MonkeyPatch) -> Any:
             return states[-1][1]
 
         monkeypatch.setattr(engine.Engine, "load", lambda _: clock)
-        monkeypatch.setattr(engine, "cores", lambda: 2)
+        monkeypatch.setattr(timing, "cores", lambda: 2)
         monkeypatch.setattr(time, "perf_counter", lambda: clock.now)
         monkeypatch.setattr(time, "process_time", lambda: 0.0)
         monkeypatch.setattr(timing, "_busy_seconds", everyone)
@@ -73,9 +73,9 @@ def test_a_slow_detector_is_timed_five_times_a_round(run: Any, monkeypatch: pyte
 def test_only_cores_that_the_engine_needs_are_missed(
     others: float, cores: int, missing: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(engine, "cores", lambda: cores)
-    before = timing._Clocks(passed=10.0, own=3.0, everyone=100.0)
-    after = timing._Clocks(passed=12.0, own=6.0, everyone=103.0 + 2 * others)
+    monkeypatch.setattr(timing, "cores", lambda: cores)
+    before = timing._Clocks(elapsed=10.0, own=3.0, everyone=100.0)
+    after = timing._Clocks(elapsed=12.0, own=6.0, everyone=103.0 + 2 * others)
     assert timing._cores_missing(before, after, threads=2) == missing
     assert timing._cores_missing(before._replace(everyone=None), after, threads=2) is None
 

@@ -11,10 +11,10 @@ import yaml
 from typer.testing import CliRunner
 
 from csflow.ablation.groups import variants
+from csflow.ablation.plan import AblationPlan, PlannedVariant, newest_ablation
 from csflow.ablation.request import Request, changed
-from csflow.ablation.run import Plan, newest
-from csflow.ablation.timing import machine
-from csflow.ablation.tradeoff import Entry, Row, Timing
+from csflow.ablation.rows import AblationRow
+from csflow.ablation.timing import Timing, machine
 from csflow.cli.ablate import request
 from csflow.cli.app import app
 from csflow.config import load_line
@@ -39,10 +39,10 @@ def ablated(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path
         timing = Timing(median_ms=ms, p95_ms=1.5 * ms, repetitions=9, threads=1, machine="an abacus", load=0.0)
         metrics = {name: Measured(value, value - 0.01, min(1.0, value + 0.01))
                    for name, value in (("synthetic_auroc", synthetic), ("image_auroc", test))}  # fmt: skip
-        row = Row(key=key, line="plates", seed=0, config={}, metrics=metrics, timing=timing)
+        row = AblationRow(key=key, line="plates", seed=0, config={}, metrics=metrics, timing=timing)
         write_json(home / "ablations" / ".rows" / f"{key}.json", row.model_dump(mode="json"))
-        entries.append(Entry(variant=variant, key=key))
-    plan = Plan(line=line, entries=tuple(entries), run_id="none", planned="2030-01-01T00:00:00+00:00")
+        entries.append(PlannedVariant(variant=variant, key=key))
+    plan = AblationPlan(line=line, entries=tuple(entries), run_id="none", planned="2030-01-01T00:00:00+00:00")
     write_json(home / "ablations" / "plates" / "feed" / "plan.json", plan.model_dump(mode="json"))
     return home
 
@@ -103,11 +103,11 @@ def test_scores_and_maps_are_candidates_by_test_images_only(ablated: Path) -> No
     for variant in variants(Request(line=line, groups=("score",), overrides={"scoring.map": "all"})):
         timing = Timing(median_ms=9, p95_ms=9, repetitions=9, threads=1, machine=machine(), load=0.0)
         value = Measured(best.get(variant.name, 0.9), 0.89, 1.0)
-        row = Row(key=variant.name, line="plates", seed=0, config={}, timing=timing,
+        row = AblationRow(key=variant.name, line="plates", seed=0, config={}, timing=timing,
                   metrics={"synthetic_auroc": value, "image_auroc": value})  # fmt: skip
         write_json(ablated / "ablations" / ".rows" / f"{row.key}.json", row.model_dump(mode="json"))
-        entries.append(Entry(variant=variant, key=row.key))
-    plan = Plan(line=line, entries=tuple(entries), run_id="none", planned="2031-01-01T00:00:00+00:00",
+        entries.append(PlannedVariant(variant=variant, key=row.key))
+    plan = AblationPlan(line=line, entries=tuple(entries), run_id="none", planned="2031-01-01T00:00:00+00:00",
                 overrides={"scoring.map": "all"})  # fmt: skip
     write_json(ablated / "ablations" / "plates" / "food" / "plan.json", plan.model_dump(mode="json"))
     text = choose("--takt-ms", "35")
@@ -147,9 +147,9 @@ def test_times_are_taken_again_when_that_is_asked_for(monkeypatch: pytest.Monkey
 
     def ablate(_: Request, __: Workspace, *, retime: bool) -> Path:
         seen.append(retime)
-        return newest("plates", Workspace.from_environment())
+        return newest_ablation("plates", Workspace.from_environment())
 
-    monkeypatch.setattr("csflow.ablation.run.ablate", ablate)
+    monkeypatch.setattr("csflow.ablation.run.run_ablation", ablate)
     for words in ([], ["--retime"]):
         done = CliRunner().invoke(app, ["ablate", "plates", *words], catch_exceptions=False)
         assert done.exit_code == 0, done.output

@@ -15,13 +15,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from csflow.config import DataConfig, FlowConfig, LineConfig, ResourcesConfig, TrainingConfig
+from csflow.config import DataConfig, FlowConfig, LineConfig, TrainingConfig
 from csflow.errors import CacheError, CsflowError, ModelError, UsageError
 from csflow.features.store import CacheManifest, _Space
 from csflow.flow.checkpoint import FILE
 from csflow.flow.training import EpochResult
+from csflow.runs.find_or_fit import find_or_fit
+from csflow.runs.fitting import model_folder
 from csflow.runs.torchrun import Job, _failure, main
-from csflow.steps.train import find_or_fit, model_folder, processes_for
 
 ROOT = Path(__file__).resolve().parents[3]
 TRAINING = TrainingConfig(epochs=2, batch_size=8, learning_rate=2e-3, device="cpu", precision="float32")
@@ -75,7 +76,7 @@ import sys
 from pathlib import Path
 from csflow.features.store import CacheManifest
 from csflow.config import parse_line_json
-from csflow.steps.train import find_or_fit
+from csflow.runs.find_or_fit import find_or_fit
 folder = Path(sys.argv[1])
 cached = CacheManifest.load(folder / "features.json")
 line = parse_line_json((folder / "line.json").read_text())
@@ -115,21 +116,6 @@ def test_sigterm_leaves_a_checkpoint_that_one_process_goes_on_from(tmp_path: Pat
 
 class Enough(Exception):
     """The resumed training has shown what it should."""
-
-
-def test_a_line_trains_on_the_gpus_it_asks_for_if_all_are_here(monkeypatch: pytest.MonkeyPatch) -> None:
-    def processes(gpus: int, **changes: object) -> int:
-        training = TrainingConfig(batch_size=8).model_copy(update=changes)
-        updates = {"resources": ResourcesConfig(gpus=gpus), "training": training}
-        return processes_for(LINE.model_copy(update=updates))
-
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
-    assert [processes(gpus) for gpus in (0, 1, 2, 4, 5)] == [1, 1, 2, 4, 1]
-    assert processes(4, device="cuda") == 4
-    assert processes(4, device="cpu") == 1
-    assert processes(4, batch_size=3) == 3, "a process without an image would only wait"
-    padim = LINE.model_copy(update={"detector": "padim", "resources": ResourcesConfig(gpus=4)})
-    assert processes_for(padim) == 1, "nothing is trained in epochs"
 
 
 def test_what_went_wrong_first_hand_is_told(tmp_path: Path) -> None:

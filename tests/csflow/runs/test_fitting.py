@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from csflow.flow.training import EpochResult
-from csflow.steps.train import _History
+from csflow.runs.fitting import _History
 
 
 def _epoch(number: int) -> EpochResult:

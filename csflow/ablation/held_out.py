@@ -1,0 +1,64 @@
+"""Held-out good images, and copies of them with synthetic defects."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from csflow.system.code_identity import code_version
+from csflow.system.files import new_directory, sha256_file, sha256_json
+
+if TYPE_CHECKING:
+    from csflow.data.manifest import Manifest
+
+MOST_HELD_OUT = 256
+"""Most held-out images that get a synthetic defect: enough to rank detectors, and cheap."""
+
+PASTE_SEED = 0
+"""Seed of the synthetic defects: the same for every variant."""
+
+
+def held_out(manifest: Manifest, fitted: Collection[str]) -> Manifest | None:
+    """Select good images with the roles *calibrate* and *gate* that were not fitted.
+
+    Args:
+        manifest: The line's images.
+        fitted: SHA-256 of the images fitted.
+
+    Returns:
+        At most ``MOST_HELD_OUT`` images, sorted by SHA-256 and each once; None if there are none.
+    """
+    candidates = manifest.frame[manifest.frame["role"].isin(["calibrate", "gate"])]
+    chosen = candidates[~candidates["sha256"].isin(list(fitted))].sort_values("sha256").drop_duplicates("sha256")
+    if not len(chosen):
+        return None
+    return type(manifest)(chosen.head(MOST_HELD_OUT).reset_index(drop=True), manifest.root)
+
+
+def paste_on(good: Manifest, root: Path) -> Manifest:
+    """Paste a synthetic defect on every image, unless an earlier call did.
+
+    Args:
+        good: The images.
+        root: Folder of all sets of pasted images; each set has a subfolder.
+
+    Returns:
+        The pasted images, in the order of ``good``.
+
+    Raises:
+        DataError: If an image cannot be read or is too small for a defect.
+    """
+    code = code_version("csflow.synthetic.paste", "csflow.data.images")
+    folder = root / sha256_json([list(good.frame["sha256"]), PASTE_SEED, code])[:32]
+    if not folder.is_dir():
+        from csflow.data.images import read_image
+        from csflow.synthetic.paste import paste_defects
+
+        pasted, _ = paste_defects([read_image(file) for file in good.files], PASTE_SEED)
+        with new_directory(folder) as target:
+            for sha, picture in zip(good.frame["sha256"], pasted, strict=True):
+                picture.save(target / f"{sha}.png")
+    frame = good.frame[["path", "sha256"]].assign(path=[f"{sha}.png" for sha in good.frame["sha256"]])
+    frame["sha256"] = [sha256_file(folder / name) for name in frame["path"]]
+    return type(good)(frame, folder)

@@ -1,0 +1,57 @@
+"""Assemble a detector from a fitted model: its trunk, and thresholds from the images held out for them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from csflow.config import LineConfig
+from csflow.data.manifest import Manifest
+from csflow.detector.calibration import calibrate
+from csflow.detector.detector import Detector
+from csflow.detector.fitting import load_model
+from csflow.detector.model import round_to_stored, score_stored
+from csflow.features.backbone import load_backbone
+from csflow.features.store import CacheManifest
+
+
+def assemble(
+    line: LineConfig, manifest: Manifest, cached: CacheManifest, model: Path, lineage: Mapping[str, Any]
+) -> Detector:
+    """Calibrate a fitted model on held-out images and join it with its trunk.
+
+    Args:
+        line: The line's configuration.
+        manifest: The line's images.
+        cached: Features of at least the images held out for calibration.
+        model: The file that :func:`csflow.detector.model.save_model` wrote.
+        lineage: Where the detector comes from, as plain JSON values.
+
+    Raises:
+        DataError: If too few images are held out for the promised false-alarm rate.
+        CacheError: If a stored feature is damaged.
+        ModelError: If the model does not fit the configuration.
+    """
+    fitted = load_model(model, line, cached.shapes)
+    round_to_stored(fitted)
+    held_out = _for_calibration(manifest)
+    scores, maps = score_stored(fitted, cached.open(list(held_out.frame["sha256"])))
+    return Detector(line, load_backbone(line.features), fitted, calibrate(scores, maps, line.calibration), lineage)
+
+
+def one_of_each_group(manifest: Manifest) -> Manifest:
+    """Keep one image of each group: the one with the smallest digest, which is as good as a random draw.
+
+    Images of one part look nearly the same: counted as several, they would promise more than they hold.
+    """
+    frame = manifest.frame
+    part = frame["group"].where(frame["group"] != "", frame["sha256"])
+    kept = frame.sort_values("sha256").groupby(part, sort=False).head(1).sort_index()
+    return type(manifest)(kept.reset_index(drop=True), manifest.root)
+
+
+def _for_calibration(manifest: Manifest) -> Manifest:
+    """The images held out; a line without thresholds may hold out none and takes its colour scale from the others."""
+    held_out = manifest.rows(role="calibrate")
+    return one_of_each_group(held_out if len(held_out) else manifest.rows(role="fit"))

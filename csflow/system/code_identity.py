@@ -1,0 +1,122 @@
+"""Identify the code that a result depends on, so that results of other code are never taken for unchanged.
+
+The identity of some modules is a digest over their source and that of every module they import, directly or
+indirectly, at module level or inside functions. Nobody keeps a list: what is imported counts, what is not does not.
+Comments, docstrings and layout do not count, so that words can be improved without retraining every line; imports
+under ``if TYPE_CHECKING`` do not count, because they never run.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+
+from csflow.system.files import sha256_json
+
+
+@dataclass(frozen=True)
+class _Module:
+    """The normalised source of a module as a digest, and the modules of the same packages that it imports."""
+
+    digest: str
+    imports: frozenset[str]
+
+
+@cache
+def code_version(*roots: str) -> str:
+    """Digest the code of some modules and of everything they import.
+
+    Args:
+        roots: Dotted names of modules. Imports are followed inside of their top-level packages and inside of csflow.
+
+    Returns:
+        SHA-256 as 64 hexadecimal digits.
+
+    Raises:
+        ModuleNotFoundError: If there is no such module.
+    """
+    packages = frozenset({"csflow", *(root.partition(".")[0] for root in roots)})
+    return sha256_json([[name, _module(name, packages).digest] for name in sorted(code_of(*roots))])
+
+
+def code_of(*roots: str) -> set[str]:
+    """Return the names of some modules and of all modules that they import, directly or indirectly.
+
+    Args:
+        roots: Dotted names of modules, as for :func:`code_version`.
+    """
+    packages = frozenset({"csflow", *(root.partition(".")[0] for root in roots)})
+    found: set[str] = set()
+    waiting = [name for root in roots for name in _with_parents(root)]
+    while waiting:
+        name = waiting.pop()
+        if name not in found:
+            found.add(name)
+            waiting += [each for target in _module(name, packages).imports for each in _with_parents(target)]
+    return found
+
+
+def _with_parents(name: str) -> Iterator[str]:
+    """A module and the packages around it, whose code runs as well; but a top-level package only tells its version."""
+    parts = name.split(".")
+    for length in range(2, len(parts) + 1):
+        parent = ".".join(parts[:length])
+        if _file(parent) is not None:  # a folder without __init__.py has no code
+            yield parent
+
+
+@cache
+def _module(name: str, packages: frozenset[str]) -> _Module:
+    file = _file(name)
+    if file is None:
+        raise ModuleNotFoundError(f"There is no module {name!r} whose code could be identified.", name=name)
+    tree = _Essence().visit(ast.parse(file.read_text(encoding="utf-8")))
+    text = ast.unparse(ast.fix_missing_locations(tree))
+    imports = frozenset(target for target in _imports(tree) if target.partition(".")[0] in packages)
+    return _Module(hashlib.sha256(text.encode()).hexdigest(), imports)
+
+
+def _imports(tree: ast.AST) -> Iterator[str]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            for alias in node.names:
+                submodule = f"{node.module}.{alias.name}"
+                yield submodule if _file(submodule) is not None else node.module
+
+
+@cache
+def _file(name: str) -> Path | None:
+    """The source file of a module or package; ``None`` if there is none."""
+    top, _, rest = name.partition(".")
+    spec = find_spec(top)
+    folders = list(spec.submodule_search_locations or []) if spec else []
+    path = Path(folders[0], *rest.split(".")) if folders and rest else None
+    if path is None:
+        return None
+    return next((file for file in (path.with_suffix(".py"), path / "__init__.py") if file.is_file()), None)
+
+
+class _Essence(ast.NodeTransformer):
+    """Drops what cannot change what code does: strings that are statements, and imports for type checkers."""
+
+    def visit_Expr(self, node: ast.Expr) -> ast.AST | None:
+        is_text = isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
+        return None if is_text else self.generic_visit(node)
+
+    def visit_If(self, node: ast.If) -> ast.AST | list[ast.stmt]:
+        if isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING":
+            return [each for each in node.orelse if self.visit(each) is not None]
+        return self.generic_visit(node)
+
+    def generic_visit(self, node: ast.AST) -> ast.AST:
+        super().generic_visit(node)
+        if hasattr(node, "body") and isinstance(node.body, list) and not node.body and not isinstance(node, ast.Module):
+            node.body = [ast.Pass()]
+        return node
