@@ -61,9 +61,7 @@ def _print(found: Choice, takt_ms: float, by: Criterion) -> None:
     ms = number(chosen.milliseconds, ".1f")
     typer.echo(f"Chosen for a takt of {takt_ms:g} ms: {chosen.name}, {ms} ms an image")
     if found.tied > 1 and found.best is not chosen:
-        typer.echo(
-            f"  {found.tied} variants lie within the interval of the best one ({found.best.name}): the fastest."
-        )
+        typer.echo(f"  {found.tied} variants lie within the interval of the best one ({found.best.name}): the fastest.")
     if timing is not None:
         typer.echo(f"  measured on: {timing.machine}; 95 % of the images took at most {timing.p95_ms:.1f} ms")
     table = Table("on the Pareto front", "ms", METRICS[METRIC[by]], "", "rows", title_justify="left")
