@@ -52,7 +52,7 @@ def code_of(*roots: str) -> set[str]:
     """
     packages = frozenset({"csflow", *(root.partition(".")[0] for root in roots)})
     found: set[str] = set()
-    waiting = [name for root in roots for name in _with_parents(root)]
+    waiting = [name for root in roots for name in (root, *_with_parents(root))]
     while waiting:
         name = waiting.pop()
         if name not in found:

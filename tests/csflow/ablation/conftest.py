@@ -14,6 +14,7 @@ from csflow.adapters.versioning import CheckedOut
 from csflow.config import LineConfig
 from csflow.data.manifest import Manifest, build_manifest
 from csflow.runs import checkout
+from csflow.runs.services import Services
 from csflow.system.workspace import Workspace
 from tests.csflow.ablation.small_line import draw, measured_at_once, request
 
@@ -52,7 +53,7 @@ def workspace(ablation_home: Path, images: Path) -> Iterator[Workspace]:
 @pytest.fixture(scope="module")
 def first(workspace: Workspace) -> Path:
     """An ablation of four variants, of which two are the same experiment; nothing is faked."""
-    return run_ablation(request(groups=("map", "standardization")), workspace)
+    return run_ablation(request(groups=("map", "standardization")), Services.of(workspace))
 
 
 @pytest.fixture

@@ -15,6 +15,7 @@ from csflow.ablation.request import Request, Variant
 from csflow.ablation.rows import AblationRow, store_row
 from csflow.config import DataConfig, FeatureConfig, FlowConfig, LineConfig, RolesConfig, TrainingConfig
 from csflow.metrics import Measured
+from csflow.runs.services import Services
 from csflow.system.workspace import Workspace
 
 LINE = LineConfig(
@@ -60,7 +61,7 @@ def measured_at_once(_: Bench, variant: Variant, key: str, __: Any) -> AblationR
 
 def planned(workspace: Workspace, clamp: float) -> tuple[Path, dict[str, str]]:
     """An ablation that is only planned, and the keys of its three score variants by name."""
-    folder = make_plan(request(overrides={"flow.clamp": clamp}), workspace)
+    folder = make_plan(request(overrides={"flow.clamp": clamp}), Services.of(workspace))
     return folder, {entry.variant.line.scoring.score: entry.key for entry in read_plan(folder).entries}
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, get_args
+from typing import Any
 
 import pytest
 
-from csflow.ablation.groups import NATIVE_STAGES, UNSEEDED, variants
+from csflow.ablation.groups import variants
 from csflow.ablation.request import GROUPS, Keys, Request, Variant, changed, differences, parse_overrides, parse_request
-from csflow.config import DataConfig, DetectorKind, FeatureConfig, FlowConfig, LineConfig, RolesConfig
+from csflow.config import DataConfig, FeatureConfig, FlowConfig, LineConfig, RolesConfig
+from csflow.config_kinds import KINDS
 from csflow.errors import ConfigError
 
 LINE = LineConfig(line="tiles", data=DataConfig(path="tiles"), flow=FlowConfig(hidden=32))
@@ -78,18 +79,18 @@ def test_every_group_changes_what_it_is_about_and_nothing_else() -> None:
 
 def test_seeds_multiply_variants_but_not_those_in_which_nothing_is_drawn() -> None:
     found = planned("detectors", seeds=(3, 5))
-    for kind in get_args(DetectorKind):
+    for kind in KINDS:
         seeds = {v.line.training.seed for v in found if v.line.detector == kind}
-        assert seeds == ({3} if kind in UNSEEDED else {3, 5}), kind
+        assert seeds == ({3} if kind in ("nearest-neighbour", "mahalanobis") else {3, 5}), kind
 
 
 def test_all_kinds_of_detector_read_features_they_can_read() -> None:
     odd = changed(LINE, {"detector": "differnet", "features.rotations": 4})
     found = planned("detectors", line=odd)
-    assert {v.line.detector for v in found} == set(get_args(DetectorKind))
+    assert {v.line.detector for v in found} == set(KINDS)
     assert all(v.line.features.rotations == (4 if v.line.detector == "differnet" else 1) for v in found)
     native = {v.line.detector: v.line.features.stages for v in found if "native" in v.name}
-    assert native == NATIVE_STAGES
+    assert native == {"padim": (2, 4, 5), "patchcore": (3, 5)}
 
 
 def test_overrides_reach_every_variant_and_a_group_has_the_last_word() -> None:

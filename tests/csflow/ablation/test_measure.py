@@ -20,8 +20,9 @@ from csflow.ablation.plan import read_plan
 from csflow.ablation.rows import row_file, stored_row
 from csflow.ablation.run import run_ablation, run_variant
 from csflow.ablation.timing import Timing
-from csflow.adapters.mlflow import tracking
+from csflow.adapters.mlflow.tracking import Tracker
 from csflow.flow.cross_scale import CrossScaleFlow
+from csflow.runs.services import Services
 from csflow.system.workspace import Workspace
 from tests.csflow.ablation.small_line import LINE, OTHER, request, rows_of
 
@@ -35,7 +36,7 @@ def test_figures_are_those_of_the_model(first: Path, workspace: Workspace) -> No
     from csflow.runs.find_or_fit import find_or_fit
 
     row = rows_of(first, workspace)["map: finest scale"]
-    manifest = Bench(workspace).images(LINE)
+    manifest = Bench(Services.of(workspace)).images(LINE)
     cached = FeatureStore(workspace.features).extract(manifest, LINE.features, load_backbone(LINE.features))
     fitted = list(manifest.rows(role="fit").frame["sha256"])
     models = set(workspace.models.iterdir())
@@ -89,22 +90,22 @@ def test_a_row_timed_elsewhere_or_on_a_busy_machine_is_timed_again_and_no_more(
         fresh = served_in(111.0 + number)
         with monkeypatch.context() as patch:
             patch.setattr(measure, "time_served", lambda *_, fresh=fresh: fresh)
-            row = run_variant(first, before.key, workspace)
+            row = run_variant(first, before.key, Services.of(workspace))
         assert row == before.model_copy(update={"timing": fresh})
         assert stored_row(workspace, before.key) == row
-        nested = tracking.nested_runs(workspace, read_plan(first).run_id)
+        nested = Tracker(workspace).nested_runs(read_plan(first).run_id)
         (run,) = (run for run in nested if run.tags["row"] == before.key)
         assert run.metrics["milliseconds"] == fresh.median_ms
         shutil.rmtree(no_times)
     monkeypatch.setattr(measure, "time_served", lambda *_: pytest.fail("it was timed here and in peace"))
-    assert run_variant(first, before.key, workspace) == row
+    assert run_variant(first, before.key, Services.of(workspace)) == row
 
 
 def test_asked_to_all_rows_are_timed_again(first: Path, workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
     before = {row.key: row for row in rows_of(first, workspace).values()}
     monkeypatch.setattr(Bench, "measure", lambda *_: pytest.fail("there is a row"))
     monkeypatch.setattr(measure, "time_served", lambda *_: served_in(77.0))
-    assert run_ablation(request(groups=("map", "standardization")), workspace, retime=True) == first
+    assert run_ablation(request(groups=("map", "standardization")), Services.of(workspace), retime=True) == first
     for row in rows_of(first, workspace).values():
         assert row == before[row.key].model_copy(update={"timing": served_in(77.0)})
 
@@ -114,14 +115,14 @@ def test_a_row_that_cannot_be_timed_again_stays(
 ) -> None:
     before = rows_of(first, workspace)["map: all scales"]
     monkeypatch.setattr(measure, "time_served", lambda *_: 1 / 0)
-    assert run_variant(first, before.key, workspace, Bench(workspace, retime=True)) == before
+    assert run_variant(first, before.key, Services.of(workspace), Bench(Services.of(workspace), retime=True)) == before
 
 
 def test_a_time_is_kept_unless_the_machine_was_busy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     workspace = Workspace(tmp_path)
     judge: Any = SimpleNamespace(graph=["a graph"], manifest=SimpleNamespace(files=[]), save=lambda *_: None)
     backbone: Any = None
-    bench = Bench(workspace)
+    bench = Bench(Services.of(workspace))
 
     def timed(taken: Timing | None, bench: Bench) -> float:
         monkeypatch.setattr(measure, "time_served", lambda *_: taken or pytest.fail("there is a time"))
@@ -129,17 +130,17 @@ def test_a_time_is_kept_unless_the_machine_was_busy(tmp_path: Path, monkeypatch:
 
     assert timed(served_in(50, load=1.0), bench) == 50
     assert timed(None, bench) == 50, "once for all seeds"
-    assert timed(served_in(60, load=2.0), Bench(workspace)) == 50, "both are too long"
-    assert timed(served_in(55), Bench(workspace)) == 55, "in peace"
-    assert timed(None, Bench(workspace)) == 55
-    again = Bench(workspace, retime=True)
+    assert timed(served_in(60, load=2.0), Bench(Services.of(workspace))) == 50, "both are too long"
+    assert timed(served_in(55), Bench(Services.of(workspace))) == 55, "in peace"
+    assert timed(None, Bench(Services.of(workspace))) == 55
+    again = Bench(Services.of(workspace), retime=True)
     assert timed(served_in(70, load=1.0), again) == 70
     assert timed(None, again) == 70
 
 
 @pytest.mark.slow
 def test_lines_fitted_together_share_one_model_and_are_judged_apart(workspace: Workspace) -> None:
-    folder = run_ablation(request(groups=("joint",), joined=(OTHER,)), workspace)
+    folder = run_ablation(request(groups=("joint",), joined=(OTHER,)), Services.of(workspace))
     _, summaries = read_results(folder, workspace)
     rows = {(s.variant.line.line, s.variant.name): s.rows[0] for s in summaries}
     fitted = {key: row.images["fitted"] for key, row in rows.items()}
@@ -156,7 +157,7 @@ def test_lines_fitted_together_share_one_model_and_are_judged_apart(workspace: W
 
 @pytest.mark.slow
 def test_few_shots_are_judged_on_the_same_held_out_images(workspace: Workspace) -> None:
-    folder = run_ablation(request(groups=("shots",), shots=(4,), seeds=(0, 1)), workspace)
+    folder = run_ablation(request(groups=("shots",), shots=(4,), seeds=(0, 1)), Services.of(workspace))
     _, (few, full) = read_results(folder, workspace)
     assert [row.images["fitted"] for row in few.rows] == [4, 4]
     assert {row.images["held_out"] for row in few.rows} == {full.rows[0].images["held_out"]}
@@ -166,5 +167,5 @@ def test_few_shots_are_judged_on_the_same_held_out_images(workspace: Workspace) 
 @pytest.mark.slow
 def test_equal_graphs_are_timed_once(first: Path, workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(measure, "time_served", lambda *_: pytest.fail("the graph was timed before"))
-    folder = run_ablation(request(groups=("map",), overrides={"training.learning_rate": 1e-3}), workspace)
+    folder = run_ablation(request(groups=("map",), overrides={"training.learning_rate": 1e-3}), Services.of(workspace))
     assert all(row.timing is not None and not row.error for row in rows_of(folder, workspace).values())

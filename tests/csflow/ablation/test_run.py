@@ -15,8 +15,11 @@ from csflow.ablation.measure import Bench
 from csflow.ablation.plan import AblationPlan, newest_ablation, read_plan
 from csflow.ablation.rows import UNFINISHED, AblationRow, row_file, stored_row
 from csflow.ablation.run import _nested_run, measuring_order, run_ablation, run_variant
-from csflow.adapters.mlflow import tracking
+from csflow.adapters.mlflow.connection import client_of
+from csflow.adapters.mlflow.runs import ablations_of
+from csflow.adapters.mlflow.tracking import Tracker
 from csflow.errors import RegistryError
+from csflow.runs.services import Services
 from csflow.system.workspace import Workspace
 from tests.csflow.ablation.small_line import measured_at_once, planned, request, rows_of, store
 
@@ -40,8 +43,8 @@ def test_every_variant_has_its_figures_and_its_row_file(first: Path, workspace: 
 
 def test_mlflow_has_the_variants_below_their_parent(first: Path, workspace: Workspace) -> None:
     plan = read_plan(first)
-    parent = tracking.read_run(workspace, plan.run_id)
-    nested = tracking.nested_runs(workspace, plan.run_id)
+    parent = Tracker(workspace).read_run(plan.run_id)
+    nested = Tracker(workspace).nested_runs(plan.run_id)
     assert (parent.status, parent.metrics["variants"], parent.metrics["failed"]) == ("FINISHED", 4, 0)
     assert {run.tags["row"] for run in nested} == set(plan.keys)
     assert len(nested) == len(plan.keys) == 3
@@ -53,8 +56,8 @@ def test_mlflow_has_the_variants_below_their_parent(first: Path, workspace: Work
         assert row.timing is not None
         assert run.metrics["milliseconds"] == row.timing.median_ms
         assert run.params["flow.hidden"] == "4"
-    assert tracking.list_runs(workspace, tracking.ablations_of("plates"), limit=50)
-    artifacts = {item.path for item in tracking.client_of(workspace).list_artifacts(plan.run_id)}
+    assert Tracker(workspace).list_runs(ablations_of("plates"), limit=50)
+    artifacts = {item.path for item in client_of(workspace).list_artifacts(plan.run_id)}
     assert artifacts == {"table.csv", "table.md", "table.html", "pareto.png", "plan.json", "rows", "roc-map.png",
                          "roc-standardization.png"}  # fmt: skip
     assert (first / "table.html").read_text().count("data:image/png") == 3
@@ -65,12 +68,12 @@ def test_asked_again_nothing_is_measured_and_the_run_is_the_same(
 ) -> None:
     monkeypatch.setattr(Bench, "measure", lambda *_: pytest.fail("there is a row"))
     before = read_plan(first)
-    again = run_ablation(request(groups=("map", "standardization")), workspace)
+    again = run_ablation(request(groups=("map", "standardization")), Services.of(workspace))
     assert (again, read_plan(again).run_id) == (first, before.run_id)
-    assert len(tracking.nested_runs(workspace, before.run_id)) == 3
-    part = run_ablation(request(groups=("map",)), workspace)
+    assert len(Tracker(workspace).nested_runs(before.run_id)) == 3
+    part = run_ablation(request(groups=("map",)), Services.of(workspace))
     assert part != first
-    nested = tracking.nested_runs(workspace, read_plan(part).run_id)
+    nested = Tracker(workspace).nested_runs(read_plan(part).run_id)
     assert sorted(run.metrics["image_auroc"] for run in nested) == sorted(
         row.metrics["image_auroc"].value for name, row in rows_of(first, workspace).items() if name.startswith("map")
     )
@@ -95,15 +98,15 @@ def test_a_broken_variant_loses_only_its_own_row_and_is_tried_again(
     asked = request(overrides={"scoring.map": "all"})
     with monkeypatch.context() as patch:
         patch.setattr(Bench, "measure", breaking(Bench.measure, RuntimeError("no memory")))
-        folder = run_ablation(asked, workspace)
+        folder = run_ablation(asked, Services.of(workspace))
     rows = rows_of(folder, workspace)
     assert {name: bool(row.error) for name, row in rows.items()} == {
         "score: mean z²": False, "score: exact likelihood": True, "score: maximum of the map": False,
     }  # fmt: skip
     assert "RuntimeError: no memory" in (folder / "table.html").read_text()
-    failed = [r for r in tracking.nested_runs(workspace, read_plan(folder).run_id) if r.status == "FAILED"]
+    failed = [r for r in Tracker(workspace).nested_runs(read_plan(folder).run_id) if r.status == "FAILED"]
     assert [run.tags["error"] for run in failed] == ["no memory"]
-    run_ablation(asked, workspace)
+    run_ablation(asked, Services.of(workspace))
     assert not any(row.error for row in rows_of(folder, workspace).values())
     assert "no memory" not in (folder / "table.html").read_text()
 
@@ -117,12 +120,12 @@ def test_what_ends_the_process_ends_the_ablation_and_keeps_what_was_finished(
     with monkeypatch.context() as patch:
         patch.setattr(Bench, "measure", breaking(Bench.measure, stop))
         with pytest.raises(type(stop)):
-            run_ablation(asked, workspace)
+            run_ablation(asked, Services.of(workspace))
     folder = newest_ablation("plates", workspace)
     assert list(rows_of(folder, workspace)) == ["score: mean z²"]
     assert "mean z²" in (folder / "table.md").read_text()
     assert len(list((folder / "rows").iterdir())) == 1, "no trace of the interrupted one"
-    assert tracking.read_run(workspace, read_plan(folder).run_id).status == "KILLED"
+    assert Tracker(workspace).read_run(read_plan(folder).run_id).status == "KILLED"
 
 
 @pytest.mark.usefixtures("at_once")
@@ -137,7 +140,7 @@ def test_a_row_says_that_it_is_measured_until_it_is(workspace: Workspace, monkey
         return measured_at_once(bench, variant, key, publish)
 
     monkeypatch.setattr(Bench, "measure", look)
-    row = run_variant(folder, keys["mean"], workspace)
+    row = run_variant(folder, keys["mean"], Services.of(workspace))
     assert seen == [(True, True)]
     assert not row.error
     assert stored_row(workspace, keys["mean"]) == row
@@ -151,20 +154,20 @@ def test_what_ended_the_process_goes_last_and_everything_else_is_in_the_tables_b
     folder, keys = planned(workspace, 3.2)
     store(workspace, keys["mean"], UNFINISHED)
     store(workspace, keys["nll"], "diverged")
-    assert measuring_order(read_plan(folder), workspace) == [keys["max"], keys["nll"], keys["mean"]]
+    assert measuring_order(read_plan(folder), Services.of(workspace)) == [keys["max"], keys["nll"], keys["mean"]]
     order = []
 
     def look(bench: Bench, variant: Any, key: str, publish: Any) -> AblationRow:
         order.append(key)
         if key == keys["mean"]:
-            run = tracking.read_run(workspace, read_plan(folder).run_id)
+            run = Tracker(workspace).read_run(read_plan(folder).run_id)
             assert (run.metrics["variants"], run.metrics["failed"]) == (3, 1)
             assert (folder / "pareto.png").exists()
         return measured_at_once(bench, variant, key, publish)
 
     monkeypatch.setattr(Bench, "measure", look)
     asked = request(overrides={"flow.clamp": 3.2})
-    assert run_ablation(asked, workspace) == folder
+    assert run_ablation(asked, Services.of(workspace)) == folder
     assert order == [keys["max"], keys["nll"], keys["mean"]]
 
 
@@ -173,7 +176,7 @@ def test_of_several_that_ended_the_process_the_one_tried_longest_ago_is_first(wo
     for age, key in enumerate((keys["max"], keys["mean"], keys["nll"])):
         store(workspace, key, UNFINISHED)
         os.utime(row_file(workspace, key), (1000 - age, 1000 - age))
-    assert measuring_order(read_plan(folder), workspace) == [keys["nll"], keys["mean"], keys["max"]]
+    assert measuring_order(read_plan(folder), Services.of(workspace)) == [keys["nll"], keys["mean"], keys["max"]]
 
 
 @pytest.mark.parametrize("before", ["", "diverged", UNFINISHED])
@@ -187,7 +190,7 @@ def test_sigterm_outside_a_training_gives_the_former_row_back(
     handler = signal.getsignal(signal.SIGTERM)
     monkeypatch.setattr(Bench, "measure", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
     with pytest.raises(SystemExit) as stopped:
-        run_variant(folder, keys["mean"], workspace)
+        run_variant(folder, keys["mean"], Services.of(workspace))
     assert stopped.value.code == 143
     assert stored_row(workspace, keys["mean"]) == former
     assert signal.getsignal(signal.SIGTERM) == handler
@@ -198,16 +201,16 @@ def test_a_tracker_that_fails_once_costs_one_row(workspace: Workspace, monkeypat
     folder, keys = planned(workspace, 3.6)
     nested = _nested_run
 
-    def failing(workspace: Workspace, plan: AblationPlan, key: str) -> str:
+    def failing(services: Services, plan: AblationPlan, key: str) -> str:
         if key == keys["nll"]:
             raise RegistryError("the tracker is away")
-        return nested(workspace, plan, key)
+        return nested(services, plan, key)
 
     with monkeypatch.context() as patch:
         patch.setattr("csflow.ablation.run._nested_run", failing)
-        rows = [run_variant(folder, key, workspace) for key in keys.values()]
+        rows = [run_variant(folder, key, Services.of(workspace)) for key in keys.values()]
     assert [row.error for row in rows] == ["", "the tracker is away", ""]
-    run_variant(folder, keys["nll"], workspace)
+    run_variant(folder, keys["nll"], Services.of(workspace))
     with monkeypatch.context() as patch:
         patch.setattr("csflow.ablation.run._nested_run", failing)
-        assert not run_variant(folder, keys["nll"], workspace).error, "found, if not logged"
+        assert not run_variant(folder, keys["nll"], Services.of(workspace)).error, "found, if not logged"

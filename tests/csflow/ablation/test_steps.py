@@ -6,6 +6,7 @@ import pytest
 
 from csflow.ablation.rows import UNFINISHED
 from csflow.ablation.steps import plan_step
+from csflow.runs.services import Services
 from csflow.system.workspace import Workspace
 from tests.csflow.ablation.small_line import planned, request, store
 
@@ -15,4 +16,4 @@ def test_the_pipelines_loop_has_the_same_order(workspace: Workspace, monkeypatch
     store(workspace, keys["mean"], UNFINISHED)
     monkeypatch.setenv("CSFLOW_HOME", str(workspace.root))
     asked = request(overrides={"flow.clamp": 3.4}).model_dump_json()
-    assert plan_step(asked) == (str(folder), [keys["nll"], keys["max"], keys["mean"]])
+    assert plan_step(Services.from_environment(), asked) == (str(folder), [keys["nll"], keys["max"], keys["mean"]])

@@ -12,7 +12,7 @@ from sklearn.covariance import LedoitWolf
 from sklearn.neighbors import NearestNeighbors
 
 from csflow.config import PadimConfig, PatchcoreConfig
-from csflow.detector import baselines
+from csflow.detector.kinds import distances
 from csflow.detector.kinds.distances import smooth
 from csflow.detector.kinds.mahalanobis import Mahalanobis
 from csflow.detector.kinds.nearest_neighbour import NearestNeighbour
@@ -155,7 +155,7 @@ def test_patchcore_keeps_no_more_than_asked() -> None:
 
 
 def test_patchcore_draws_candidates_from_every_image_alike(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("csflow.detector.baselines.CANDIDATES", 200)
+    monkeypatch.setattr("csflow.detector.kinds.patchcore.CANDIDATES", 200)
     good = Images(40)
     for index in range(40):
         good.levels[0][index] = 100.0 * index
@@ -235,14 +235,14 @@ def test_patchcore_compares_block_by_block(monkeypatch: pytest.MonkeyPatch) -> N
     model = Patchcore.fit(GOOD, PatchcoreConfig(coreset=1.0), pixels=256, seed=0)
     whole, maps = score_stored(model, TEST)
     rows: list[int] = []
-    least = baselines._least
+    least = distances._least
 
     def noted(vectors: torch.Tensor, memory: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         rows.append(len(memory))
         return least(vectors, memory)
 
-    monkeypatch.setattr(baselines, "_least", noted)
-    monkeypatch.setattr(baselines, "BLOCK", 100)
+    monkeypatch.setattr(distances, "_least", noted)
+    monkeypatch.setattr(distances, "BLOCK", 100)
     blocks, block_maps = score_stored(model, TEST)
     assert max(rows) == 100
     assert sum(rows) == len(model.memory)

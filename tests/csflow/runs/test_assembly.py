@@ -9,7 +9,7 @@ from PIL import Image
 
 from csflow.config import RolesConfig
 from csflow.data.manifest import build_manifest
-from csflow.steps.evaluate import one_of_each_group
+from csflow.runs.assembly import one_of_each_group
 
 
 def test_pictures_of_one_part_count_once(tmp_path: Path) -> None:

@@ -1,0 +1,120 @@
+"""What counts as the code of a result: all that is imported, and nothing that is not; words never."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from csflow.config import DataConfig, LineConfig
+from csflow.config_kinds import KINDS
+from csflow.runs.identity import detector_code, model_code
+from csflow.system import code_identity
+from csflow.system.code_identity import code_of, code_version
+
+SOURCE = '''"""A module."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from plant.tools import rate
+
+if TYPE_CHECKING:
+    from plant.hints import Hint
+
+SPEED = 2
+"""A rate."""
+
+
+def go(hint: "Hint") -> float:
+    """Go."""
+    from plant.late import later
+
+    return rate(SPEED) + later()
+'''
+
+
+@pytest.fixture
+def plant(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., str]]:
+    """A function that writes a package ``plant`` and returns the identity of ``plant.main``."""
+    folder = tmp_path / "plant"
+    folder.mkdir()
+    monkeypatch.syspath_prepend(tmp_path)
+
+    def version(**changed: str) -> str:
+        files = {
+            "__init__": "",
+            "main": SOURCE,
+            "tools": "def rate(speed: int) -> float:\n    return speed / 3\n",
+            "late": "def later() -> float:\n    return 1.0\n",
+            "hints": "class Hint: ...\n",
+            "apart": "UNUSED = 1\n",
+        }
+        for name, text in (files | changed).items():
+            (folder / f"{name}.py").write_text(text)
+        forget()
+        return code_version("plant.main")
+
+    yield version
+    forget()
+
+
+def forget() -> None:
+    for cached in (code_identity.code_version, code_identity._module, code_identity._file):
+        cached.cache_clear()
+    for name in [name for name in sys.modules if name.partition(".")[0] == "plant"]:
+        del sys.modules[name]
+    importlib.invalidate_caches()
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"main": SOURCE.replace("SPEED = 2", "SPEED = 3")},
+        {"tools": "def rate(speed: int) -> float:\n    return speed / 4\n"},
+        {"late": "def later() -> float:\n    return 2.0\n"},
+    ],
+    ids=["a constant", "an imported module", "a module imported inside a function"],
+)
+def test_other_code_has_another_identity(plant: Callable[..., str], changed: dict[str, str]) -> None:
+    assert plant(**changed) != plant()
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"main": SOURCE.replace('"""Go."""', '"""Go on, and say how."""').replace('"""A rate."""', '"""A speed."""')},
+        {"main": "# A remark.\n" + SOURCE.replace("SPEED = 2", "SPEED  =  2  # metres per second")},
+        {"hints": "class Hint:\n    size = 1\n"},
+        {"apart": "UNUSED = 2\n"},
+    ],
+    ids=["docstrings", "comments and layout", "a module for type checkers", "a module nobody imports"],
+)
+def test_what_cannot_change_a_result_does_not_count(plant: Callable[..., str], changed: dict[str, str]) -> None:
+    assert plant(**changed) == plant()
+
+
+def test_a_module_that_is_not_there_is_refused(plant: Callable[..., str]) -> None:
+    plant()
+    with pytest.raises(ModuleNotFoundError, match=r"plant\.nothing"):
+        code_version("plant.main", "plant.nothing")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_code_of_a_detector_is_the_method_and_no_outside_system(kind: str) -> None:
+    code = code_of("csflow.runs.fitting", "csflow.runs.assembly", KINDS[kind].implementation)
+    assert {"csflow.detector.calibration", "csflow.detector.boxes", "csflow.detector.graph", "csflow.data.images",
+            "csflow.data.manifest", "csflow.features.extraction", "csflow.flow.cross_scale"} <= code  # fmt: skip
+    rooms = {name.split(".")[1] for name in code}
+    assert rooms.isdisjoint({"adapters", "cli", "reporting", "steps", "release", "ablation", "metrics", "synthetic"})
+
+
+def test_a_kind_is_known_by_its_own_code_alone() -> None:
+    lines = [LineConfig(line="tiles", data=DataConfig(path="x"), detector=kind) for kind in ("padim", "patchcore")]  # type: ignore[arg-type]
+    assert model_code(lines[0]) != model_code(lines[1])
+    assert "csflow.detector.kinds.patchcore" not in code_of("csflow.runs.fitting", KINDS["padim"].implementation)
+    assert detector_code(lines[0]) != model_code(lines[0])
