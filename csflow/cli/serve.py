@@ -51,9 +51,10 @@ def _champions(services: Services) -> dict[str, ServedDetector]:
 def _named(services: Services, name: str) -> tuple[str, ServedDetector]:
     """The name to serve a detector under, and where it lies."""
     from csflow.adapters.serving import ServedDetector
+    from csflow.detector.directory import line_of
 
     if Path(name).is_dir():
-        return _line_of(Path(name)), ServedDetector(Path(name))
+        return line_of(Path(name)), ServedDetector(Path(name))
     from csflow.config import load_line
     from csflow.release.locate import locate_detector
 
@@ -61,18 +62,6 @@ def _named(services: Services, name: str) -> tuple[str, ServedDetector]:
     stem, _, version = name.partition("@")
     line = load_line(stem).line
     return line, ServedDetector(directory, str(services.registry.find_version(line, version or "champion").version))
-
-
-def _line_of(directory: Path) -> str:
-    """The line a detector directory was made for."""
-    import json
-
-    from csflow.errors import ModelError
-
-    try:
-        return str(json.loads((directory / "config.json").read_text())["line"]["line"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ModelError(f"{directory} is not a detector directory: its config.json names no line.") from error
 
 
 def _print_example(lines: list[str], url: str, grpc_url: str, grpc_port: int) -> None:

@@ -23,7 +23,7 @@ from csflow.system.progress import track
 
 
 @dataclass(frozen=True)
-class Measured:
+class InspectedImage:
     """One image and its mask; None where there is nothing to measure.
 
     Attributes:
@@ -57,7 +57,7 @@ def measure(manifest: Manifest) -> pd.DataFrame:
     """Decode every image and mask of a manifest in a thread pool.
 
     Returns:
-        The manifest's columns, those of `Measured` and what follows from both: ``short_side``, ``long_side``,
+        The manifest's columns, those of `InspectedImage` and what follows from both: ``short_side``, ``long_side``,
         ``size``; ``copy_of`` (another image of the same split with equal pixels, '' for the first),
         ``leaked_from`` (for a test image, an image of equal pixels in train), ``contradicts`` (an image of
         equal pixels with the other label).
@@ -66,7 +66,9 @@ def measure(manifest: Manifest) -> pd.DataFrame:
     places = list(zip(manifest.files, (manifest.root / m if m else None for m in frame["mask"]), strict=True))
     with ThreadPoolExecutor() as pool:
         rows = list(track(pool.map(_measure, places), total=len(places), label="inspect"))
-    measured = pd.DataFrame([asdict(row) for row in rows], columns=list(Measured.__dataclass_fields__), dtype=object)
+    measured = pd.DataFrame(
+        [asdict(row) for row in rows], columns=list(InspectedImage.__dataclass_fields__), dtype=object
+    )
     table = pd.concat([frame, measured], axis=1)
     sides = measured[["width", "height"]].astype("Int64")
     table["short_side"], table["long_side"] = sides.min(axis=1), sides.max(axis=1)
@@ -74,7 +76,7 @@ def measure(manifest: Manifest) -> pd.DataFrame:
     return table.assign(**{name: list(values) for name, values in _copies(table).items()})
 
 
-def _measure(place: tuple[Path, Path | None]) -> Measured:
+def _measure(place: tuple[Path, Path | None]) -> InspectedImage:
     file, mask_file = place
     try:
         content = file.read_bytes()
@@ -82,9 +84,9 @@ def _measure(place: tuple[Path, Path | None]) -> Measured:
         with Image.open(io.BytesIO(content), formats=FORMATS) as raw:
             mode = raw.mode
     except (OSError, DataError) as error:
-        return Measured(readable=False, problem=_reason(error))
+        return InspectedImage(readable=False, problem=_reason(error))
     pixels = np.asarray(upright)
-    measured = Measured(
+    measured = InspectedImage(
         readable=True,
         width=upright.width,
         height=upright.height,
@@ -95,7 +97,7 @@ def _measure(place: tuple[Path, Path | None]) -> Measured:
     return _with_mask(measured, mask_file, upright.size) if mask_file else measured
 
 
-def _with_mask(measured: Measured, file: Path, size: tuple[int, int]) -> Measured:
+def _with_mask(measured: InspectedImage, file: Path, size: tuple[int, int]) -> InspectedImage:
     try:
         mask = decode_image(file.read_bytes(), name=file.name).convert("L")
     except (OSError, DataError) as error:

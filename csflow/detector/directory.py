@@ -82,6 +82,18 @@ class Description:
         return cls(line, channels, calibration, _read_json(directory, LINEAGE))
 
 
+def line_of(directory: Path) -> str:
+    """Return the name of the line that a detector directory was made for, without reading the rest of it.
+
+    Raises:
+        ModelError: If the directory is not a detector directory.
+    """
+    try:
+        return str(json.loads((directory / CONFIG).read_text())["line"]["line"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ModelError(f"{directory} is not a detector directory: its {CONFIG} names no line.") from error
+
+
 def digest_beside_graph(directory: Path) -> str:
     """SHA-256 over all that a graph relies on or repeats: every other file of its directory.
 

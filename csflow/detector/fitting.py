@@ -19,7 +19,7 @@ from csflow.detector.model import Model
 from csflow.errors import DataError, ModelError
 from csflow.features.store import Shape
 from csflow.flow.device import Features
-from csflow.flow.distributed import ALONE, Group
+from csflow.flow.distributed import ALONE, ProcessGroup
 from csflow.flow.training import EpochResult
 
 
@@ -45,7 +45,7 @@ class Fitting:
 
     directory: Path
     on_epoch: Callable[[EpochResult], None] = lambda result: None
-    group: Group = ALONE
+    group: ProcessGroup = ALONE
 
 
 class Implementation(Protocol):
@@ -80,7 +80,7 @@ def fit_model(
     *,
     directory: Path,
     on_epoch: Callable[[EpochResult], None] = lambda result: None,
-    group: Group = ALONE,
+    group: ProcessGroup = ALONE,
 ) -> Model:
     """Fit the kind of detector that a line names to good images.
 

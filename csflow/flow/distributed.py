@@ -29,7 +29,7 @@ from csflow.errors import ModelError, UsageError
 
 
 @dataclass(frozen=True)
-class Group:
+class ProcessGroup:
     """The processes of one training, as one of them sees them; by default it is alone.
 
     Attributes:
@@ -79,12 +79,12 @@ class Group:
         return int(largest.item())
 
 
-ALONE = Group()
+ALONE = ProcessGroup()
 """The group of a training in one process."""
 
 
 @contextmanager
-def joined(*, device: str = "auto") -> Iterator[Group]:
+def joined(*, device: str = "auto") -> Iterator[ProcessGroup]:
     """The group that ``torchrun`` started this process in; alone if it did not.
 
     Args:
@@ -100,7 +100,7 @@ def joined(*, device: str = "auto") -> Iterator[Group]:
         return
     distributed.init_process_group(_backend(device))
     try:
-        yield Group(rank=distributed.get_rank(), size=size)
+        yield ProcessGroup(rank=distributed.get_rank(), size=size)
     finally:
         distributed.destroy_process_group()
 

@@ -26,7 +26,7 @@ from csflow.errors import DataError, ModelError
 from csflow.flow.checkpoint import FILE, Json, Progress, load_checkpoint, save_checkpoint
 from csflow.flow.cross_scale import CrossScaleFlow, Pyramid
 from csflow.flow.device import Features, Feed, Precision, choose_device, choose_precision, feed_device
-from csflow.flow.distributed import ALONE, Group
+from csflow.flow.distributed import ALONE, ProcessGroup
 
 DIVERGED = 10.0  # nats a dimension above the untrained flow: the flow is then far worse than none at all
 WARM_UP = 0.05  # of all steps, with the cosine schedule
@@ -64,7 +64,7 @@ def fit(
     scales: int,
     directory: Path,
     on_epoch: Callable[[EpochResult], None] = lambda result: None,
-    group: Group = ALONE,
+    group: ProcessGroup = ALONE,
 ) -> CrossScaleFlow:
     r"""Train a flow for a fixed number of epochs; the last one is the result.
 
@@ -201,7 +201,7 @@ class _Run:
     checkpoint: Path
     identity: dict[str, Json]
     saved_at: float
-    group: Group = ALONE
+    group: ProcessGroup = ALONE
     average: dict[str, Tensor] = field(default_factory=dict)
     unread: list[_Step] = field(default_factory=list)
 

@@ -98,7 +98,7 @@ class Views(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Change:
+class ChangedDecision:
     """An image the two decide about differently.
 
     Attributes:
@@ -213,11 +213,11 @@ class Comparison:
         return {name: before[name] + after[name] for name in before}
 
     @cached_property
-    def changes(self) -> list[Change]:
+    def changes(self) -> list[ChangedDecision]:
         """Images decided differently: those spoilt first, then those mended, the largest shift of rank first."""
         shifts = self.challenger.ranks - self.champion.ranks
         found = [
-            Change(index, before, after, after.decision == after.label, float(shifts[index]))
+            ChangedDecision(index, before, after, after.decision == after.label, float(shifts[index]))
             for index, (before, after) in enumerate(zip(self.champion.images, self.challenger.images, strict=True))
             if None not in (before.decision, after.decision) and before.decision != after.decision
         ]

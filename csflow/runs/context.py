@@ -89,7 +89,7 @@ def _leave_message(name: str, error: Exception) -> None:
     if target is None:
         return
     known = isinstance(error, CsflowError)
-    failure = Failure(
+    failure = StepFailure(
         step=name,
         message=str(error) if known else f"{type(error).__name__}: {error}",
         exit_code=error.exit_code if isinstance(error, CsflowError) else 1,
@@ -98,7 +98,7 @@ def _leave_message(name: str, error: Exception) -> None:
 
 
 @dataclass(frozen=True)
-class Failure:
+class StepFailure:
     """Why a step failed, in words for the person at the shell."""
 
     step: str

@@ -19,7 +19,7 @@ from csflow.system.progress import say
 if TYPE_CHECKING:
     from csflow.config import LineConfig
     from csflow.features.store import CacheManifest
-    from csflow.flow.distributed import Group
+    from csflow.flow.distributed import ProcessGroup
     from csflow.flow.training import EpochResult
 
 OnEpoch: TypeAlias = "Callable[[EpochResult], None]"
@@ -74,7 +74,7 @@ def fit_here(
     folder: Path,
     publish: OnEpoch,
     *,
-    group: Group | None = None,
+    group: ProcessGroup | None = None,
 ) -> None:
     """Fit the detector in this process, alone or as a member of a group; only the first member writes the model.
 

@@ -17,7 +17,7 @@ from mlflow.models import set_model
 from mlflow.pyfunc.model import PythonModel, PythonModelContext
 
 
-class DetectorModel(PythonModel):
+class LoadedDetector(PythonModel):
     """Scores encoded images with the detector among the model's artifacts."""
 
     def load_context(self, context: PythonModelContext) -> None:
@@ -71,4 +71,4 @@ def _encoded_image(value: object, row: int) -> bytes:
     raise DataError(f"Row {row}: column 'image' holds {type(value).__name__}, expected bytes or base64 text.")
 
 
-set_model(DetectorModel())
+set_model(LoadedDetector())

@@ -3,13 +3,14 @@
 It reads detector directories and nothing else: no tracker, registry or orchestrator is imported here.
 ``python -m csflow.adapters.serving --model LINE=DIRECTORY --port 8080`` serves one line.
 
-============== ==========================================================
-``payload.py`` request → images and wishes; says what is wrong with it
-``answer.py``  prediction → what a client reads
-``model.py``   the ``kserve.Model`` of one line
-``wire.py``    V1 and V2 bodies → what the model gets; errors, body limit
-``server.py``  sockets, loopback, start and stop
-============== ==========================================================
+================== ==========================================================
+``requests.py``    request → images and options; says what is wrong with it
+``responses.py``   prediction → what a client reads
+``model.py``       the ``kserve.Model`` of one line
+``data_plane.py``  V1 and V2 bodies → what the model gets, and back
+``http_errors.py`` the answers 400 and 413
+``server.py``      sockets, loopback, start and stop
+================== ==========================================================
 """
 
 from __future__ import annotations
@@ -18,18 +19,9 @@ import socket
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path
 
-LOOPBACK = "127.0.0.1"
-
-
-@dataclass(frozen=True)
-class ServedDetector:
-    """A detector directory and the version that answers say it is."""
-
-    directory: Path
-    version: str = ""
+from csflow.adapters.serving.served import LOOPBACK as LOOPBACK
+from csflow.adapters.serving.served import ServedDetector as ServedDetector
 
 
 def serve(

@@ -8,7 +8,6 @@ the directory was made for). KServe's own spellings with underscores are underst
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import socket
 import sys
@@ -16,6 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from csflow.adapters.serving import LOOPBACK, ServedDetector, serve
+from csflow.detector.directory import line_of
 from csflow.errors import CsflowError, ModelError, UsageError
 from csflow.system.ports import bind
 from csflow.system.processes import raised_on_sigterm
@@ -73,19 +73,11 @@ def _one(options: argparse.Namespace) -> dict[str, ServedDetector]:
         raise UsageError("--version belongs to --model LINE=DIRECTORY. Use --model-version.")
     directory = options.model_dir or MOUNTED
     # A name is asked of the directory even if one is given: a wrong mount is then named before anything is loaded.
-    line = _line_of(directory)
-    return {options.model_name or line: ServedDetector(directory, options.model_version or "")}
-
-
-def _line_of(directory: Path) -> str:
-    """The line a detector directory was made for."""
     try:
-        return str(json.loads((directory / "config.json").read_text())["line"]["line"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ModelError(
-            f"{directory} is not a detector directory: its config.json names no line. Mount one there, or name it "
-            "with --model-dir."
-        ) from error
+        line = line_of(directory)
+    except ModelError as error:
+        raise ModelError(f"{error} Mount one there, or name it with --model-dir.") from error
+    return {options.model_name or line: ServedDetector(directory, options.model_version or "")}
 
 
 def _listeners(options: argparse.Namespace) -> list[socket.socket]:

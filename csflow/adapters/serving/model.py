@@ -15,9 +15,9 @@ from kserve.protocol.infer_type import to_http_parameters
 from PIL import Image
 from prometheus_client import Counter
 
-from csflow.adapters.serving import ServedDetector
-from csflow.adapters.serving.answer import DATATYPES, Answer, answer, columns
-from csflow.adapters.serving.payload import WISHES, Item, check_count, images_of_tensor, items_of_instances, wishes_of
+from csflow.adapters.serving.requests import WISHES, Item, check_count, images_of_tensor, items_of_instances, wishes_of
+from csflow.adapters.serving.responses import DATATYPES, Answer, answer, columns
+from csflow.adapters.serving.served import ServedDetector
 from csflow.data.images import read_image
 from csflow.detector.engine import Engine
 from csflow.errors import DataError

@@ -21,16 +21,16 @@ from kserve.protocol.grpc.servicer import InferenceServicer
 from kserve.protocol.rest.server import RESTServer
 from starlette.exceptions import HTTPException
 
-from csflow.adapters.serving import ServedDetector
-from csflow.adapters.serving.model import DetectorModel
-from csflow.adapters.serving.wire import (
+from csflow.adapters.serving.data_plane import DetectorDataPlane
+from csflow.adapters.serving.http_errors import (
     MAX_BODY,
     BodyLimit,
-    DetectorDataPlane,
     refuse,
     refuse_invalid_body,
     refuse_invalid_input,
 )
+from csflow.adapters.serving.model import DetectorModel
+from csflow.adapters.serving.served import ServedDetector
 from csflow.errors import DeployError
 
 

@@ -20,7 +20,7 @@ import torch
 from safetensors.torch import load_file
 
 from csflow.errors import ModelError, UsageError
-from csflow.flow.distributed import ALONE, Group, joined
+from csflow.flow.distributed import ALONE, ProcessGroup, joined
 
 # Plays the fits that a JSON file names; every process writes what it became, the epochs it was told and what it read.
 SCRIPT = """
@@ -181,7 +181,7 @@ def test_a_signal_to_one_process_ends_all_after_the_same_step_with_a_checkpoint(
 def test_shares_cover_a_batch_once_and_differ_by_one_at_most() -> None:
     for size in (1, 2, 3, 8):
         for count in range(18):
-            shares = [Group(rank, size).share(range(count)) for rank in range(size)]
+            shares = [ProcessGroup(rank, size).share(range(count)) for rank in range(size)]
             assert [i for share in shares for i in share] == list(range(count))
             lengths = {len(share) for share in shares}
             assert max(lengths) - min(lengths) <= 1

@@ -23,7 +23,7 @@ from csflow.flow import checkpoint as checkpoint_module
 from csflow.flow import training as training_module
 from csflow.flow.checkpoint import FILE
 from csflow.flow.cross_scale import CrossScaleFlow, Pyramid, latent_count
-from csflow.flow.distributed import ALONE, Group
+from csflow.flow.distributed import ALONE, ProcessGroup
 from csflow.flow.training import EpochResult, channel_statistics, fit
 
 CHANNELS, SCALES = 6, 2
@@ -71,7 +71,7 @@ def run(
     *,
     flow: FlowConfig = PLAIN,
     on_epoch: Callable[[EpochResult], None] = lambda result: None,
-    group: Group = ALONE,
+    group: ProcessGroup = ALONE,
     **changes: object,
 ) -> CrossScaleFlow:
     return fit(

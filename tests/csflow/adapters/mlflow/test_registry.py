@@ -313,7 +313,7 @@ def test_fresh_process_loads_the_champion(workspace: Workspace, real_detector: D
 def test_loaded_model_names_the_row_without_an_image(value: object, complaint: str) -> None:
     import pandas as pd
 
-    from csflow.adapters.mlflow.pyfunc_model import DetectorModel
+    from csflow.adapters.mlflow.pyfunc_model import LoadedDetector
 
     with pytest.raises(DataError, match=complaint):
-        DetectorModel().predict(None, pd.DataFrame({"image": [value]}))
+        LoadedDetector().predict(None, pd.DataFrame({"image": [value]}))

@@ -26,7 +26,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from csflow.adapters.serving import without_arguments
 from csflow.adapters.serving.__main__ import main
-from csflow.adapters.serving.payload import MAX_IMAGES
+from csflow.adapters.serving.requests import MAX_IMAGES
 from csflow.data.images import read_image
 from csflow.detector.detector import Detector, Prediction
 from csflow.system.ports import free_port

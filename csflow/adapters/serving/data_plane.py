@@ -1,34 +1,18 @@
-"""Between HTTP and the model: request bodies KServe does not read by itself, a size limit, clear errors."""
+"""Decode V1 and V2 request bodies for the model, and encode its answers."""
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Awaitable, Callable, Mapping, MutableMapping
-from typing import TYPE_CHECKING, Any, TypeVar
+from collections.abc import Mapping
+from typing import TypeVar
 
 import orjson
-from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
 from kserve import InferInput, InferRequest, InferResponse
 from kserve.constants.constants import INFERENCE_CONTENT_LENGTH_HEADER, PredictorProtocol
 from kserve.errors import InvalidInput
 from kserve.protocol.dataplane import DataPlane
 from kserve.protocol.infer_type import RequestedOutput
-from starlette.exceptions import HTTPException
 
-if TYPE_CHECKING:
-    from fastapi import Request
-
-logger = logging.getLogger("csflow.serving")
-
-MAX_BODY = 64 * 2**20
-"""Bytes of one request, over REST and gRPC."""
-
-Kind = TypeVar("Kind")
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
-App = Callable[[MutableMapping[str, Any], Receive, Send], Awaitable[None]]
+FieldType = TypeVar("FieldType")
 
 
 class DetectorDataPlane(DataPlane):  # type: ignore[misc]
@@ -89,64 +73,6 @@ def infer_request(head: object, tail: bytes, model_name: str) -> InferRequest:
         parameters=_parameters(fields),
         request_outputs=wanted or None,
     )
-
-
-class BodyLimit:
-    """ASGI middleware that answers 413 to a body above ``limit`` bytes, declared or streamed.
-
-    Args:
-        app: What to protect.
-        limit: Largest body in bytes.
-    """
-
-    def __init__(self, app: App, limit: int = MAX_BODY) -> None:
-        self._app = app
-        self._limit = limit
-
-    async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
-        """Pass the request on, counting the bytes of its body."""
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-        declared = dict(scope["headers"]).get(b"content-length", b"0")
-        if declared.isdigit() and int(declared) > self._limit:
-            await JSONResponse({"error": self._reason()}, status_code=413)(scope, receive, send)
-            return
-        seen = 0
-
-        async def counted() -> Message:
-            nonlocal seen
-            message = await receive()
-            seen += len(message.get("body", b""))
-            if seen > self._limit:
-                raise HTTPException(413, self._reason())
-            return message
-
-        await self._app(scope, counted, send)
-
-    def _reason(self) -> str:
-        return f"The request is larger than {self._limit} bytes. Send fewer or smaller images at a time."
-
-
-async def refuse_invalid_input(request: Request, error: Exception) -> JSONResponse:
-    """Answer 400 and log one line; a client's mistake is no reason for a traceback."""
-    logger.info("%s: refused: %s", request.url.path, error)
-    return JSONResponse({"error": str(error)}, status_code=400)
-
-
-async def refuse_invalid_body(_: Request, error: Exception) -> JSONResponse:
-    """Answer 400 with the reason where FastAPI would answer 422 with its own structure."""
-    problems = error.errors() if isinstance(error, RequestValidationError) else []
-    # The body may also be bytes for FastAPI; a complaint that it is none helps nobody.
-    chosen = [problem for problem in problems if problem.get("type") != "bytes_type"] or problems
-    reasons = [f"{'.'.join(str(part) for part in problem['loc'])}: {problem['msg']}" for problem in chosen]
-    return JSONResponse({"error": "; ".join(reasons[:5]) or str(error)}, status_code=400)
-
-
-async def refuse(_: Request, error: Exception) -> JSONResponse:
-    """Answer an HTTP error in the shape of all other errors here."""
-    assert isinstance(error, HTTPException)
-    return JSONResponse({"error": error.detail}, status_code=error.status_code)
 
 
 def _json_length(body: bytes, headers: Mapping[str, str]) -> int:
@@ -214,7 +140,7 @@ def _parameters(fields: dict[str, object]) -> dict[str, object] | None:
     return None if value is None else _object(value, "'parameters'")
 
 
-def _field(fields: dict[str, object], key: str, kind: type[Kind], place: str) -> Kind:
+def _field(fields: dict[str, object], key: str, kind: type[FieldType], place: str) -> FieldType:
     value = fields.get(key)
     if not isinstance(value, kind):
         expected = "text" if kind is str else "a list"

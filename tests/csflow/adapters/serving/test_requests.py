@@ -7,7 +7,7 @@ import struct
 
 import pytest
 
-from csflow.adapters.serving.payload import (
+from csflow.adapters.serving.requests import (
     MAX_IMAGES,
     Item,
     check_count,

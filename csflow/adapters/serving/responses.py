@@ -7,7 +7,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict
 
-from csflow.adapters.serving.payload import Item
+from csflow.adapters.serving.requests import Item
 from csflow.detector.calibration import Calibration
 from csflow.detector.heatmap import heatmap_png
 from csflow.detector.prediction import Prediction
