@@ -13,7 +13,7 @@ ifneq ($(wildcard ../shared/data),)
 export CSFLOW_TEST_DATA ?= $(abspath ../shared/data)
 endif
 
-.PHONY: help setup demo serve images test test-all lint lock golden manifests clean
+.PHONY: help setup demo serve images test test-all lint lock schema golden manifests clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -53,6 +53,9 @@ lock: setup ## Resolve the dependencies again
 	  $$(test $$set = dev || echo --constraint requirements/dev.txt); done
 
 OVERLAYS := $(notdir $(wildcard infra/kubernetes/overlays/*))
+
+schema: setup ## Write the JSON schema of a line's YAML again
+	$(PY) -m csflow.config.schema
 
 golden: setup ## Write the golden files of the compiled pipelines again
 	CSFLOW_UPDATE_GOLDEN=1 $(PY) -m pytest -q tests/pipelines/test_package.py

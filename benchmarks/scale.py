@@ -74,7 +74,7 @@ PAPER = Profile(
     FlowConfig(hidden=1024),
     epochs=240,
 )
-"""As csflow/presets/paper-mvtec.yaml."""
+"""As csflow/config/presets/paper-mvtec.yaml."""
 
 
 @dataclass(frozen=True)

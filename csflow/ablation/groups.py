@@ -21,8 +21,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 from csflow.ablation.request import GroupName, Keys, Quoted, Request, Variant, changed
-from csflow.config import LineConfig
-from csflow.config_kinds import KINDS
+from csflow.config import KINDS, LineConfig
 from csflow.errors import ConfigError
 
 

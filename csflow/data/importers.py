@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from hashlib import sha256
 from pathlib import Path, PurePosixPath
 
-from csflow.config import RolesConfig
+from csflow.config import LINE_NAME, RolesConfig
 from csflow.data.archives import ARCHIVES, extract
 from csflow.data.manifest import LAYOUT, build_manifest, is_image, shorten
 from csflow.errors import DataError
@@ -149,7 +149,7 @@ def _is_visible_folder(path: Path) -> bool:
 def _line_name(folder: str) -> str:
     """A folder's name as that of a line."""
     name = re.sub(r"[ _.]+", "-", folder.lower()).strip("-")
-    if not re.fullmatch(r"[a-z0-9]([-a-z0-9]{0,48}[a-z0-9])?", name):
+    if not re.fullmatch(LINE_NAME, name):
         raise DataError(f"{folder!r} cannot name a line (letters, digits and '-', at most 50). Rename the folder.")
     return name
 

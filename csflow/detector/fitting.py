@@ -12,8 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from csflow.config import LineConfig
-from csflow.config_kinds import KINDS
+from csflow.config import KINDS, LineConfig
 from csflow.detector.directory import not_a_detector
 from csflow.detector.model import Model
 from csflow.errors import DataError, ModelError

@@ -68,7 +68,7 @@ def processes_for(line: LineConfig) -> int:
         return 1
     import torch
 
-    from csflow.config_kinds import KINDS
+    from csflow.config import KINDS
 
     here = torch.cuda.device_count()
     if not KINDS[line.detector].epochs or here < wanted:

@@ -92,7 +92,7 @@ def fit_here(
         CacheError: If a stored feature is damaged.
         SystemExit: After SIGTERM or SIGINT, once a checkpoint has been written.
     """
-    from csflow.config_kinds import KINDS
+    from csflow.config import KINDS
     from csflow.detector.fitting import fit_model
     from csflow.detector.model import save_model
     from csflow.flow.distributed import ALONE

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from csflow.config import LineConfig
-from csflow.config_kinds import KINDS
+from csflow.config import KINDS, LineConfig
 from csflow.system.code_identity import code_version
 
 

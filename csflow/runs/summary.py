@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from csflow.adapters.mlflow.versions import model_name
 from csflow.runs.context import RunContext
 from csflow.runs.line_state import read_line_state
 from csflow.runs.services import Services
@@ -84,7 +85,7 @@ def summarise_run(context: RunContext, outcome: str, services: Services) -> RunS
         threshold=version.number("threshold"),
         alpha=version.number("alpha"),
         promise=version.tags.get("promise", ""),
-        model_name=context.line.model_name,
+        model_name=model_name(line),
         model_version=version.version,
         alias="champion" if version.is_champion else "",
         champion_version=champion.version if champion else None,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from csflow.adapters.mlflow.versions import model_name
 from csflow.runs.context import RunContext, load_manifest, step
 from csflow.runs.services import Services
 from csflow.runs.stored_features import DIGEST, MODEL_KEY, SPACE
@@ -39,7 +40,7 @@ def register(services: Services, context_path: str | Path, manifest_path: str | 
             tags=_version_tags(services, context, Path(detector_path)),
             example=example.read_bytes(),
         )
-        say(f"register: {context.line.model_name} version {version}")
+        say(f"register: {model_name(context.line.line)} version {version}")
         return version
 
 

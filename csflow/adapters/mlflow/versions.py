@@ -24,6 +24,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 
+from csflow.config import LINE_NAME
 from csflow.errors import ConfigError
 
 CHAMPION = "champion"
@@ -31,8 +32,6 @@ CHAMPION = "champion"
 
 LONGEST_TAG = 5000
 """Characters MLflow keeps of a tag's value."""
-
-_LINE_NAME = re.compile(r"[a-z0-9]([-a-z0-9]{0,48}[a-z0-9])?")
 
 
 @dataclass(frozen=True)
@@ -81,7 +80,7 @@ def model_name(line: str) -> str:
     >>> model_name("tiles")
     'csflow-tiles'
     """
-    if not _LINE_NAME.fullmatch(line):
+    if not re.fullmatch(LINE_NAME, line):
         raise ConfigError(
             f"{line!r} cannot be a line: names are up to 50 lower-case letters, digits and inner hyphens. "
             "See csflow lines."

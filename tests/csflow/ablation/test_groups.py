@@ -8,8 +8,7 @@ import pytest
 
 from csflow.ablation.groups import variants
 from csflow.ablation.request import GROUPS, Keys, Request, Variant, changed, differences, parse_overrides, parse_request
-from csflow.config import DataConfig, FeatureConfig, FlowConfig, LineConfig, RolesConfig
-from csflow.config_kinds import KINDS
+from csflow.config import KINDS, DataConfig, FeatureConfig, FlowConfig, LineConfig, RolesConfig
 from csflow.errors import ConfigError
 
 LINE = LineConfig(line="tiles", data=DataConfig(path="tiles"), flow=FlowConfig(hidden=32))

@@ -9,8 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from csflow.config import DataConfig, LineConfig
-from csflow.config_kinds import KINDS
+from csflow.config import KINDS, DataConfig, LineConfig
 from csflow.runs.identity import detector_code, model_code
 from csflow.system import code_identity
 from csflow.system.code_identity import code_of, code_version

@@ -7,7 +7,7 @@ import pytest
 from csflow.config import LineConfig, line_names, load_line, parse_line, parse_line_json, presets
 from csflow.errors import ConfigError
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 MINIMAL = "line: tiles\ndata: {path: data}\n"
 
 

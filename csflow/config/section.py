@@ -1,0 +1,25 @@
+"""Define what all sections of a line's YAML have in common."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Fraction = Annotated[float, Field(gt=0.0, lt=1.0)]
+"""A share strictly between 0 and 1."""
+
+Share = Annotated[float, Field(ge=0.0, lt=1.0)]
+"""A share from 0 up to, but not including, 1."""
+
+Positive = Annotated[int, Field(ge=1)]
+"""A whole number of at least 1."""
+
+Quantity = Annotated[str, Field(pattern=r"^[1-9][0-9]*(\.[0-9]+)?(m|k|M|G|T|Ki|Mi|Gi|Ti)?$")]
+"""An amount of CPU or memory in the notation of Kubernetes, such as ``500m`` or ``2Gi``."""
+
+
+class Section(BaseModel):
+    """Base of all sections: immutable, exact types, no unknown keys."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
