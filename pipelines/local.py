@@ -25,6 +25,7 @@ from csflow.runs.context import ERROR_FILE, RunContext
 from csflow.runs.services import Services
 from csflow.system.processes import raised_on_sigterm
 from csflow.system.progress import MARK
+from csflow.system.project import PROJECT, require_project
 from csflow.system.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -134,6 +135,8 @@ def run_child(arguments: Sequence[str], root: Path, workspace: Workspace) -> Pat
     log = root / "run.log"
     environment = os.environ | {
         "CSFLOW_HOME": str(workspace.root),
+        PROJECT: str(require_project()),
+        "PYTHONPATH": os.pathsep.join(filter(None, [str(require_project()), os.environ.get("PYTHONPATH")])),
         MARK: _MARK_VALUE,
         ERROR_FILE: str(root / "error.json"),
         "PYTHONUNBUFFERED": "1",

@@ -134,7 +134,9 @@ class Change:
     found: tuple[Found, ...] = ()
 
 
-def plan(wanted: Sequence[Wanted], found: Sequence[Found], *, lines: frozenset[str], everything: bool) -> list[Change]:
+def plan_changes(
+    wanted: Sequence[Wanted], found: Sequence[Found], *, lines: frozenset[str], everything: bool
+) -> list[Change]:
     """Compare what is wanted with what is there.
 
     Args:

@@ -50,12 +50,9 @@ def choose(
 
 
 def _print(found: Choice, takt_ms: float, by: Criterion) -> None:
-    from rich.console import Console
-    from rich.markup import escape
-    from rich.table import Table
-
     from csflow.ablation.table import METRICS, number, percent
     from csflow.ablation.tradeoff import METRIC
+    from csflow.system.tables import print_table
 
     chosen, timing = found.chosen, found.chosen.sound[0].timing
     ms = number(chosen.milliseconds, ".1f")
@@ -64,13 +61,12 @@ def _print(found: Choice, takt_ms: float, by: Criterion) -> None:
         typer.echo(f"  {found.tied} variants lie within the interval of the best one ({found.best.name}): the fastest.")
     if timing is not None:
         typer.echo(f"  measured on: {timing.machine}; 95 % of the images took at most {timing.p95_ms:.1f} ms")
-    table = Table("on the Pareto front", "ms", METRICS[METRIC[by]], "", "rows", title_justify="left")
+    rows = []
     for each in found.front:
         mark = "chosen" if each is chosen else "too slow" if (each.milliseconds or 0) > takt_ms else ""
         keys = " ".join(row.key[:8] for row in each.rows)
-        cells = [each.name, number(each.milliseconds, ".1f"), percent(each.metric(METRIC[by])), mark, keys]
-        table.add_row(*map(escape, cells))
-    Console().print(table)
+        rows.append((each.name, number(each.milliseconds, ".1f"), percent(each.metric(METRIC[by])), mark, keys))
+    print_table(("on the Pareto front", "ms", METRICS[METRIC[by]], "", "rows"), rows)
 
 
 def _warn(found: Choice, takt_ms: float, by: Criterion, *, missing: int) -> None:
