@@ -17,8 +17,8 @@ EXAMPLE = Path(__file__).with_name("line.yaml")
 
 _TOP = """# A line's YAML file
 
-`lines/NAME.yaml` says everything that csflow knows about one product line. Only `line` and `data.path` are required; all
-other keys have defaults. Unknown keys and wrong types are errors that name the key and what is allowed there.
+`lines/NAME.yaml` says everything that csflow knows about one product line. Only `line` and `data.path` are required;
+all other keys have defaults. Unknown keys and wrong types are errors that name the key and what is allowed there.
 
 ```yaml title="lines/bolts.yaml"
 {example}```
@@ -37,7 +37,7 @@ Keys are written below as `section.key`: `training.epochs` is the key `epochs` i
 
 Lays the keys of one or more presets underneath those of the file; of several, later ones win. See [presets](#presets).
 
-:   **Allowed:** name of a preset, or a list of names. **Default:** none.
+**Allowed:** name of a preset, or a list of names. **Default:** none.
 
 ```yaml
 preset: paper-mtd
@@ -79,9 +79,9 @@ def _facts(key: Key) -> str:
         default = "absent" if key.default is None and not key.required else "the defaults of its keys"
         other = key.allowed.removeprefix("section").removeprefix(", or ")
         other = "" if other in ("", "null") else f" **Also allowed:** {other}."
-        return f":   **Default:** {'required' if key.required else default}.{other}"
+        return f"**Default:** {'required' if key.required else default}.{other}"
     default = "required" if key.required else f"`{_flow(key.default)}`"
-    return f":   **Allowed:** {key.allowed}. **Default:** {default}."
+    return f"**Allowed:** {key.allowed}. **Default:** {default}."
 
 
 def _nested(key: Key) -> str:

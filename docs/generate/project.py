@@ -24,8 +24,8 @@ def decision_list(root: Path = ROOT) -> str:
     """Return the page that lists the decisions."""
     lines = [f"- [{title}]({Path(path).name})\n" for path, title in decisions(root).items()]
     return (
-        "# Decisions\n\nWhat was decided about csflow and why, with the measurements behind it. An older decision is not "
-        "rewritten: a new one replaces it.\n\n" + "".join(lines)
+        "# Decisions\n\nWhat was decided about csflow and why, with the measurements behind it. An older decision is "
+        "not rewritten: a new one replaces it.\n\n" + "".join(lines)
     )
 
 
@@ -55,7 +55,9 @@ def without_links_out(text: str, page: str) -> str:
     """Return a page whose links to files outside of ``docs/`` are plain text, because the site does not have them."""
 
     def link(match: re.Match[str]) -> str:
-        outside = "://" not in match[2] and posixpath.normpath(f"{posixpath.dirname(page)}/{match[2]}").startswith("..")
+        outside = "://" not in match[2] and posixpath.normpath(
+            posixpath.join(posixpath.dirname(page), match[2])
+        ).startswith("..")
         return match[1] if outside else match[0]
 
     return _LINK.sub(link, text)

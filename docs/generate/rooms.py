@@ -20,7 +20,7 @@ def pages(root: Path = ROOT) -> dict[str, str]:
         (f"[`csflow.{Path(path).stem}`]({Path(path).name})", _about(room))
         for path, room in zip(found, rooms(root), strict=True)
     ]
-    about = "Each package of csflow answers one question; [architecture](../../architecture.md) says which one may import which."
+    about = "Each package answers one question; [Architecture](../../architecture.md) says which may import which."
     return {f"{FOLDER}/index.md": f"# Python API\n\n{about}\n\n{table(('Package', 'What it does'), rows)}", **found}
 
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from markup import cell, table
-
-from csflow.system.environment import VARIABLES, Group
+from csflow.system.environment import VARIABLES, Group, Variable
 
 _TOP = """# Environment variables
 
@@ -17,7 +15,7 @@ _GROUPS: dict[Group, tuple[str, str]] = {
     "library": ("Read by libraries", "csflow hands these to MLflow, botocore, DVC and the Kubernetes client."),
     "internal": (
         "Set by csflow itself",
-        "csflow or torchrun sets these for the processes they start. Leave them alone.",
+        "csflow or torchrun sets these for processes they start. Leave them alone.",
     ),
 }
 
@@ -26,15 +24,14 @@ def page() -> str:
     """Return the page as Markdown: every variable with meaning, default, example and reader."""
     parts = [_TOP]
     for group, (title, about) in _GROUPS.items():
-        rows = [
-            (
-                f"`{each.name}`",
-                cell(f"{each.meaning} Read by: {each.used_by}."),
-                cell(each.default),
-                each.example if each.example.startswith("(") else f"`{cell(each.example)}`",
-            )
-            for each in VARIABLES
-            if each.group == group
-        ]
-        parts.append(f"## {title}\n\n{about}\n\n{table(('Variable', 'Meaning', 'Default', 'Example'), rows)}\n")
+        parts.append(f"## {title}\n\n{about}\n\n")
+        parts += [_entry(each) for each in VARIABLES if each.group == group]
     return "".join(parts)
+
+
+def _entry(variable: Variable) -> str:
+    example = variable.example if variable.example.startswith("(") else f"`{variable.example}`"
+    return (
+        f"### {variable.name}\n\n{variable.meaning}\n\n**Default:** {variable.default}. **Example:** {example}. "
+        f"**Read by:** {variable.used_by}.\n\n"
+    )
