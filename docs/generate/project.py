@@ -55,9 +55,7 @@ def without_links_out(text: str, page: str) -> str:
     """Return a page whose links to files outside of ``docs/`` are plain text, because the site does not have them."""
 
     def link(match: re.Match[str]) -> str:
-        outside = "://" not in match[2] and posixpath.normpath(
-            posixpath.join(posixpath.dirname(page), match[2])
-        ).startswith("..")
-        return match[1] if outside else match[0]
+        target = posixpath.normpath(posixpath.join(posixpath.dirname(page), match[2]))
+        return match[1] if "://" not in match[2] and target.startswith("..") else match[0]
 
     return _LINK.sub(link, text)
