@@ -1,4 +1,4 @@
-"""docs/cluster.md: its commands exist, its overlay renders, its paths are there."""
+"""docs/guides/cluster.md: its commands exist, its overlay renders, its paths are there."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ import yaml
 from checks import load, problems
 
 ROOT = Path(__file__).resolve().parents[2]
-GUIDE = (ROOT / "docs" / "cluster.md").read_text()
+GUIDE = (ROOT / "docs" / "guides" / "cluster.md").read_text()
 VERSION = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
 BLOCKS = re.findall(r"^```\n(.*?)^```$", GUIDE, flags=re.DOTALL | re.MULTILINE)
 PROGRAM = re.compile(r"(?:\.venv/bin/)?(?P<program>csflow|python -m pipelines) (?P<rest>[a-z].*)")
@@ -94,7 +94,7 @@ def test_secrets_that_the_manifests_name_are_made_by_the_guide() -> None:
 
     for kind, name in MADE_BY_PEOPLE:
         made = rf"create {kind.lower()} (generic |docker-registry )?{name} "
-        assert re.search(made, GUIDE), f"docs/cluster.md does not show how {kind} {name} is made"
+        assert re.search(made, GUIDE), f"docs/guides/cluster.md does not show how {kind} {name} is made"
 
 
 def test_files_and_targets_of_the_guide_are_there() -> None:
