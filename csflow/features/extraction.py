@@ -20,6 +20,7 @@ from csflow.config import FeatureConfig
 from csflow.data.images import decode_image, normalisation, to_pyramid_levels
 from csflow.errors import CacheError, CsflowError, DataError, ModelError
 from csflow.features.backbone import Backbone
+from csflow.features.entries import Half
 from csflow.system.cores import cores
 from csflow.system.files import write_atomic
 from csflow.system.onnx_session import open_session
@@ -27,7 +28,6 @@ from csflow.system.onnx_session import open_session
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
 
-Half = NDArray[np.float16]
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 Levels: TypeAlias = list[NDArray[np.uint8]]

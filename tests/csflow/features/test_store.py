@@ -24,9 +24,10 @@ from csflow.data.images import read_image, to_pyramid_inputs
 from csflow.data.manifest import Manifest
 from csflow.errors import CacheError, ConfigError, DataError, ModelError, StorageError, StoreUnreachableError
 from csflow.features.backbone import Backbone, load_backbone
+from csflow.features.cache_manifest import CacheManifest
 from csflow.features.extraction import _map_ahead
 from csflow.features.shared_tier import FeatureTier
-from csflow.features.store import CacheManifest, FeatureStore
+from csflow.features.store import FeatureStore
 from csflow.system.files import sha256_file
 
 FEATURES = FeatureConfig(image_size=64, scales=3, stage=2)
