@@ -148,7 +148,9 @@ def test_every_command_helps_shortly_and_fully(path: tuple[str, ...]) -> None:
     assert all(getattr(each, "help", None) for each in command.params), "every option is explained"
 
 
-PRINTS_NO_RESULT = {("serve",), ("export",), ("compile",), ("synthesize",), ("promote",), ("rollback",), ("reconcile",)}
+PRINTS_NO_RESULT = {
+    (name,) for name in ["serve", "export", "compile", "synthesize", "promote", "rollback", "reconcile"]
+}
 """Commands that print a sentence about what they did, and no table."""
 
 

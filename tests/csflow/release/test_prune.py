@@ -22,7 +22,7 @@ from csflow.adapters.storage import Store
 from csflow.config import DataConfig, LineConfig
 from csflow.detector.calibration import calibrate
 from csflow.errors import CacheError, RegistryError
-from csflow.features.store import CacheManifest
+from csflow.features.cache_manifest import CacheManifest
 from csflow.release import prune, removal
 from csflow.runs.context import RunContext
 from csflow.runs.services import Services
