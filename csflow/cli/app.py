@@ -85,7 +85,8 @@ def _options(
         Path | None,
         typer.Option(
             metavar="DIR",
-            help=f"Folder with lines/ and pipelines/.  [default: {PROJECT}, else upwards from the current folder]",
+            help="Folder with lines/ and pipelines/.",
+            show_default=f"{PROJECT}, else upwards from the current folder",
         ),
     ] = None,
     version: Annotated[
