@@ -11,7 +11,7 @@ from components.collect_ablation import collect_ablation
 from components.plan_ablation import plan_ablation
 from pipelines.placement import local
 
-NAME = "csflow-ablate"
+ABLATION = "csflow-ablate"
 
 
 def ablate_on(place: Callable[..., None]) -> BaseComponent:
@@ -36,7 +36,7 @@ def ablate_on(place: Callable[..., None]) -> BaseComponent:
         measured: List[str] = dsl.Collected(row.output)  # noqa: UP006
         return measured
 
-    @dsl.pipeline(name=NAME, description="What each part of the method brings.")  # type: ignore[untyped-decorator]
+    @dsl.pipeline(name=ABLATION, description="What each part of the method brings.")  # type: ignore[untyped-decorator]
     def ablate(requests: List[str]) -> None:  # noqa: UP006
         """Ablate lines, one after the other.
 
@@ -54,5 +54,5 @@ def ablate_on(place: Callable[..., None]) -> BaseComponent:
     return graph
 
 
-ablate = ablate_on(local)
+ablation = ablate_on(local)
 """For runs on this machine."""

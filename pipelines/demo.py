@@ -8,13 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from csflow.config import LineConfig
-from csflow.errors import DataError, DeployError
+from csflow.errors import DeployError
+from csflow.reporting.demonstration import choose_parts, write_overview
+from csflow.reporting.sheet import GOOD
 from csflow.runs.services import Services
 from csflow.runs.summary import RunSummary
 from pipelines.local import run_locally
-
-GOOD = "good"
-_GOOD_SHOWN, _SHOWN_PER_DEFECT = 4, 2
 
 
 def run_demo(line: LineConfig, *, force: bool, services: Services) -> RunSummary:
@@ -34,7 +33,7 @@ def run_demo(line: LineConfig, *, force: bool, services: Services) -> RunSummary
     finished = run_locally(line, force=force, services=services)
     summary = summarise_run(finished.context, finished.outcome, services)
     try:
-        images = _pick(line, Path(finished.context.data_root))
+        images = choose_parts(line, Path(finished.context.data_root))
         summary.scores = _score_over_http(line.line, images, services)
         summary.overlay = str(_overlays(line.line, images, services))
     finally:
@@ -42,32 +41,6 @@ def run_demo(line: LineConfig, *, force: bool, services: Services) -> RunSummary
     summary.seconds["total"] = round(time.monotonic() - start, 1)
     write_summary(summary, services.workspace)
     return summary
-
-
-def _pick(line: LineConfig, root: Path) -> list[Path]:
-    """Some good test images, and some of every type of defect, good ones first.
-
-    Raises:
-        DataError: If the line has no test images to show.
-    """
-    from csflow.data.manifest import build_manifest
-
-    test = build_manifest(root, line=line.line, roles=line.roles).rows(role="test")
-    kinds: dict[str, list[Path]] = {}
-    for file in sorted(test.files, key=lambda f: (f.parent.name != GOOD, f.parent.name, f.name)):
-        shown = kinds.setdefault(file.parent.name, [])
-        if len(shown) < (_GOOD_SHOWN if file.parent.name == GOOD else _SHOWN_PER_DEFECT):
-            shown.append(file)
-    if not kinds:
-        raise DataError(f"Line {line.line} has no test images to show. Add some: csflow data add {line.line} FOLDER")
-    return [file for shown in kinds.values() for file in shown]
-
-
-def _first_of_each(images: list[Path]) -> list[Path]:
-    kinds: dict[str, Path] = {}
-    for file in images:
-        kinds.setdefault(file.parent.name, file)
-    return list(kinds.values())
 
 
 def _score_over_http(line: str, images: list[Path], services: Services) -> list[dict[str, Any]]:
@@ -92,18 +65,5 @@ def _overlays(line: str, images: list[Path], services: Services) -> Path:
     assert endpoint is not None
     target = services.workspace.root / "demo" / f"{line}-{endpoint.digest[:12]}.png"
     if not target.exists():
-        _draw(
-            target,
-            services.workspace.detectors / line / endpoint.digest,
-            _first_of_each(images),
-        )
+        write_overview(services.workspace.detectors / line / endpoint.digest, images, target)
     return target
-
-
-def _draw(target: Path, detector_directory: Path, images: list[Path]) -> None:
-    from csflow.detector.engine import Engine
-    from csflow.reporting.sheet import judged_sheet
-
-    sheet = judged_sheet(Engine.load(detector_directory), images)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    sheet.save(target)

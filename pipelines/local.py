@@ -19,12 +19,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from csflow.config import LineConfig, parse_line_json
+from csflow.config import LineConfig, lines_folder, parse_line_json
 from csflow.errors import CsflowError
 from csflow.runs.context import ERROR_FILE, RunContext
 from csflow.runs.services import Services
 from csflow.system.processes import raised_on_sigterm
-from csflow.system.progress import MARK, relay
+from csflow.system.progress import MARK, Relay
 from csflow.system.project import PROJECT, require_project
 from csflow.system.workspace import Workspace
 
@@ -132,11 +132,12 @@ def run_child(arguments: Sequence[str], root: Path, workspace: Workspace) -> Pat
     Raises:
         StepError: With the failed step's own message.
     """
-    log = root / "run.log"
+    log, project = root / "run.log", str(require_project())
     environment = os.environ | {
-        "CSFLOW_HOME": str(workspace.root),
-        PROJECT: str(require_project()),
-        "PYTHONPATH": os.pathsep.join(filter(None, [str(require_project()), os.environ.get("PYTHONPATH")])),
+        "CSFLOW_HOME": str(workspace.root.absolute()),
+        "CSFLOW_LINES": str(lines_folder().absolute()),
+        PROJECT: project,
+        "PYTHONPATH": os.pathsep.join(filter(None, [project, os.environ.get("PYTHONPATH")])),
         MARK: _MARK_VALUE,
         ERROR_FILE: str(root / "error.json"),
         "PYTHONUNBUFFERED": "1",
@@ -157,6 +158,7 @@ def _stream(command: list[str], environment: dict[str, str], log: Path) -> int:
     """
     with (
         log.open("w") as file,
+        Relay() as progress,
         raised_on_sigterm(),
         subprocess.Popen(
             command,
@@ -175,7 +177,7 @@ def _stream(command: list[str], environment: dict[str, str], log: Path) -> int:
                 file.flush()
                 _, mark, message = text.partition(_MARK_VALUE)
                 if mark:
-                    relay(message.rstrip("\n"))
+                    progress.show(message.rstrip("\n"))
         except BaseException:
             os.killpg(child.pid, signal.SIGTERM)
             file.writelines(child.stdout)

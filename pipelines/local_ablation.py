@@ -35,10 +35,10 @@ def _main(requests: str, root: str) -> None:
     """Child process: run the graph through kfp."""
     from kfp import local
 
-    from pipelines.ablate import ablate
+    from pipelines.ablate import ablation
 
     local.init(local.SubprocessRunner(use_venv=False), pipeline_root=str(Path(root) / "kfp"))
-    ablate(requests=json.loads(requests))
+    ablation(requests=json.loads(requests))
 
 
 if __name__ == "__main__":

@@ -5,15 +5,13 @@ Every folder keeps its path, because runs, lineage and the registry name files b
 
 from __future__ import annotations
 
-import configparser
-import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from csflow.adapters.versioning.checkout import is_remote, local_repository
-from csflow.adapters.versioning.git import git
 from csflow.config import LineConfig
+from csflow.runs.data_folders import data_folders
+from csflow.system.project import PROJECT
 from csflow.system.workspace import Workspace
 
 PREFIXES = ("CSFLOW_", "MLFLOW_", "AWS_", "DVC_", "OMP_")
@@ -21,7 +19,7 @@ NAMES = frozenset({
     "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "no_proxy",
     "REQUESTS_CA_BUNDLE", "SSL_CERT_FILE", "KUBECONFIG", "LOGNAME", "TZ", "USER",
 })  # fmt: skip
-HERE_ONLY = frozenset({"CSFLOW_LINES", "CSFLOW_TEST_DATA", "DVC_SITE_CACHE_DIR"})
+HERE_ONLY = frozenset({PROJECT, "CSFLOW_LINES", "CSFLOW_TEST_DATA", "DVC_SITE_CACHE_DIR"})
 """Variables that a step does not read, or for which the image has a value of its own."""
 
 
@@ -63,8 +61,9 @@ def places(line: LineConfig, workspace: Workspace, root: Path, environment: Mapp
     """
     found = [Place(workspace.root, workspace.root, writable=True), *_endpoints(line, workspace, root, environment)]
     found += [Place(database, database, writable=True) for database in _database(environment, workspace)]
-    if not is_remote(line.data.repo):
-        found += _repository(local_repository(line.data))
+    data = data_folders(line)
+    found += [Place(path, path) for path in data.read]
+    found += [Place(path, path, writable=True) for path in data.written]
     read = set(_named_files(environment))
     weights = Path(line.features.weights)
     if weights.is_absolute() and weights.exists():
@@ -106,40 +105,6 @@ def _named_files(environment: Mapping[str, str]) -> Iterator[Path]:
     for value in environment.values():
         if value.startswith("/") and Path(value).is_file():
             yield Path(value)
-
-
-def _repository(top: Path) -> Iterator[Place]:
-    """A local data repository and what it refers to outside itself; a remote one is cloned into the workspace.
-
-    Images and history are for reading. DVC's cache is not: it keeps there what it fetches from a remote.
-    """
-    yield Place(top, top)
-    # A worktree keeps its history elsewhere, a clone that borrows objects does so too.
-    history = Path(git("rev-parse", "--path-format=absolute", "--git-common-dir", repository=top).strip())
-    alternates = history / "objects" / "info" / "alternates"
-    borrowed = [Path(text) for text in alternates.read_text().splitlines()] if alternates.is_file() else []
-    for path in (history, *borrowed, *_dvc_folders(top, "url")):
-        if path.is_dir() and not _inside(path, top):
-            yield Place(path, path)
-    for path in (top / ".dvc" / "tmp", *(_dvc_folders(top, "dir") or [top / ".dvc" / "cache"])):
-        if path.is_dir() or os.access(path.parent, os.W_OK):
-            path.mkdir(exist_ok=True)
-            yield Place(path, path, writable=True)
-
-
-def _dvc_folders(top: Path, key: str) -> list[Path]:
-    """The remotes (``url``) or the cache (``dir``) that DVC's configuration names as folders, relative to ``.dvc``."""
-    found: list[Path] = []
-    for name in ("config", "config.local"):
-        settings = configparser.ConfigParser(interpolation=None, strict=False)
-        settings.read(top / ".dvc" / name)
-        named = [settings[section].get(key, "").strip("\"'") for section in settings.sections()]
-        found += [
-            Path(os.path.normpath(top / ".dvc" / Path(text).expanduser()))
-            for text in named
-            if text and "://" not in text
-        ]
-    return found
 
 
 def _inside(path: Path, folder: Path) -> bool:

@@ -36,14 +36,14 @@ def compiled(graph: Graph, placement: Placement) -> Package:
     from kfp import compiler
 
     if graph == "ablate":
-        from pipelines.ablate import NAME, ablate_on
+        from pipelines.ablate import ABLATION, ablate_on
 
-        pipeline = ablate_on(placement)
+        name, pipeline = ABLATION, ablate_on(placement)
     else:
         from pipelines.retrain import NAME, retrain_on
 
-        pipeline = retrain_on(placement)
+        name, pipeline = NAME, retrain_on(placement)
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "pipeline.yaml"
         compiler.Compiler().compile(pipeline, package_path=str(file))
-        return Package(NAME, file.read_text())
+        return Package(name, file.read_text())

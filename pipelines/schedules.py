@@ -16,12 +16,12 @@ from typing import Any, Literal
 from csflow.system.files import sha256_json
 from pipelines.cron import Clock
 
-MARK = "csflow schedule: "
+NOTE_MARK = "csflow schedule: "
 """What the description of a recurring run made by csflow begins with; others are never touched."""
 
 _NAME = re.compile(r"csflow-(?P<line>[a-z0-9](?:[-a-z0-9]{0,48}[a-z0-9])?)-(?P<digest>[0-9a-f]{12})")
 
-Kind = Literal["create", "replace", "enable", "disable", "delete", "keep"]
+ChangeKind = Literal["create", "replace", "enable", "disable", "delete", "keep"]
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class Wanted:
     def note(self) -> str:
         """For people who look at the server, and for telling ours from others."""
         return (
-            f"{MARK}{self.clock.local} {self.clock.zone}\n"
+            f"{NOTE_MARK}{self.clock.local} {self.clock.zone}\n"
             f"Made from the line's YAML; to change it, change that and run: csflow schedule {self.line}"
         )
 
@@ -92,9 +92,9 @@ class Found:
     def parse(cls, id_: str, name: str, note: str, enabled: bool, cron: str) -> Found | None:
         """What a recurring run on the server is; ``None`` if csflow did not make it."""
         match = _NAME.fullmatch(name)
-        if match is None or not note.startswith(MARK):
+        if match is None or not note.startswith(NOTE_MARK):
             return None
-        local = note.removeprefix(MARK).splitlines()[0] if note != MARK else ""
+        local = note.removeprefix(NOTE_MARK).splitlines()[0] if note != NOTE_MARK else ""
         return cls(id_, match["line"], match["digest"], enabled, local, cron)
 
 
@@ -126,7 +126,7 @@ class Change:
         found: What is there now.
     """
 
-    kind: Kind
+    kind: ChangeKind
     line: str
     reason: str = ""
     steps: tuple[Step, ...] = ()

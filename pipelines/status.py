@@ -15,7 +15,7 @@ from pipelines.cron import clock_of, next_runs
 from pipelines.schedules import Found
 from pipelines.server import Server
 
-Answer = TypeVar("Answer")
+Asked = TypeVar("Asked")
 
 
 @dataclass
@@ -110,7 +110,7 @@ def _ask_services(row: LineStatus, services: Services) -> None:
         row.notes.append(f"its endpoint serves version {row.serves}: csflow reconcile {row.line}")
 
 
-def _tried(ask: Callable[[], Answer], notes: list[str]) -> Answer | None:
+def _tried(ask: Callable[[], Asked], notes: list[str]) -> Asked | None:
     """An answer, or ``None`` and a note why there is none; a line that never ran is no problem."""
     try:
         return ask()

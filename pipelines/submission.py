@@ -38,10 +38,10 @@ def require_reachable(line: LineConfig) -> None:
     Raises:
         UsageError: If the data repository or the weights lie elsewhere.
     """
-    from csflow.adapters.versioning.checkout import is_remote
+    from csflow.runs.data_folders import has_remote_repository
 
     repo, weights = line.data.repo, line.features.weights
-    if not is_remote(repo) and not _on_volume(repo.removeprefix("file://")):
+    if not has_remote_repository(line) and not _on_volume(repo.removeprefix("file://")):
         raise UsageError(
             f"data.repo of {line.line} is {repo}, a folder of this machine, which no pod can read. Push the repository "
             "to a git server that the cluster reaches, its images to a DVC remote (dvc push), and give its URL, or put "

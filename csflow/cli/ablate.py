@@ -39,7 +39,7 @@ BackbonesOption: TypeAlias = Annotated[
 SizesOption: TypeAlias = Annotated[str, typer.Option("--image-size", help="Sizes of the group image-size: 256,512.")]
 
 
-def ablate(
+def ablate_lines(
     lines: Annotated[list[str], typer.Argument(metavar="LINE...", help="Names of lines, or their YAML files.")],
     group: GroupOption = ["scales", "blocks"],  # noqa: B006 - typer copies it
     set_: SetOption = [],  # noqa: B006

@@ -9,28 +9,28 @@ from typing import Annotated
 import typer
 
 from csflow import __version__
-from csflow.cli.ablate import ablate
+from csflow.cli.ablate import ablate_lines
 from csflow.cli.choose import choose
-from csflow.cli.compare import compare
+from csflow.cli.compare import compare_runs
 from csflow.cli.compile import compile_pipeline
 from csflow.cli.data import data_app
 from csflow.cli.demo import demo
 from csflow.cli.doctor import doctor
 from csflow.cli.endpoint import endpoint
-from csflow.cli.estimate import estimate
-from csflow.cli.evaluate import evaluate
+from csflow.cli.estimate import estimate_run
+from csflow.cli.evaluate import evaluate_detector
 from csflow.cli.export import export
 from csflow.cli.import_ import import_app
 from csflow.cli.lines import lines
-from csflow.cli.promote import promote
+from csflow.cli.promote import promote_version
 from csflow.cli.prune import prune
-from csflow.cli.reconcile import reconcile
-from csflow.cli.rollback import rollback
+from csflow.cli.reconcile import reconcile_endpoint
+from csflow.cli.rollback import rollback_champion
 from csflow.cli.run import run
 from csflow.cli.schedule import schedule
 from csflow.cli.score import score
-from csflow.cli.serve import serve
-from csflow.cli.status import status
+from csflow.cli.serve import serve_lines
+from csflow.cli.status import show_status
 from csflow.cli.submit import submit
 from csflow.cli.synthesize import synthesize
 from csflow.cli.why import why
@@ -51,24 +51,24 @@ app.add_typer(data_app, name="data", rich_help_panel=BRING)
 app.command(rich_help_panel=BRING)(synthesize)
 app.command(rich_help_panel=TRAIN)(run)
 app.command(rich_help_panel=TRAIN)(demo)
-app.command(rich_help_panel=TRAIN)(estimate)
-app.command(rich_help_panel=TRAIN)(ablate)
+app.command("estimate", rich_help_panel=TRAIN)(estimate_run)
+app.command("ablate", rich_help_panel=TRAIN)(ablate_lines)
 app.command(rich_help_panel=TRAIN)(choose)
 app.command(rich_help_panel=JUDGE)(score)
-app.command(rich_help_panel=JUDGE)(evaluate)
-app.command(rich_help_panel=JUDGE)(compare)
+app.command("evaluate", rich_help_panel=JUDGE)(evaluate_detector)
+app.command("compare", rich_help_panel=JUDGE)(compare_runs)
 app.command(rich_help_panel=JUDGE)(why)
-app.command(rich_help_panel=RELEASE)(promote)
-app.command(rich_help_panel=RELEASE)(rollback)
-app.command(rich_help_panel=RELEASE)(reconcile)
-app.command(rich_help_panel=SERVE)(serve)
+app.command("promote", rich_help_panel=RELEASE)(promote_version)
+app.command("rollback", rich_help_panel=RELEASE)(rollback_champion)
+app.command("reconcile", rich_help_panel=RELEASE)(reconcile_endpoint)
+app.command("serve", rich_help_panel=SERVE)(serve_lines)
 app.command(rich_help_panel=SERVE)(endpoint)
 app.command(rich_help_panel=SERVE)(export)
 app.command(rich_help_panel=OPERATE)(lines)
 app.command("compile", rich_help_panel=OPERATE)(compile_pipeline)
 app.command(rich_help_panel=OPERATE)(submit)
 app.command(rich_help_panel=OPERATE)(schedule)
-app.command(rich_help_panel=OPERATE)(status)
+app.command("status", rich_help_panel=OPERATE)(show_status)
 app.command(rich_help_panel=OPERATE)(prune)
 app.command(rich_help_panel=OPERATE)(doctor)
 
@@ -85,7 +85,8 @@ def _options(
         Path | None,
         typer.Option(
             metavar="DIR",
-            help=f"Folder with lines/ and pipelines/.  [default: {PROJECT}, else upwards from the current folder]",
+            help="Folder with lines/ and pipelines/.",
+            show_default=f"{PROJECT}, else upwards from the current folder",
         ),
     ] = None,
     version: Annotated[

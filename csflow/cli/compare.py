@@ -18,7 +18,7 @@ _ALWAYS = {"detector": "detector", "epochs": "training.epochs", "hidden width": 
 
 
 @dataclass(frozen=True)
-class Column:
+class RunColumn:
     """What the table says about one run; ``None`` and empty text where the run has no such thing."""
 
     run_id: str
@@ -35,7 +35,7 @@ class Column:
     params: dict[str, str]
 
 
-def compare(
+def compare_runs(
     line: Annotated[str, typer.Argument(metavar="LINE", help="The line.")],
     last: Annotated[int, typer.Option("--last", "-n", min=1, max=50, help="Number of runs, the newest first.")] = 5,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
@@ -59,7 +59,7 @@ def compare(
         _print(line, columns)
 
 
-def differing_params(columns: list[Column]) -> dict[str, list[str]]:
+def differing_params(columns: list[RunColumn]) -> dict[str, list[str]]:
     """Values of the parameters that are not the same in all runs, beside those that are always shown.
 
     A run that lacks one, for instance because it is older, has ``-`` there.
@@ -69,9 +69,9 @@ def differing_params(columns: list[Column]) -> dict[str, list[str]]:
     return {name: row for name, row in values.items() if len(set(row)) > 1}
 
 
-def _column(run: Run, version: Version | None) -> Column:
+def _column(run: Run, version: Version | None) -> RunColumn:
     low, high = run.metrics.get("image_auroc_low"), run.metrics.get("image_auroc_high")
-    return Column(
+    return RunColumn(
         run_id=run.run_id,
         started=f"{run.started.astimezone():%Y-%m-%d %H:%M}",
         outcome=run.outcome,
@@ -87,7 +87,7 @@ def _column(run: Run, version: Version | None) -> Column:
     )
 
 
-def _print(line: str, columns: list[Column]) -> None:
+def _print(line: str, columns: list[RunColumn]) -> None:
     from csflow.system.tables import print_line, print_table
 
     rows = list(_rows(columns).items())
@@ -101,7 +101,7 @@ def _print(line: str, columns: list[Column]) -> None:
             print_line(f"{column.run_id[:8]} {column.outcome}: {column.error}")
 
 
-def _rows(columns: list[Column]) -> dict[str, list[str]]:
+def _rows(columns: list[RunColumn]) -> dict[str, list[str]]:
     rows = {
         "started": [column.started for column in columns],
         "outcome": [column.outcome for column in columns],

@@ -58,8 +58,8 @@ def add_data(
     """
     from csflow.runs.add_images import Addition, add_images
 
-    require_paths(folder, masks)
     addition = Addition(folder, split or ("test" if defect else "train"), defect, masks)
+    require_paths(folder, masks)
     config = load_line(line)
     added = add_images(config, addition)
     about = {

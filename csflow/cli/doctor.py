@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import importlib.metadata
+import os
 import platform
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 from csflow.cli.options import JsonOption, print_json
 from csflow.config import line_names, lines_folder, load_line
 from csflow.errors import CsflowError
+from csflow.system.project import PROJECT, find_project
 from csflow.system.workspace import Workspace
 
 _PACKAGES = ("torch", "timm", "mlflow", "kfp", "dvc", "great-expectations", "kserve", "boto3")
@@ -19,7 +22,7 @@ _FREE_GIGABYTES = 2.0
 
 
 def doctor(as_json: JsonOption = False) -> None:
-    """Check the environment: interpreter, packages, git, disk, CPU or GPU, weights, lines, registry.
+    """Check the environment: interpreter, packages, git, disk, CPU or GPU, weights, project, lines, registry.
 
     Exit code 1 if a check fails; each failure says what to do.
     """
@@ -95,10 +98,19 @@ def _weights() -> str:
     return f"embedded backbone: {weights_digest(FeatureConfig())}"
 
 
+def _project() -> str:
+    folder = find_project()
+    if folder is None:
+        return f"none from {Path.cwd()} upwards: what needs one takes csflow --project DIR, or {PROJECT}"
+    return str(folder)
+
+
 def _lines() -> str:
     names = line_names()
+    if not names and find_project() is None and "CSFLOW_LINES" not in os.environ:
+        return "none: there is no project here"
     if not names:
-        raise CsflowError(f"No YAML files in {lines_folder()}. Run from the project's folder or set CSFLOW_LINES.")
+        raise CsflowError(f"No YAML files in {lines_folder()}. Add one, or correct {PROJECT} or CSFLOW_LINES.")
     for name in names:
         load_line(name)
     return ", ".join(names)
@@ -115,6 +127,7 @@ _CHECKS: dict[str, Callable[[], str]] = {
     "disk": _disk,
     "device": _device,
     "weights": _weights,
+    "project": _project,
     "lines": _lines,
     "tracking and registry": _registry,
 }

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from csflow.runs.estimate import Estimate
 
 
-def estimate(line: LineArgument, as_json: JsonOption = False) -> None:
+def estimate_run(line: LineArgument, as_json: JsonOption = False) -> None:
     """Say what a run of a line will take on this machine, from short trials on its own images.
 
     The line's data is checked out, a few images are extracted and a few training steps are run, in a minute or so.
@@ -24,14 +24,14 @@ def estimate(line: LineArgument, as_json: JsonOption = False) -> None:
     """
     from csflow.config import load_line
     from csflow.runs.checkout import materialise
-    from csflow.runs.estimate import estimate as try_out
+    from csflow.runs.estimate import estimate
     from csflow.runs.stored_features import feature_tier
     from csflow.system.progress import say
 
     config, services = load_line(line), Services.from_environment()
     manifest, _ = materialise(config, services.workspace)
     say(f"estimate: trying {config.line} on this machine")
-    expected = try_out(config, manifest, services.workspace.features, feature_tier(services))
+    expected = estimate(config, manifest, services.workspace.features, feature_tier(services))
     if as_json:
         print_json({"line": config.line, **asdict(expected)})
     else:

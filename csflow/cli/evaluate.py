@@ -12,7 +12,7 @@ from csflow.errors import ModelError
 from csflow.runs.services import Services
 
 
-def evaluate(
+def evaluate_detector(
     line: Annotated[str, typer.Argument(help="Name of the line whose data is judged.")],
     model: Annotated[
         str | None,

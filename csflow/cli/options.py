@@ -20,7 +20,8 @@ AccountOption: TypeAlias = Annotated[
     typer.Option(
         "--service-account",
         envvar="CSFLOW_SERVICE_ACCOUNT",
-        help="Service account of the steps' pods.  [default: the server's]",
+        help="Service account of the steps' pods.",
+        show_default="the server's",
     ),
 ]
 

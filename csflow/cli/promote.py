@@ -10,7 +10,7 @@ from csflow.errors import UsageError
 from csflow.runs.services import Services
 
 
-def promote(
+def promote_version(
     name: Annotated[str, typer.Argument(metavar="LINE[@VERSION]", help="A version to make champion and serve.")],
     release_hold: Annotated[
         bool, typer.Option("--release-hold", help="Only let retrains replace the champion again after a rollback.")

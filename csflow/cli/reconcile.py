@@ -9,7 +9,7 @@ import typer
 from csflow.runs.services import Services
 
 
-def reconcile(name: Annotated[str, typer.Argument(metavar="LINE", help="The line.")]) -> None:
+def reconcile_endpoint(name: Annotated[str, typer.Argument(metavar="LINE", help="The line.")]) -> None:
     """Make endpoint and champion alias agree, for instance after a crash or a restart of the machine."""
     from csflow.config import load_line
     from csflow.release import promotion

@@ -9,7 +9,7 @@ import typer
 from csflow.runs.services import Services
 
 
-def rollback(
+def rollback_champion(
     name: Annotated[str, typer.Argument(metavar="LINE", help="The line.")],
     to: Annotated[int | None, typer.Option(min=1, help="A former champion; else the last one before this.")] = None,
     reason: Annotated[str, typer.Option(help="For those who find the hold later.")] = "",

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from csflow.adapters.serving import ServedDetector
 
 
-def serve(
+def serve_lines(
     names: Annotated[
         list[str] | None,
         typer.Argument(metavar="LINE…", help="LINE (its champion), LINE@VERSION, or a detector directory."),

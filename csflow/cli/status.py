@@ -13,7 +13,7 @@ from csflow.system.project import project_module
 from csflow.system.tables import print_line, print_table
 
 
-def status(as_json: JsonOption = False) -> None:
+def show_status(as_json: JsonOption = False) -> None:
     """Show each line's last run on the cluster, its outcome, champion, endpoint and next run."""
     from csflow.config import line_names, lines_folder
 

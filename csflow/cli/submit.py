@@ -22,7 +22,7 @@ def submit(
     ] = False,
     shards: Annotated[
         int | None,
-        typer.Option(min=1, max=1000, help="Pods that extract features at once.  [default: resources.shards]"),
+        typer.Option(min=1, max=1000, help="Pods that extract features at once.", show_default="resources.shards"),
     ] = None,
     wait: Annotated[bool, typer.Option("--wait", help="Wait for the run; exit with 1 if it fails.")] = False,
     account: AccountOption = None,

@@ -11,7 +11,7 @@ import typer
 def synthesize(
     dest: Annotated[Path, typer.Argument(help="Folder that gets one folder a line.")],
     line: Annotated[
-        list[str] | None, typer.Option(help="demo-texture or demo-object; may be repeated. [default: both]")
+        list[str] | None, typer.Option(help="demo-texture or demo-object; may be repeated.", show_default="both")
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Another seed draws other pieces of the same products.")] = 0,
 ) -> None:

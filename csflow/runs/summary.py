@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import sys
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -141,12 +143,12 @@ def _facts(summary: RunSummary) -> list[tuple[str, str]]:
 
 
 def _next_commands(summary: RunSummary, workspace: Workspace) -> list[tuple[str, str]]:
-    line = summary.line
+    line, csflow = summary.line, _program("csflow")
     return [
-        ("make demo FORCE=1", "train a challenger from another seed"),
-        (f".venv/bin/csflow why {line}", "data, run, gate and decision behind the champion"),
-        (f".venv/bin/csflow compare {line}", "all runs of the line side by side"),
-        (f".venv/bin/csflow serve {line} --port 8080", "serve the champion, with a curl line to try"),
+        (f"{csflow} run {line} --force", "train a challenger from another seed"),
+        (f"{csflow} why {line}", "data, run, gate and decision behind the champion"),
+        (f"{csflow} compare {line}", "all runs of the line side by side"),
+        (f"{csflow} serve {line} --port 8080", "serve the champion, with a curl line to try"),
         (_runs_page(workspace.tracking_uri), "the same runs in the browser"),
     ]
 
@@ -155,7 +157,15 @@ def _runs_page(tracking_uri: str) -> str:
     """A server has the page already; a database needs one started."""
     if not tracking_uri.startswith("sqlite:///"):
         return tracking_uri
-    return f".venv/bin/mlflow ui --backend-store-uri {_short(tracking_uri.removeprefix('sqlite:///'), 'sqlite:///')}"
+    return (
+        f"{_program('mlflow')} ui --backend-store-uri {_short(tracking_uri.removeprefix('sqlite:///'), 'sqlite:///')}"
+    )
+
+
+def _program(name: str) -> str:
+    """A program of this Python environment as one types it here: its name where the shell finds it by that."""
+    ours = Path(sys.executable).with_name(name)
+    return name if shutil.which(name) == str(ours) else _short(str(ours))
 
 
 def _percent(value: float | None) -> str:

@@ -28,21 +28,46 @@ def say(text: str) -> None:
     print(f"{os.environ.get(MARK, '')}{text}", file=sys.stderr, flush=True)
 
 
-def relay(text: str) -> None:
-    """Print a line of progress that a child process said; on a terminal a count such as ``3/14`` becomes a bar.
+class Relay:
+    """Print what a child process says of its progress; on a terminal a count such as ``3/14`` becomes a bar.
 
-    Args:
-        text: What :func:`say` or :func:`track` printed in the child.
+    A bar is overwritten by the next count. Whatever else is printed starts on a line of its own, so leave the context
+    before anyone else writes, for instance an error message.
     """
-    count = _COUNT.search(text)
-    if count is None or not sys.stderr.isatty():
-        print(f"  {text}", file=sys.stderr, flush=True)
-        return
-    done, total = int(count[1]), int(count[2])
-    filled = round(_BAR * done / max(total, 1))
-    bar = "█" * filled + "░" * (_BAR - filled)
-    width = shutil.get_terminal_size().columns - 1
-    print(f"\r\x1b[2K{f'  {bar} {text}'[:width]}", end="\n" if done >= total else "", file=sys.stderr, flush=True)
+
+    def __init__(self) -> None:
+        self._unfinished = False
+
+    def __enter__(self) -> Relay:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._end_bar()
+
+    def show(self, text: str) -> None:
+        """Print one line.
+
+        Args:
+            text: What :func:`say` or :func:`track` printed in the child.
+        """
+        count = _COUNT.search(text)
+        if count is None or not sys.stderr.isatty():
+            self._end_bar()
+            print(f"  {text}", file=sys.stderr, flush=True)
+            return
+        done, total = int(count[1]), int(count[2])
+        filled = round(_BAR * done / max(total, 1))
+        bar = "█" * filled + "░" * (_BAR - filled)
+        width = shutil.get_terminal_size().columns - 1
+        print(f"\r\x1b[2K{f'  {bar} {text}'[:width]}", end="", file=sys.stderr, flush=True)
+        self._unfinished = True
+        if done >= total:
+            self._end_bar()
+
+    def _end_bar(self) -> None:
+        if self._unfinished:
+            print(file=sys.stderr, flush=True)
+            self._unfinished = False
 
 
 def track(items: Iterable[Item], *, total: int, label: str, every: float = 5.0) -> Iterator[Item]:

@@ -10,13 +10,13 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-Cell = str
+CellText = str
 """A cell's text; rich markup is not read, so that paths and messages appear as they are."""
 
 
 def print_table(
     headers: Sequence[str],
-    rows: Sequence[Sequence[Cell]],
+    rows: Sequence[Sequence[CellText]],
     *,
     title: str = "",
     caption: str = "",
@@ -87,7 +87,7 @@ def _console() -> Console:
 
 
 def _table(
-    headers: Sequence[str], rows: Sequence[Sequence[Cell]], styles: Sequence[str], sections: Sequence[int]
+    headers: Sequence[str], rows: Sequence[Sequence[CellText]], styles: Sequence[str], sections: Sequence[int]
 ) -> Table:
     from rich.table import Table
     from rich.text import Text
@@ -106,7 +106,7 @@ def _fits(console: Console, table: Table) -> bool:
 
 
 def _print_blocks(
-    console: Console, headers: Sequence[str], rows: Sequence[Sequence[Cell]], styles: Sequence[str]
+    console: Console, headers: Sequence[str], rows: Sequence[Sequence[CellText]], styles: Sequence[str]
 ) -> None:
     """One block a row: its first cell, then every other as ``header: cell``."""
     from rich.text import Text

@@ -18,10 +18,10 @@ ROOT = Path(__file__).resolve().parents[2]
 def ir(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     from kfp import compiler
 
-    from pipelines.ablate import ablate
+    from pipelines.ablate import ablation
 
     path = tmp_path_factory.mktemp("ir") / "ablate.yaml"
-    compiler.Compiler().compile(ablate, package_path=str(path))
+    compiler.Compiler().compile(ablation, package_path=str(path))
     return yaml.safe_load(path.read_text())  # type: ignore[no-any-return]
 
 
@@ -48,7 +48,18 @@ def test_a_whole_ablation_through_the_local_runner(tmp_path: Path) -> None:
     environment = os.environ | {"CSFLOW_HOME": str(tmp_path), "DVC_NO_ANALYTICS": "1"}
     small = [word for key in ("flow.hidden=4", "flow.blocks=1", "training.epochs=1", "features.image_size=128",
              "training.device=cpu") for word in ("--set", key)]  # fmt: skip
-    command = [sys.executable, "-m", "pipelines", "ablate", "demo-texture", "--group", "map", *small]
+    command = [
+        sys.executable,
+        "-m",
+        "csflow.cli",
+        "ablate",
+        "demo-texture",
+        "--group",
+        "map",
+        "--runner",
+        "kfp",
+        *small,
+    ]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     (plan,) = tmp_path.glob("ablations/demo-texture/*/plan.json")

@@ -112,7 +112,14 @@ def test_a_missing_data_repository_is_named(workspace: Workspace, tmp_path: Path
 
 def test_a_step_gets_what_configures_it_and_no_more() -> None:
     told = {"CSFLOW_HOME": "/h", "AWS_ACCESS_KEY_ID": "testing", "MLFLOW_TRACKING_URI": "http://m", "HTTPS_PROXY": "p"}
-    own = {"PATH": "/usr/bin", "HOME": "/root", "PYTHONPATH": "x", "CSFLOW_LINES": "/lines", "SECRET": "s"}
+    own = {
+        "PATH": "/usr/bin",
+        "HOME": "/root",
+        "PYTHONPATH": "x",
+        "CSFLOW_LINES": "/lines",
+        "CSFLOW_PROJECT": "/p",
+        "SECRET": "s",
+    }
     assert passed_environment(told | own) == told
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from csflow.config import ScheduleConfig
 from pipelines.cron import clock_of
-from pipelines.schedules import MARK, Change, Found, Wanted, plan_changes
+from pipelines.schedules import NOTE_MARK, Change, Found, Wanted, plan_changes
 
 NOW = datetime(2026, 6, 1, tzinfo=UTC)
 
@@ -96,7 +96,7 @@ def test_only_what_csflow_made_is_found() -> None:
     assert Found.parse("id", want.name, "by hand", True, "") is None
     assert Found.parse("id", "csflow-tiles", want.note, True, "") is None
     assert Found.parse("id", "other-tiles-0123456789ab", want.note, True, "") is None
-    assert want.note.startswith(MARK)
+    assert want.note.startswith(NOTE_MARK)
     assert found(want).local == "0 3 * * * UTC"
 
 

@@ -132,7 +132,7 @@ def test_refused_additions_change_nothing(plant: Path, published: Path, tmp_path
         ([twins], r"1 of 2 images are there already: .*b\.png is .*a\.png"),
         ([broken], r"data gate refuses the result(.|\n)*cut\.png"),
         ([fresh, "--defect", "dent", "--masks", folder], r"No image in .*fresh for the masks"),
-        ([tmp_path / "none"], r"none is not a folder"),
+        ([folder / "00.png"], r"00\.png is not a folder"),
     ]
     for arguments, message in refused:
         with pytest.raises(DataError, match=message):

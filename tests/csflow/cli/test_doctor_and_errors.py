@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import subprocess
 import sys
@@ -87,3 +88,21 @@ def test_doctor_names_what_is_wrong(monkeypatch: pytest.MonkeyPatch, tmp_path: P
     with pytest.raises(CsflowError, match="lines"):
         doctor()
     assert issubclass(UsageError, CsflowError)
+
+
+def test_doctor_needs_no_project(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A machine that only serves detectors has none, and nothing is wrong with it."""
+    from csflow.cli.doctor import doctor
+
+    monkeypatch.delenv("CSFLOW_LINES", raising=False)
+    monkeypatch.delenv("CSFLOW_PROJECT", raising=False)
+    monkeypatch.chdir(tmp_path)
+    doctor(as_json=True)
+    found = {each["check"]: each for each in json.loads(capsys.readouterr().out)}
+    assert found["project"]["found"].startswith(f"none from {tmp_path} upwards")
+    assert found["lines"]["ok"]
+    monkeypatch.setenv("CSFLOW_PROJECT", str(tmp_path))
+    with pytest.raises(CsflowError, match="checks failed: disk, project, lines|checks failed: project, lines"):
+        doctor(as_json=True)

@@ -135,7 +135,8 @@ def test_the_thin_door_is_the_same_house(elsewhere: Path) -> None:
 def test_version_and_completion() -> None:
     assert csflow("--version", cwd=ROOT).stdout == f"csflow {__version__}\n"
     shown = csflow("--show-completion", "bash", cwd=ROOT)
-    assert "complete" in shown.stdout + shown.stderr
+    assert shown.returncode == 0, shown.stderr
+    assert "COMPREPLY=" in shown.stdout
 
 
 @pytest.mark.parametrize("path", COMMANDS, ids=" ".join)
@@ -159,7 +160,8 @@ def test_wherever_a_table_is_printed_there_is_json(path: tuple[str, ...]) -> Non
 
 
 LINE = [("run",), ("estimate",), ("ablate",), ("choose",), ("evaluate",), ("why",), ("compare",), ("rollback",),
-        ("reconcile",), ("endpoint",), ("serve",), ("export",), ("submit",), ("schedule",), ("data", "show")]  # fmt: skip
+        ("reconcile",), ("endpoint",), ("serve",), ("export",), ("submit",), ("schedule",), ("demo",),
+        ("data", "show")]  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -179,6 +181,12 @@ LINE = [("run",), ("estimate",), ("ablate",), ("choose",), ("evaluate",), ("why"
         ("import", "mtd", "no/where", "dest"),
         ("import", "mvtec", "no/where", "dest"),
         ("import", "folder", "dest", "--good", "no/where"),
+        ("data", "add", "demo-texture", "lines", "--masks", "no/where"),
+        ("import", "folder", "dest", "--good", "lines", "--defective", "no/where"),
+        ("score", "README.md", "--model", "nowhere-line"),
+        ("evaluate", "demo-texture", "--model", "nowhere-line@1"),
+        ("ablate", "demo-texture", "--joint", "nowhere-line"),
+        ("schedule", "nowhere/line.yaml"),
         ("--project", "no/where", "lines"),
     ],
     ids=" ".join,
@@ -188,3 +196,11 @@ def test_what_does_not_exist_has_one_exit_status(words: tuple[str, ...], tmp_pat
     assert done.returncode == 2, f"{done.returncode}: {done.stderr}"
     assert "Traceback" not in done.stderr
     assert not (ROOT / "dest").exists()
+
+
+def test_defaults_in_words_are_seen() -> None:
+    """Rich takes ``[default: …]`` in a help text for markup and shows nothing; ``show_default`` is shown."""
+    texts = [each.help or "" for command in (GROUP, *COMMANDS.values()) for each in command.params]
+    assert [text for text in texts if "[" in text] == []
+    shown = CliRunner().invoke(app, ["-h"], env={"COLUMNS": "200"}).output
+    assert "CSFLOW_PROJECT, else upwards from the current folder" in shown

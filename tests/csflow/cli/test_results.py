@@ -17,7 +17,7 @@ from csflow.adapters.mlflow import connection
 from csflow.adapters.mlflow.registry import Registry
 from csflow.adapters.mlflow.runs import flat_params
 from csflow.adapters.mlflow.tracking import Tracker
-from csflow.cli.compare import compare
+from csflow.cli.compare import compare_runs
 from csflow.cli.lines import lines
 from csflow.cli.why import tell, why
 from csflow.config import LineConfig, load_line
@@ -100,7 +100,7 @@ def row(output: str, label: str) -> list[str]:
 
 @pytest.mark.usefixtures("root")
 def test_compare_shows_runs_side_by_side_newest_first() -> None:
-    output = run(compare, "tiles")
+    output = run(compare_runs, "tiles")
     assert row(output, "outcome") == ["failed in validate", "kept_worse", "promoted"]
     assert row(output, "version") == ["-", "2", "1"]
     assert row(output, "alias") == ["-", "-", "champion"]
@@ -115,7 +115,7 @@ def test_compare_shows_runs_side_by_side_newest_first() -> None:
 
 @pytest.mark.usefixtures("root")
 def test_compare_as_json_and_limited() -> None:
-    (newest,) = json.loads(run(compare, "tiles", "--last", "1", "--json"))
+    (newest,) = json.loads(run(compare_runs, "tiles", "--last", "1", "--json"))
     assert (newest["outcome"], newest["version"], newest["image_auroc"]) == ("failed in validate", None, None)
     assert newest["error"] == "test/good/[1].png cannot be read"
 
@@ -123,9 +123,9 @@ def test_compare_as_json_and_limited() -> None:
 @pytest.mark.usefixtures("root")
 def test_compare_suggests_the_line_that_was_meant() -> None:
     with pytest.raises(ConfigError, match="Did you mean tiles"):
-        run(compare, "tilse")
+        run(compare_runs, "tilse")
     with pytest.raises(NotRegisteredError, match="'wood' never ran"):
-        run(compare, "wood")
+        run(compare_runs, "wood")
 
 
 @pytest.mark.usefixtures("root")

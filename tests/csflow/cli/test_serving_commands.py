@@ -21,10 +21,10 @@ from csflow.adapters.mlflow.registry import Registry
 from csflow.adapters.serving import ServedDetector
 from csflow.cli.endpoint import endpoint
 from csflow.cli.lines import lines as lines_command
-from csflow.cli.promote import promote
-from csflow.cli.reconcile import reconcile
-from csflow.cli.rollback import rollback
-from csflow.cli.serve import serve
+from csflow.cli.promote import promote_version
+from csflow.cli.reconcile import reconcile_endpoint
+from csflow.cli.rollback import rollback_champion
+from csflow.cli.serve import serve_lines
 from csflow.config import load_line
 from csflow.errors import ConfigError, CsflowError, DeployError, ModelError, UsageError
 from csflow.release import promotion, rollout
@@ -102,34 +102,36 @@ def called(monkeypatch: pytest.MonkeyPatch) -> list[tuple[object, ...]]:
 
 
 def test_promote_serves_a_version(called: list[tuple[object, ...]]) -> None:
-    assert "version 2 is champion, served at http://127.0.0.1:4000" in run(promote, "tiles@2")
+    assert "version 2 is champion, served at http://127.0.0.1:4000" in run(promote_version, "tiles@2")
     assert called == [("promote_by_hand", "tiles", 2)]
 
 
 def test_promote_releases_a_hold(called: list[tuple[object, ...]]) -> None:
-    assert "the hold of ada from 2031-01-01 is gone" in run(promote, "tiles", "--release-hold")
+    assert "the hold of ada from 2031-01-01 is gone" in run(promote_version, "tiles", "--release-hold")
     assert called == [("release_hold", "tiles")]
 
 
 @pytest.mark.parametrize("arguments", [["tiles"], ["tiles@2", "--release-hold"], ["tiles@two"]])
 def test_promote_says_what_it_needs(called: list[tuple[object, ...]], arguments: list[str]) -> None:
     with pytest.raises(UsageError, match="version"):
-        run(promote, *arguments)
+        run(promote_version, *arguments)
     assert called == []
 
 
 def test_rollback(called: list[tuple[object, ...]]) -> None:
-    output = run(rollback, "tiles", "--to", "2", "--reason", "false alarms")
+    output = run(rollback_champion, "tiles", "--to", "2", "--reason", "false alarms")
     assert "version 2 is champion again" in output
     assert "csflow promote tiles --release-hold" in output
     assert called == [("rollback", "tiles", 2, "false alarms")]
 
 
 def test_reconcile(called: list[tuple[object, ...]]) -> None:
-    assert "tiles: because, served at http://127.0.0.1:4000" in run(reconcile, "tiles")
+    assert "tiles: because, served at http://127.0.0.1:4000" in run(reconcile_endpoint, "tiles")
 
 
-@pytest.mark.parametrize(("command", "name"), [(promote, "tile@1"), (rollback, "tile"), (reconcile, "tile")])
+@pytest.mark.parametrize(
+    ("command", "name"), [(promote_version, "tile@1"), (rollback_champion, "tile"), (reconcile_endpoint, "tile")]
+)
 def test_a_mistyped_line_is_suggested(command: object, name: str) -> None:
     with pytest.raises(ConfigError, match="Did you mean tiles"):
         run(command, name)
@@ -158,7 +160,7 @@ def test_serve_takes_detector_directories_and_prints_an_example(
     served: list[tuple[dict[str, ServedDetector], str, int | None]], tmp_path: Path
 ) -> None:
     one, other = detector(tmp_path / "one", "tiles"), detector(tmp_path / "other", "nuts")
-    output = run(serve, str(one), str(other), "--port", "0", "--grpc-port", "7")
+    output = run(serve_lines, str(one), str(other), "--port", "0", "--grpc-port", "7")
     assert served == [({"tiles": ServedDetector(one), "nuts": ServedDetector(other)}, "127.0.0.1", 7)]
     assert "Serving tiles, nuts at http://127.0.0.1:" in output
     assert "/v1/models/tiles:predict" in output
@@ -166,16 +168,16 @@ def test_serve_takes_detector_directories_and_prints_an_example(
 
 def test_serve_says_what_it_needs(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="Say what to serve"):
-        run(serve)
+        run(serve_lines)
     with pytest.raises(UsageError, match="Say what to serve"):
-        run(serve, "tiles", "--all")
+        run(serve_lines, "tiles", "--all")
     with pytest.raises(UsageError, match="No line has a champion"):
-        run(serve, "--all", "--port", "0")
+        run(serve_lines, "--all", "--port", "0")
     with pytest.raises(ModelError, match="is not a detector directory"):
-        run(serve, str(tmp_path), "--port", "0")
+        run(serve_lines, str(tmp_path), "--port", "0")
     twice = detector(tmp_path / "one", "tiles"), detector(tmp_path / "other", "tiles")
     with pytest.raises(UsageError, match="same line"):
-        run(serve, *map(str, twice), "--port", "0")
+        run(serve_lines, *map(str, twice), "--port", "0")
 
 
 def test_serve_names_a_port_in_use(tmp_path: Path) -> None:
@@ -184,4 +186,4 @@ def test_serve_names_a_port_in_use(tmp_path: Path) -> None:
         taken.listen()
         port = taken.getsockname()[1]
         with pytest.raises(DeployError, match=f"Port {port} on 127.0.0.1 is in use"):
-            run(serve, str(directory), "--port", str(port))
+            run(serve_lines, str(directory), "--port", str(port))
