@@ -33,8 +33,7 @@ class VariantJudge:
     """
 
     def __init__(self, line: LineConfig, folder: Path, cached: CacheManifest, manifest: Manifest) -> None:
-        from csflow.detector.fitting import load_model
-        from csflow.detector.model import round_to_stored
+        from csflow.detector.model_file import load_model, round_to_stored
 
         self.line, self.cached, self.manifest = line, cached, manifest
         self.test = manifest.rows(role="test")

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from csflow.errors import DataError
 
-AnyFloats: TypeAlias = npt.NDArray[np.floating]
+FloatArray: TypeAlias = npt.NDArray[np.floating]
 
 
 @dataclass(frozen=True, order=True)
@@ -24,7 +24,7 @@ class Box:
     peak: float
 
 
-def defect_boxes(map2d: AnyFloats, threshold: float) -> list[Box]:
+def defect_boxes(map2d: FloatArray, threshold: float) -> list[Box]:
     """Boxes around the connected regions of a map above a threshold, largest peak first.
 
     Pixels that touch by a side or a corner belong together.
@@ -51,7 +51,7 @@ def defect_boxes(map2d: AnyFloats, threshold: float) -> list[Box]:
     return sorted(boxes, key=lambda box: (-box.peak, box.y, box.x))
 
 
-def boxes_in_image(map2d: AnyFloats, threshold: float, image_size: tuple[int, int]) -> list[Box]:
+def boxes_in_image(map2d: FloatArray, threshold: float, image_size: tuple[int, int]) -> list[Box]:
     """`defect_boxes` in pixels of the original image.
 
     Regions are found on the map as it was calibrated, never on an upsampled one, so a box exists if and
@@ -69,7 +69,7 @@ def boxes_in_image(map2d: AnyFloats, threshold: float, image_size: tuple[int, in
     ]
 
 
-def checked_map(map2d: AnyFloats) -> AnyFloats:
+def checked_map(map2d: FloatArray) -> FloatArray:
     """Return a map unchanged if it is two-dimensional and holds numbers.
 
     Raises:

@@ -23,7 +23,7 @@ from csflow.detector.heatmap import SCALE_TOP, THRESHOLD_POSITION
 from csflow.detector.p_values import p_values
 from csflow.errors import DataError, ModelError
 
-Kind = Literal["conformal", "tolerance", "none"]
+CalibrationKind = Literal["conformal", "tolerance", "none"]
 Decision = Literal["good", "defective"]
 
 # Slack of the binomial tail, for floating point only: 1 - 0.5**2 must reach a confidence of 0.75.
@@ -46,7 +46,7 @@ class Calibration:
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid", allow_inf_nan=False)
 
-    kind: Kind
+    kind: CalibrationKind
     alpha: float | None
     confidence: float | None
     threshold: float | None

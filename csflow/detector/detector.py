@@ -20,10 +20,10 @@ from csflow.data.images import to_pyramid_inputs
 from csflow.detector.calibration import Calibration
 from csflow.detector.directory import BACKBONE, MODEL, Description
 from csflow.detector.engine import Engine
-from csflow.detector.fitting import load_model
 from csflow.detector.graph_file import check_agreement, drawn_examples, write_graph
-from csflow.detector.model import Model, save_model, score_pyramid, score_stored
-from csflow.detector.prediction import Floats, judged
+from csflow.detector.model import Model, score_pyramid, score_stored
+from csflow.detector.model_file import load_model, save_model
+from csflow.detector.prediction import Float32Array, judged
 from csflow.detector.prediction import Prediction as Prediction
 from csflow.features.backbone import Backbone, backbone_from_safetensors, save_trunk
 from csflow.features.cache_manifest import CachedFeatures
@@ -73,7 +73,7 @@ class Detector:
             ]
         return predictions
 
-    def score_features(self, features: CachedFeatures) -> tuple[Floats, Floats]:
+    def score_features(self, features: CachedFeatures) -> tuple[Float32Array, Float32Array]:
         """Anomaly scores ``(N,)`` and anomaly maps ``(N, h, w)`` of stored features, both float32."""
         return score_stored(self.model, features)
 

@@ -23,10 +23,10 @@ from csflow.detector.calibration import Calibration
 from csflow.errors import ConfigError, ModelError
 from csflow.system.files import sha256_file, sha256_json, write_json
 
-FORMAT = 3
+DETECTOR_FORMAT = 3
 """Format written. Format 2 knew flows alone, format 1 had them in full precision and no graph."""
 
-READABLE = (1, 2, 3)
+READABLE_FORMATS = (1, 2, 3)
 
 CONFIG, CALIBRATION, LINEAGE = "config.json", "calibration.json", "lineage.json"
 MODEL, BACKBONE, GRAPH = "model.safetensors", "backbone.safetensors", "graph.onnx"
@@ -51,7 +51,7 @@ class Description:
     def write(self, directory: Path) -> None:
         """Write the JSON files."""
         about = {
-            "format": FORMAT,
+            "format": DETECTOR_FORMAT,
             "kind": self.line.detector,
             "channels": self.channels,
             "line": self.line.model_dump(mode="json"),
@@ -68,10 +68,10 @@ class Description:
             ModelError: If one is missing, damaged or of a newer format.
         """
         config = _read_json(directory, CONFIG)
-        if config.get("format") not in READABLE:
+        if config.get("format") not in READABLE_FORMATS:
             raise ModelError(
                 f"{directory}/{CONFIG} has format {config.get('format')!r}, expected one of "
-                f"{', '.join(map(str, READABLE))}. Use the csflow version that wrote it, or train again."
+                f"{', '.join(map(str, READABLE_FORMATS))}. Use the csflow version that wrote it, or train again."
             )
         try:
             line = parse_line_json(json.dumps(config["line"]), source=f"{directory}/{CONFIG}")

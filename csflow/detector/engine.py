@@ -18,7 +18,7 @@ from PIL import Image
 from csflow.config import LineConfig
 from csflow.data.images import to_pyramid_levels
 from csflow.detector.directory import GRAPH, Description, digest_beside_graph, not_a_detector
-from csflow.detector.prediction import Floats, Prediction, judged
+from csflow.detector.prediction import Float32Array, Prediction, judged
 from csflow.errors import ModelError
 from csflow.system.cores import cores
 from csflow.system.onnx_session import open_session
@@ -97,7 +97,7 @@ class Engine:
     def _workers(self) -> ThreadPoolExecutor:
         return ThreadPoolExecutor(self.threads, thread_name_prefix="engine")
 
-    def _score(self, session: InferenceSession, images: Sequence[Image.Image]) -> tuple[Floats, Floats]:
+    def _score(self, session: InferenceSession, images: Sequence[Image.Image]) -> tuple[Float32Array, Float32Array]:
         levels = list(zip(*(to_pyramid_levels(image, self.line.features) for image in images), strict=True))
         scores, maps = session.run(["score", "map"], {name: np.stack(levels[scale]) for scale, name in self._inputs})
         return scores, maps

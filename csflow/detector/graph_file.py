@@ -10,7 +10,7 @@ import onnx
 from PIL import Image
 
 from csflow.detector.calibration import Calibration
-from csflow.detector.directory import BACKBONE, FORMAT, GRAPH, MODEL, Description, digest_beside_graph
+from csflow.detector.directory import BACKBONE, DETECTOR_FORMAT, GRAPH, MODEL, Description, digest_beside_graph
 from csflow.detector.graph import detector_graph, leave_weights_in
 from csflow.detector.model import Model
 from csflow.detector.prediction import Prediction
@@ -80,7 +80,7 @@ def _describe(graph: onnx.ModelProto, about: Description, digest: str) -> None:
     """Say in the graph what it is, for a device that has nothing else."""
     calibration = about.calibration
     properties = {
-        "csflow_format": FORMAT,
+        "csflow_format": DETECTOR_FORMAT,
         "line": about.line.line,
         "threshold": calibration.threshold,
         "region_threshold": calibration.region_threshold,

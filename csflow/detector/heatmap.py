@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw
 
-from csflow.detector.boxes import AnyFloats, Box, boxes_in_image, checked_map
+from csflow.detector.boxes import Box, FloatArray, boxes_in_image, checked_map
 from csflow.errors import DataError
 
 Bytes: TypeAlias = npt.NDArray[np.uint8]
@@ -36,7 +36,7 @@ SCALE_TOP = 100.0
 """Top of the fixed colour scale, in region thresholds."""
 
 
-def upsample(map2d: AnyFloats, size: tuple[int, int]) -> npt.NDArray[np.float32]:
+def upsample(map2d: FloatArray, size: tuple[int, int]) -> npt.NDArray[np.float32]:
     """A map in the size of its image, bilinear, exactly like torch's ``interpolate(align_corners=False)``.
 
     Args:
@@ -47,7 +47,7 @@ def upsample(map2d: AnyFloats, size: tuple[int, int]) -> npt.NDArray[np.float32]
     return np.asarray(picture.resize(size, Image.Resampling.BILINEAR))
 
 
-def colours(values: AnyFloats) -> Bytes:
+def colours(values: FloatArray) -> Bytes:
     """Colours of values in [0, 1] (clipped) as ``(..., 3)`` RGB bytes, dark to light."""
     table = np.asarray(_INFERNO, dtype=np.float64)
     place = np.linspace(0.0, 1.0, len(table))
@@ -58,7 +58,7 @@ def colours(values: AnyFloats) -> Bytes:
     return coloured
 
 
-def heatmap_png(map2d: AnyFloats, map_range: tuple[float, float], size: tuple[int, int]) -> bytes:
+def heatmap_png(map2d: FloatArray, map_range: tuple[float, float], size: tuple[int, int]) -> bytes:
     """One anomaly map as a PNG in the fixed colours of the calibration.
 
     Args:
@@ -73,7 +73,7 @@ def heatmap_png(map2d: AnyFloats, map_range: tuple[float, float], size: tuple[in
 
 def overlay(
     image: Image.Image,
-    map2d: AnyFloats,
+    map2d: FloatArray,
     map_range: tuple[float, float],
     region_threshold: float | None = None,
 ) -> Image.Image:
@@ -104,7 +104,7 @@ def overlay(
     return painted
 
 
-def _on_scale(map2d: AnyFloats, map_range: tuple[float, float]) -> AnyFloats:
+def _on_scale(map2d: FloatArray, map_range: tuple[float, float]) -> FloatArray:
     """Places (0 bottom, 1 top, clipped) on the logarithmic scale: defects exceed good parts by powers of ten.
 
     Before any upsampling: between a cell of 1000 and one of 1 a linear blend would paint a defect twice its size.
@@ -113,7 +113,7 @@ def _on_scale(map2d: AnyFloats, map_range: tuple[float, float]) -> AnyFloats:
     if not (np.isfinite(low) and np.isfinite(high) and 0.0 < low < high):
         raise DataError(f"The colour scale must run from low to high, got {map_range}. Calibrate the detector again.")
     values = np.clip(checked_map(map2d).astype(np.float64), low, high)
-    scaled: AnyFloats = np.log(values / low) / np.log(high / low)
+    scaled: FloatArray = np.log(values / low) / np.log(high / low)
     return scaled
 
 

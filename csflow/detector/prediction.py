@@ -11,7 +11,7 @@ import numpy.typing as npt
 from csflow.detector.boxes import Box, boxes_in_image
 from csflow.detector.calibration import Calibration
 
-Floats: TypeAlias = npt.NDArray[np.float32]
+Float32Array: TypeAlias = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -32,12 +32,12 @@ class Prediction:
     p_value: float | None
     decision: str | None
     threshold: float | None
-    anomaly_map: Floats
+    anomaly_map: Float32Array
     image_size: tuple[int, int]
     boxes: list[Box]
 
 
-def judged(score: float, map2d: Floats, image_size: tuple[int, int], calibration: Calibration) -> Prediction:
+def judged(score: float, map2d: Float32Array, image_size: tuple[int, int], calibration: Calibration) -> Prediction:
     """Judge one image's score and map by a calibration.
 
     Args:
