@@ -4,6 +4,8 @@ The identity of some modules is a digest over their source and that of every mod
 indirectly, at module level or inside functions. Nobody keeps a list: what is imported counts, what is not does not.
 Comments, docstrings and layout do not count, so that words can be improved without retraining every line; imports
 under ``if TYPE_CHECKING`` do not count, because they never run.
+
+A module that is imported by a name computed at run time must be named as a root: nothing in the source tells of it.
 """
 
 from __future__ import annotations
@@ -62,7 +64,7 @@ def code_of(*roots: str) -> set[str]:
 
 
 def _with_parents(name: str) -> Iterator[str]:
-    """A module and the packages around it, whose code runs as well; but a top-level package only tells its version."""
+    """Yield a module and the packages around it, whose code runs too; not the top-level one with the version."""
     parts = name.split(".")
     for length in range(2, len(parts) + 1):
         parent = ".".join(parts[:length])
@@ -93,7 +95,7 @@ def _imports(tree: ast.AST) -> Iterator[str]:
 
 @cache
 def _file(name: str) -> Path | None:
-    """The source file of a module or package; ``None`` if there is none."""
+    """Return the source file of a module or package; ``None`` if there is none."""
     top, _, rest = name.partition(".")
     spec = find_spec(top)
     folders = list(spec.submodule_search_locations or []) if spec else []
@@ -104,16 +106,15 @@ def _file(name: str) -> Path | None:
 
 
 class _Essence(ast.NodeTransformer):
-    """Drops what cannot change what code does: strings that are statements, and imports for type checkers."""
+    """Drops what cannot change a result: strings that are statements, and code for type checkers."""
 
     def visit_Expr(self, node: ast.Expr) -> ast.AST | None:
         is_text = isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
         return None if is_text else self.generic_visit(node)
 
     def visit_If(self, node: ast.If) -> ast.AST | list[ast.stmt]:
-        if isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING":
-            return [each for each in node.orelse if self.visit(each) is not None]
-        return self.generic_visit(node)
+        visited = self.generic_visit(node)
+        return node.orelse if ast.unparse(node.test) in ("TYPE_CHECKING", "typing.TYPE_CHECKING") else visited
 
     def generic_visit(self, node: ast.AST) -> ast.AST:
         super().generic_visit(node)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from csflow.config import KINDS, DataConfig, LineConfig
-from csflow.runs.identity import detector_code, model_code
+from csflow.runs.identity import DETECTOR_ROOTS, MODEL_ROOTS, detector_code, model_code
 from csflow.system import code_identity
 from csflow.system.code_identity import code_of, code_version
 
@@ -89,12 +89,30 @@ def test_other_code_has_another_identity(plant: Callable[..., str], changed: dic
         {"main": SOURCE.replace('"""Go."""', '"""Go on, and say how."""').replace('"""A rate."""', '"""A speed."""')},
         {"main": "# A remark.\n" + SOURCE.replace("SPEED = 2", "SPEED  =  2  # metres per second")},
         {"hints": "class Hint:\n    size = 1\n"},
+        {"main": SOURCE.replace("    from plant.hints import Hint", "    from plant.other import Hint")},
         {"apart": "UNUSED = 2\n"},
     ],
-    ids=["docstrings", "comments and layout", "a module for type checkers", "a module nobody imports"],
+    ids=[
+        "docstrings",
+        "comments and layout",
+        "a module for type checkers",
+        "an import for type checkers",
+        "a module nobody imports",
+    ],
 )
 def test_what_cannot_change_a_result_does_not_count(plant: Callable[..., str], changed: dict[str, str]) -> None:
     assert plant(**changed) == plant()
+
+
+def test_only_the_branch_that_runs_counts(plant: Callable[..., str]) -> None:
+    """Both ways to write the condition, with an ``else`` that is what runs."""
+    branches = SOURCE.replace("if TYPE_CHECKING:", "if typing.TYPE_CHECKING:").replace("import TYPE_CHECKING", "Any")
+    source = branches.replace(" import Hint\n", " import Hint\nelse:\n    from plant.apart import UNUSED\n")
+    source = source.replace("from typing Any", "import typing")
+    assert plant(main=source, hints="class Hint:\n    size = 1\n") == plant(main=source)
+    assert plant(main=source, apart="UNUSED = 2\n") != plant(main=source)
+    assert {"plant.apart", "plant.late"} <= code_of("plant.main")
+    assert "plant.hints" not in code_of("plant.main")
 
 
 def test_a_module_that_is_not_there_is_refused(plant: Callable[..., str]) -> None:
@@ -105,15 +123,30 @@ def test_a_module_that_is_not_there_is_refused(plant: Callable[..., str]) -> Non
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_code_of_a_detector_is_the_method_and_no_outside_system(kind: str) -> None:
-    code = code_of("csflow.runs.fitting", "csflow.runs.assembly", KINDS[kind].implementation)
+    code = code_of(*DETECTOR_ROOTS, KINDS[kind].implementation)
     assert {"csflow.detector.calibration", "csflow.detector.boxes", "csflow.detector.graph", "csflow.data.images",
             "csflow.data.manifest", "csflow.features.extraction", "csflow.flow.cross_scale"} <= code  # fmt: skip
     rooms = {name.split(".")[1] for name in code}
     assert rooms.isdisjoint({"adapters", "cli", "reporting", "steps", "release", "ablation", "metrics", "synthetic"})
 
 
+def test_a_model_does_not_depend_on_how_it_is_shown_or_calibrated() -> None:
+    code = code_of(*MODEL_ROOTS, KINDS["csflow"].implementation)
+    assert {"csflow.flow.training", "csflow.detector.scoring", "csflow.detector.model_file"} <= code
+    shown = {"boxes", "heatmap", "p_values", "calibration", "prediction", "engine", "graph", "directory"}
+    assert code.isdisjoint({f"csflow.detector.{name}" for name in shown})
+
+
+def test_a_module_imported_by_a_computed_name_is_a_root() -> None:
+    """The source of the caller does not tell of it; only the kinds of detector are imported so."""
+    code = code_of(*DETECTOR_ROOTS)
+    files = {name: code_identity._file(name) for name in code}
+    callers = {name for name, file in files.items() if file and "import_module(" in file.read_text()}
+    assert callers == {"csflow.detector.fitting"}
+
+
 def test_a_kind_is_known_by_its_own_code_alone() -> None:
-    lines = [LineConfig(line="tiles", data=DataConfig(path="x"), detector=kind) for kind in ("padim", "patchcore")]  # type: ignore[arg-type]
+    lines = [LineConfig(line="tiles", data=DataConfig(path="x"), detector=kind) for kind in ("padim", "patchcore")]
     assert model_code(lines[0]) != model_code(lines[1])
-    assert "csflow.detector.kinds.patchcore" not in code_of("csflow.runs.fitting", KINDS["padim"].implementation)
+    assert "csflow.detector.kinds.patchcore" not in code_of(*MODEL_ROOTS, KINDS["padim"].implementation)
     assert detector_code(lines[0]) != model_code(lines[0])
