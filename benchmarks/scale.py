@@ -1,8 +1,8 @@
 """What many lines cost: disk, core hours, GPU hours and servers, reckoned up from measured figures.
 
-    python benchmarks/scale.py                                       # the tables of docs/scale.md
+    python benchmarks/scale.py                                       # the tables of docs/guides/scale.md
     python benchmarks/scale.py --lines 250 --images 4000 --new 50 --inspected 20000 --gpus 4
-    python benchmarks/scale.py --write docs/scale.md                 # put them into the page
+    python benchmarks/scale.py --write docs/guides/scale.md          # put them into the page
 
 Sizes come from csflow's own code (entries of the store, parameters of the flow), times from
 ``benchmarks/results/scale.json``, arithmetic from what torch counts in the plain form of the flow.
