@@ -31,7 +31,7 @@ class ShapedFeatures(Features, Protocol):
 
 @dataclass(frozen=True)
 class Fitting:
-    """What a fit needs beyond features and configuration.
+    """Checkpoint, progress and processes of a fit.
 
     Attributes:
         directory: Holds the checkpoint of kinds that are trained in epochs.
@@ -45,7 +45,7 @@ class Fitting:
 
 
 class Implementation(Protocol):
-    """What the module of a kind of detector offers."""
+    """Functions that the module of a kind of detector offers."""
 
     def fit(self, line: LineConfig, features: ShapedFeatures, fitting: Fitting) -> Model:
         """Fit a model to the features of good images.
