@@ -5,8 +5,8 @@ from __future__ import annotations
 from csflow.config import KINDS, LineConfig
 from csflow.system.code_identity import code_version
 
-MODEL_ROOTS = ("csflow.runs.fitting",)
-"""Modules that, with all they import, make a model from features."""
+MODEL_ROOTS = ("csflow.features.cache_manifest", "csflow.runs.fitting")
+"""Modules that, with all they import, make a model from stored features."""
 
 DETECTOR_ROOTS = (*MODEL_ROOTS, "csflow.features.store", "csflow.runs.assembly")
 """Modules that, with all they import, make a detector from images."""

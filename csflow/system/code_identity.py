@@ -5,7 +5,9 @@ indirectly, at module level or inside functions. Nobody keeps a list: what is im
 Comments, docstrings and layout do not count, so that words can be improved without retraining every line; imports
 under ``if TYPE_CHECKING`` do not count, because they never run.
 
-A module that is imported by a name computed at run time must be named as a root: nothing in the source tells of it.
+A package that only collects names from its modules does not count itself: a name that is taken from it counts as taken
+from the module that defines it. A module that is imported by a name computed at run time must be named as a root:
+nothing in the source tells of it.
 """
 
 from __future__ import annotations
@@ -68,7 +70,7 @@ def _with_parents(name: str) -> Iterator[str]:
     parts = name.split(".")
     for length in range(2, len(parts) + 1):
         parent = ".".join(parts[:length])
-        if _file(parent) is not None:  # a folder without __init__.py has no code
+        if _file(parent) is not None and (parent == name or not _collected(parent)):
             yield parent
 
 
@@ -88,9 +90,28 @@ def _imports(tree: ast.AST) -> Iterator[str]:
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
-            for alias in node.names:
-                submodule = f"{node.module}.{alias.name}"
-                yield submodule if _file(submodule) is not None else node.module
+            yield from (_origin(node.module, alias.name) for alias in node.names)
+
+
+def _origin(module: str, name: str) -> str:
+    """Return the module that defines a name imported from a module, which may itself have imported it."""
+    submodule = f"{module}.{name}"
+    return submodule if _file(submodule) is not None else _collected(module).get(name, module)
+
+
+@cache
+def _collected(package: str) -> dict[str, str]:
+    """Return the modules that define the names of a package which does nothing but collect them; else no names."""
+    file = _file(package)
+    if file is None or file.name != "__init__.py":
+        return {}
+    origins: dict[str, str] = {}
+    for statement in _Essence().visit(ast.parse(file.read_text(encoding="utf-8"))).body:
+        if isinstance(statement, ast.ImportFrom) and statement.module and not statement.level:
+            origins |= {each.asname or each.name: _origin(statement.module, each.name) for each in statement.names}
+        elif not isinstance(statement, ast.Assign) or ast.unparse(statement.targets[0]) != "__all__":
+            return {}
+    return origins
 
 
 @cache

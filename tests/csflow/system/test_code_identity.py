@@ -54,7 +54,9 @@ def plant(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[
             "apart": "UNUSED = 1\n",
         }
         for name, text in (files | changed).items():
-            (folder / f"{name}.py").write_text(text)
+            file = folder / f"{name.replace('.', '/')}.py"
+            file.parent.mkdir(exist_ok=True)
+            file.write_text(text)
         forget()
         return code_version("plant.main")
 
@@ -63,7 +65,7 @@ def plant(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[
 
 
 def forget() -> None:
-    for cached in (code_identity.code_version, code_identity._module, code_identity._file):
+    for cached in (code_version, code_identity._module, code_identity._file, code_identity._collected):
         cached.cache_clear()
     for name in [name for name in sys.modules if name.partition(".")[0] == "plant"]:
         del sys.modules[name]
@@ -115,6 +117,30 @@ def test_only_the_branch_that_runs_counts(plant: Callable[..., str]) -> None:
     assert "plant.hints" not in code_of("plant.main")
 
 
+SHAPES = {
+    "main": "from plant.shapes import Round\n",
+    "shapes.__init__": "from plant.shapes.curved import Round\nfrom plant.shapes.square import Square\n__all__ = []\n",
+    "shapes.curved": "class Round: ...\n",
+    "shapes.square": "class Square: ...\n",
+}
+
+
+@pytest.mark.parametrize(
+    ("changed", "counts"),
+    [
+        ({"shapes.curved": "class Round:\n    sides = 1\n"}, True),
+        ({"shapes.square": "class Square:\n    sides = 4\n"}, False),
+        ({"shapes.__init__": SHAPES["shapes.__init__"] + "from plant.tools import rate\n"}, False),
+        ({"shapes.__init__": SHAPES["shapes.__init__"] + "SIDES = 4\n"}, True),
+    ],
+    ids=["the module of the name", "another module", "another name", "code of the package's own"],
+)
+def test_a_package_of_names_counts_by_the_names_taken_from_it(
+    plant: Callable[..., str], changed: dict[str, str], counts: bool
+) -> None:
+    assert (plant(**SHAPES) != plant(**SHAPES | changed)) is counts
+
+
 def test_a_module_that_is_not_there_is_refused(plant: Callable[..., str]) -> None:
     plant()
     with pytest.raises(ModuleNotFoundError, match=r"plant\.nothing"):
@@ -126,13 +152,15 @@ def test_the_code_of_a_detector_is_the_method_and_no_outside_system(kind: str) -
     code = code_of(*DETECTOR_ROOTS, KINDS[kind].implementation)
     assert {"csflow.detector.calibration", "csflow.detector.boxes", "csflow.detector.graph", "csflow.data.images",
             "csflow.data.manifest", "csflow.features.extraction", "csflow.flow.cross_scale"} <= code  # fmt: skip
+    assert code.isdisjoint({"csflow.config.loading", "csflow.system.project", "csflow.system.workspace"})
     rooms = {name.split(".")[1] for name in code}
     assert rooms.isdisjoint({"adapters", "cli", "reporting", "steps", "release", "ablation", "metrics", "synthetic"})
 
 
 def test_a_model_does_not_depend_on_how_it_is_shown_or_calibrated() -> None:
     code = code_of(*MODEL_ROOTS, KINDS["csflow"].implementation)
-    assert {"csflow.flow.training", "csflow.detector.scoring", "csflow.detector.model_file"} <= code
+    assert {"csflow.flow.training", "csflow.detector.scoring", "csflow.detector.model_file",
+            "csflow.features.entries", "csflow.features.cache_manifest"} <= code  # fmt: skip
     shown = {"boxes", "heatmap", "p_values", "calibration", "prediction", "engine", "graph", "directory"}
     assert code.isdisjoint({f"csflow.detector.{name}" for name in shown})
 
