@@ -45,10 +45,10 @@ def code_version(*roots: str) -> str:
         ModuleNotFoundError: If there is no such module.
     """
     packages = frozenset({"csflow", *(root.partition(".")[0] for root in roots)})
-    return sha256_json([[name, _module(name, packages).digest] for name in sorted(code_of(*roots))])
+    return sha256_json([[name, _module(name, packages).digest] for name in sorted(modules_of(*roots))])
 
 
-def code_of(*roots: str) -> set[str]:
+def modules_of(*roots: str) -> set[str]:
     """Return the names of some modules and of all modules that they import, directly or indirectly.
 
     Args:

@@ -102,7 +102,8 @@ def test_every_model_is_a_module_of_its_own() -> None:
         ({"detector": "padim", "features": {"stages": [3, 2], "scales": 1}}, "ascending numbers"),
         ({"detector": "padim", "features": {"stages": [2, 3]}}, "needs scales: 1"),
         ({"roles": {"calibrate": 0.0}}, "set 'calibration: none' too"),
-        ({"detector": "oracle"}, "csflow"),
+        ({"detector": "oracle"}, "unknown kind of detector. Known kinds: csflow, nearest-neighbour, "),
+        ({"detector": "patchcor"}, "Did you mean 'patchcore'"),
     ],
 )
 def test_parts_that_do_not_fit_together(changes: dict[str, object], message: str) -> None:

@@ -12,7 +12,7 @@ import pytest
 from csflow.config import KINDS, DataConfig, LineConfig
 from csflow.runs.identity import DETECTOR_ROOTS, MODEL_ROOTS, detector_code, model_code
 from csflow.system import code_identity
-from csflow.system.code_identity import code_of, code_version
+from csflow.system.code_identity import code_version, modules_of
 
 SOURCE = '''"""A module."""
 
@@ -113,8 +113,8 @@ def test_only_the_branch_that_runs_counts(plant: Callable[..., str]) -> None:
     source = source.replace("from typing Any", "import typing")
     assert plant(main=source, hints="class Hint:\n    size = 1\n") == plant(main=source)
     assert plant(main=source, apart="UNUSED = 2\n") != plant(main=source)
-    assert {"plant.apart", "plant.late"} <= code_of("plant.main")
-    assert "plant.hints" not in code_of("plant.main")
+    assert {"plant.apart", "plant.late"} <= modules_of("plant.main")
+    assert "plant.hints" not in modules_of("plant.main")
 
 
 SHAPES = {
@@ -149,7 +149,7 @@ def test_a_module_that_is_not_there_is_refused(plant: Callable[..., str]) -> Non
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_code_of_a_detector_is_the_method_and_no_outside_system(kind: str) -> None:
-    code = code_of(*DETECTOR_ROOTS, KINDS[kind].implementation)
+    code = modules_of(*DETECTOR_ROOTS, KINDS[kind].implementation)
     assert {"csflow.detector.calibration", "csflow.detector.boxes", "csflow.detector.graph", "csflow.data.images",
             "csflow.data.manifest", "csflow.features.extraction", "csflow.flow.cross_scale"} <= code  # fmt: skip
     assert code.isdisjoint({"csflow.config.loading", "csflow.system.project", "csflow.system.workspace"})
@@ -158,7 +158,7 @@ def test_the_code_of_a_detector_is_the_method_and_no_outside_system(kind: str) -
 
 
 def test_a_model_does_not_depend_on_how_it_is_shown_or_calibrated() -> None:
-    code = code_of(*MODEL_ROOTS, KINDS["csflow"].implementation)
+    code = modules_of(*MODEL_ROOTS, KINDS["csflow"].implementation)
     assert {"csflow.flow.training", "csflow.detector.scoring", "csflow.detector.model_file",
             "csflow.features.entries", "csflow.features.cache_manifest"} <= code  # fmt: skip
     shown = {"boxes", "heatmap", "p_values", "calibration", "prediction", "engine", "graph", "directory"}
@@ -167,7 +167,7 @@ def test_a_model_does_not_depend_on_how_it_is_shown_or_calibrated() -> None:
 
 def test_a_module_imported_by_a_computed_name_is_a_root() -> None:
     """The source of the caller does not tell of it; only the kinds of detector are imported so."""
-    code = code_of(*DETECTOR_ROOTS)
+    code = modules_of(*DETECTOR_ROOTS)
     files = {name: code_identity._file(name) for name in code}
     callers = {name for name, file in files.items() if file and "import_module(" in file.read_text()}
     assert callers == {"csflow.detector.fitting"}
@@ -176,5 +176,5 @@ def test_a_module_imported_by_a_computed_name_is_a_root() -> None:
 def test_a_kind_is_known_by_its_own_code_alone() -> None:
     lines = [LineConfig(line="tiles", data=DataConfig(path="x"), detector=kind) for kind in ("padim", "patchcore")]
     assert model_code(lines[0]) != model_code(lines[1])
-    assert "csflow.detector.kinds.patchcore" not in code_of(*MODEL_ROOTS, KINDS["padim"].implementation)
+    assert "csflow.detector.kinds.patchcore" not in modules_of(*MODEL_ROOTS, KINDS["padim"].implementation)
     assert detector_code(lines[0]) != model_code(lines[0])
