@@ -13,8 +13,8 @@ from threshold_breaks import Break, measured
 from threshold_study import Split, calibrated
 
 from csflow.config import CalibrationConfig, LineConfig, load_line
-from csflow.detector.fitting import load_model
-from csflow.detector.model import Model, round_to_stored, score_stored
+from csflow.detector.model import Model, score_stored
+from csflow.detector.model_file import load_model, round_to_stored
 from csflow.errors import DataError
 from csflow.features.backbone import load_backbone
 from csflow.features.cache_manifest import CachedFeatures, CacheManifest

@@ -12,8 +12,8 @@ import numpy as np
 
 from csflow.config import LineConfig
 from csflow.data.manifest import Manifest
-from csflow.detector.fitting import load_model
-from csflow.detector.model import round_to_stored, score_stored
+from csflow.detector.model import score_stored
+from csflow.detector.model_file import load_model, round_to_stored
 from csflow.features.backbone import load_backbone
 from csflow.features.cache_manifest import CacheManifest
 from csflow.features.store import FeatureStore

@@ -14,7 +14,7 @@ from csflow.config import CalibrationConfig, DataConfig, FlowConfig, LineConfig
 from csflow.detector.calibration import Calibration, calibrate
 from csflow.detector.detector import Detector
 from csflow.detector.kinds.cross_scale_flow import FlowModel
-from csflow.detector.model import round_to_stored
+from csflow.detector.model_file import round_to_stored
 from csflow.features.backbone import Backbone
 from csflow.flow.cross_scale import CrossScaleFlow
 from sidebyside.bench import Bench
