@@ -75,7 +75,7 @@ def test_the_page_of_commands_has_every_command_and_option() -> None:
     assert {"csflow score", "csflow data add", "csflow import mtd"} <= set(names)
     assert set(names) <= headings(page)
     assert "| `--takt-ms <number>` | Most milliseconds one image may take. Allowed: `x>=0.001`. | required |" in page
-    assert re.search(r"^## Look at a result$", page, flags=re.MULTILINE)
+    assert re.search(r"^## Judge$", page, flags=re.MULTILINE)
 
 
 def test_the_page_of_keys_has_every_key_and_preset() -> None:
