@@ -28,7 +28,7 @@ setup: .venv/.ready ## Make .venv from the lock, nothing else
 	@touch $@
 
 demo: setup ## Train, register, promote and serve the demo line (FORCE=1: again, with another seed)
-	$(PY) -m pipelines demo $(if $(FORCE),--force)
+	.venv/bin/csflow demo $(if $(FORCE),--force)
 
 serve: setup ## Serve the demo line's champion on http://127.0.0.1:8080 (LINE=name for another)
 	.venv/bin/csflow serve $(or $(LINE),demo-texture) --port $(or $(PORT),8080)

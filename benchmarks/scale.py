@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from csflow.config import FlowConfig
-from csflow.features.store import _Space
+from csflow.features.entries import FeatureSpace
 
 RESULTS = Path(__file__).parent / "results" / "scale.json"
 DAY = 86400.0
@@ -47,7 +47,7 @@ class Profile:
     @property
     def entry_bytes(self) -> int:
         """Of one image in the feature store."""
-        return _Space(Path(), self.shapes).entry_bytes
+        return FeatureSpace(Path(), self.shapes).entry_bytes
 
     @property
     def parameters(self) -> int:

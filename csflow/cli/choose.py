@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from csflow.cli.options import JsonOption, print_json
 from csflow.system.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ def choose(
             "cannot order variants of score and map, so these are candidates with test only."
         ),
     ] = "synthetic",
+    as_json: JsonOption = False,
 ) -> None:
     """Pick the best variant of the line's newest ablation that fits the takt, and print the YAML keys to set.
 
@@ -35,6 +37,7 @@ def choose(
     """
     from csflow.ablation.collect import read_results
     from csflow.ablation.plan import newest_ablation
+    from csflow.ablation.request import differences
     from csflow.ablation.tradeoff import choose_variant
     from csflow.config import load_line
 
@@ -43,6 +46,18 @@ def choose(
     planned, summaries = read_results(folder, workspace)
     ours = [each for each in summaries if each.variant.line.line == config.line]
     found = choose_variant(ours, takt_ms, by, planned.base.scoring)
+    if as_json:
+        print_json(
+            {
+                "chosen": found.chosen.name,
+                "milliseconds": found.chosen.milliseconds,
+                "keys": differences(found.chosen.variant.line, config),
+                "front": [each.name for each in found.front],
+                "tied": found.tied,
+                "rows": str(folder / "rows"),
+            }
+        )
+        return
     _print(found, takt_ms, by)
     _warn(found, takt_ms, by, missing=sum(each.seeds - len(each.rows) for each in summaries))
     _print_keys(found.chosen, config)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from csflow.cli.options import JsonOption, LineArgument, print_json
+from csflow.cli.options import JsonOption, LineArgument, print_json, require_paths
 from csflow.config import load_line
 from csflow.system.workspace import Workspace
 
@@ -58,6 +58,7 @@ def add_data(
     """
     from csflow.runs.add_images import Addition, add_images
 
+    require_paths(folder, masks)
     addition = Addition(folder, split or ("test" if defect else "train"), defect, masks)
     config = load_line(line)
     added = add_images(config, addition)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from csflow.cli.data import counts_of, print_counts
-from csflow.cli.options import JsonOption, print_json
+from csflow.cli.options import JsonOption, print_json, require_paths
 from csflow.errors import UsageError
 
 if TYPE_CHECKING:
@@ -49,6 +49,7 @@ def mtd(
 
     That is 761 good images to train with, 191 good and 392 defective ones to test with, and masks.
     """
+    require_paths(source)
 
     def bring(images: Path) -> list[str]:
         from csflow.data.importers import import_mtd
@@ -73,6 +74,7 @@ def mvtec(
 
     Names are made lower-case, with '-' for '_'. DEST may already hold other lines.
     """
+    require_paths(source)
 
     def bring(images: Path) -> list[str]:
         from csflow.data.importers import import_mvtec
@@ -100,6 +102,7 @@ def folder(
     as_json: JsonOption = False,
 ) -> None:
     """Import your own images from a folder of good and, if you have them, one of defective ones."""
+    require_paths(good, defective, masks)
 
     def bring(images: Path) -> list[str]:
         from csflow.data.importers import import_folder

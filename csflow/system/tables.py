@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -34,12 +35,16 @@ def print_table(
         styles: Rich style of each row, such as ``red``; none if it is empty.
         sections: Indices of rows that are followed by a line.
     """
+    from rich.text import Text
+
     console = _console()
-    table = _table(headers, rows, title, styles, sections)
+    if title:
+        console.print(Text(title, style="italic"), soft_wrap=True)
+    table = _table(headers, rows, styles, sections)
     if _fits(console, table):
         console.print(table)
     else:
-        _print_blocks(console, headers, rows, title, styles)
+        _print_blocks(console, headers, rows, styles)
     if caption:
         console.print(caption, markup=False, highlight=False, soft_wrap=True)
 
@@ -52,19 +57,20 @@ def print_facts(facts: Sequence[tuple[str, str]], *, title: str = "", indent: in
         title: Line above them.
         indent: Columns to indent them by.
     """
-    from rich.padding import Padding
-    from rich.table import Table
     from rich.text import Text
 
     console = _console()
     if title:
         console.print(Text(title, style="bold"))
-    grid = Table.grid(padding=(0, 2))
-    grid.add_column(overflow="fold", no_wrap=True)
-    grid.add_column(overflow="fold")
+    names = max((len(name) for name, _ in facts), default=0)
     for name, value in facts:
-        grid.add_row(Text(name, style="dim"), Text(value))
-    console.print(Padding(grid, (0, 0, 0, indent)))
+        start = f"{' ' * indent}{name:<{names}}  "
+        room = max(console.width - len(start), 20)
+        # A pipe's reader wants one line a fact; on a terminal the continuation lines are indented like the first.
+        parts = textwrap.wrap(value, room) if console.is_terminal else [value]
+        for index, part in enumerate(parts or [""]):
+            head = Text(start, style="dim") if index == 0 else Text(" " * len(start))
+            console.print(head.append(part, style="not dim"), soft_wrap=True)
 
 
 def print_line(text: str, *, style: str = "") -> None:
@@ -81,12 +87,12 @@ def _console() -> Console:
 
 
 def _table(
-    headers: Sequence[str], rows: Sequence[Sequence[Cell]], title: str, styles: Sequence[str], sections: Sequence[int]
+    headers: Sequence[str], rows: Sequence[Sequence[Cell]], styles: Sequence[str], sections: Sequence[int]
 ) -> Table:
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(title=Text(title) if title else None, title_justify="left")
+    table = Table()
     for header in headers:
         table.add_column(Text(header), overflow="fold")
     for index, row in enumerate(rows):
@@ -100,13 +106,11 @@ def _fits(console: Console, table: Table) -> bool:
 
 
 def _print_blocks(
-    console: Console, headers: Sequence[str], rows: Sequence[Sequence[Cell]], title: str, styles: Sequence[str]
+    console: Console, headers: Sequence[str], rows: Sequence[Sequence[Cell]], styles: Sequence[str]
 ) -> None:
     """One block a row: its first cell, then every other as ``header: cell``."""
     from rich.text import Text
 
-    if title:
-        console.print(Text(title, style="italic"))
     for index, row in enumerate(rows):
         style = styles[index] if styles else ""
         console.print(Text(row[0] or headers[0], style=f"bold {style}".strip()), soft_wrap=True)

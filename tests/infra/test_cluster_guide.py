@@ -21,36 +21,41 @@ ROOT = Path(__file__).resolve().parents[2]
 GUIDE = (ROOT / "docs" / "guides" / "cluster.md").read_text()
 VERSION = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
 BLOCKS = re.findall(r"^```\n(.*?)^```$", GUIDE, flags=re.DOTALL | re.MULTILINE)
-COMMAND = re.compile(r"(?:\.venv/bin/)?csflow (?P<words>[a-z].*)")
+PROGRAM = re.compile(r"(?:\.venv/bin/)?(?P<program>csflow) (?P<rest>[a-z].*)")
 
 
-def commands() -> list[tuple[str, ...]]:
-    """Words of every csflow command in a block of its own or between backticks."""
+def commands() -> list[tuple[str, tuple[str, ...]]]:
+    """Program and words of every csflow command in a block of its own or between backticks."""
     lines = [line.split(" #")[0].strip() for block in BLOCKS for line in block.replace("\\\n", " ").splitlines()]
     prose = re.sub(r"^```\n.*?^```$", "", GUIDE, flags=re.DOTALL | re.MULTILINE)
-    found = [match for text in (*lines, *re.findall(r"`([^`]+)`", prose)) if (match := COMMAND.fullmatch(text))]
-    return sorted({tuple(shlex.split(match["words"])) for match in found})
+    found = [match for text in (*lines, *re.findall(r"`([^`]+)`", prose)) if (match := PROGRAM.fullmatch(text))]
+    return sorted({(match["program"], tuple(shlex.split(match["rest"]))) for match in found})
+
+
+def program(name: str) -> Any:
+    assert name == "csflow"
+    from csflow.cli.app import app
+
+    return typer.main.get_command(app)
 
 
 def test_the_guide_names_the_commands_it_is_about() -> None:
-    named = {words[0] for words in commands()}
-    assert named >= {"import", "data", "rollback", "reconcile", "prune", "endpoint"}
-    assert named >= {"compile", "submit", "schedule", "status", "run"}
+    named = {(name, words[0]) for name, words in commands()}
+    words = "import data rollback reconcile prune endpoint compile submit schedule status run"
+    assert named >= {("csflow", each) for each in words.split()}
 
 
-@pytest.mark.parametrize("words", commands(), ids=" ".join)
-def test_a_command_of_the_guide_exists_with_its_options(words: tuple[str, ...]) -> None:
-    from csflow.cli.app import app
-
-    command: Any = typer.main.get_command(app)
+@pytest.mark.parametrize(("name", "words"), commands(), ids=lambda part: part if isinstance(part, str) else part[0])
+def test_a_command_of_the_guide_exists_with_its_options(name: str, words: tuple[str, ...]) -> None:
+    command: Any = program(name)
     rest = list(words)
     while hasattr(command, "commands"):
-        assert rest, f"csflow {' '.join(words)} is no complete command"
-        assert rest[0] in command.commands, f"csflow has no command {rest[0]}: {', '.join(command.commands)}"
+        assert rest, f"{name}: {' '.join(words)} is no complete command"
+        assert rest[0] in command.commands, f"{name} has no command {rest[0]}: {', '.join(command.commands)}"
         command = command.commands[rest.pop(0)]
     known = {option for parameter in command.params for option in (*parameter.opts, *parameter.secondary_opts)}
     unknown = [word for word in rest if word.startswith("-") and word not in known | {"--help"}]
-    assert not unknown, f"csflow {' '.join(words)}: no option {unknown}, there are {sorted(known)}"
+    assert not unknown, f"{name} {' '.join(words)}: no option {unknown}, there are {sorted(known)}"
 
 
 def test_the_overlay_of_the_guide_renders_and_fits_together(render: Callable[[Path], str], tmp_path: Path) -> None:
