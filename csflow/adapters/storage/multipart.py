@@ -7,8 +7,8 @@ from contextlib import suppress
 from typing import Any, TypeAlias
 
 from csflow.adapters.storage.content import Content
-from csflow.adapters.storage.failures import code_of
 from csflow.adapters.storage.parallel import in_parallel
+from csflow.system.object_store import refusal_code
 
 Parts: TypeAlias = "dict[int, Mapping[str, Any]]"
 """Parts that the store has, by number."""
@@ -28,7 +28,7 @@ def send_in_parts(client: Any, bucket: str, key: str, content: Content, *, worke
     try:
         _send(client, {"Bucket": bucket, "Key": key}, content, upload, present, workers)
     except ClientError as error:
-        if code_of(error) != "NoSuchUpload":
+        if refusal_code(error) != "NoSuchUpload":
             raise
         _send(client, {"Bucket": bucket, "Key": key}, content, None, {}, workers)
 

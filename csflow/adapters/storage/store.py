@@ -23,17 +23,19 @@ from pathlib import Path
 from typing import IO, Any
 
 from csflow.adapters.storage.content import PART_BYTES, Content, Sums
-from csflow.adapters.storage.failures import explaining, is_missing, passes_by_itself
 from csflow.adapters.storage.multipart import send_in_parts
 from csflow.adapters.storage.parallel import in_parallel
 from csflow.errors import ConfigError, DamagedObjectError, StorageError
 from csflow.system.files import exclusive, replacing, sha256_file
+from csflow.system.object_store import Target, explaining, is_missing, make_client, passes_by_itself, store_address
 from csflow.system.retry import retried
 
 _ADDRESS = re.compile(r"s3://([a-z0-9][a-z0-9.-]{1,61}[a-z0-9])(?:/(.*))?")
 _CHUNK = 1 << 20
 _DELETED_AT_ONCE = 1000
 INDEX = ".index.json"
+VARIABLE = "CSFLOW_STORE"
+_RIGHTS = "s3:GetObject, s3:PutObject and s3:ListBucket (for csflow prune also s3:DeleteObject)"
 
 
 @dataclass(frozen=True)
@@ -85,7 +87,7 @@ class Store:
     @property
     def address(self) -> str:
         """Where the store is looked for."""
-        return self.endpoint_url or os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or "AWS"
+        return store_address(self.endpoint_url)
 
     def uri(self, key: str) -> str:
         """``s3://BUCKET/PREFIX/KEY``."""
@@ -94,21 +96,8 @@ class Store:
     @cached_property
     def client(self) -> Any:
         """The boto3 client; it may be used by several threads."""
-        import boto3
-        from botocore.config import Config
-
-        config = Config(
-            # "standard" backs off exponentially, with jitter, on what passes by itself.
-            retries={"mode": "standard", "total_max_attempts": self.attempts},
-            connect_timeout=10,
-            read_timeout=60,
-            max_pool_connections=2 * self.workers,
-            # We send SHA-256 ourselves; the default's trailing CRC is refused by some S3-compatible stores.
-            request_checksum_calculation="when_required",
-            response_checksum_validation="when_required",
-        )
         with self._explaining(""):
-            return boto3.session.Session().client("s3", endpoint_url=self.endpoint_url, config=config)
+            return make_client(self.endpoint_url, attempts=self.attempts, connections=2 * self.workers)
 
     # -- single objects ------------------------------------------------------------------------------------------
 
@@ -277,7 +266,7 @@ class Store:
         return f"{self.prefix}/{key}" if self.prefix else key
 
     def _explaining(self, key: str) -> AbstractContextManager[None]:
-        return explaining(self.uri(key), self.address)
+        return explaining(Target(self.uri(key), self.address, VARIABLE, _RIGHTS))
 
     def _send(self, key: str, content: Content) -> None:
         sums = content.sums

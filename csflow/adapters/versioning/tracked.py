@@ -16,7 +16,7 @@ from posixpath import normpath
 import yaml
 
 from csflow.adapters.versioning.git import git
-from csflow.adapters.versioning.remote import explain
+from csflow.adapters.versioning.remote import explain_failure
 from csflow.errors import DataError
 
 Listing = dict[str, str]
@@ -127,7 +127,7 @@ def quiet_dvc(repository: Path, site_cache: Path, doing: str) -> Iterator[None]:
         raise
     # DVC passes on the errors of every store it knows (botocore, fsspec, SSH, …): no narrower class holds them.
     except Exception as error:
-        raise DataError(f"{doing} failed: {explain(error, repository)}") from error
+        raise DataError(f"{doing} failed: {explain_failure(error, repository)}") from error
 
 
 @contextmanager

@@ -349,7 +349,11 @@ class TestRefusals:
     @pytest.mark.parametrize(
         ("status", "code", "complaint"),
         [
-            (403, "AccessDenied", r"denies access to s3://.* need s3:GetObject, s3:PutObject"),
+            (
+                403,
+                "AccessDenied",
+                r"denies access to s3://.* Check AWS_ACCESS_KEY_ID .* need s3:GetObject, s3:PutObject",
+            ),
             (403, "InvalidAccessKeyId", r"does not accept these credentials.*Correct AWS_ACCESS_KEY_ID"),
             (403, "SignatureDoesNotMatch", r"does not accept these credentials"),
             (400, "ExpiredToken", r"have expired"),
@@ -396,7 +400,7 @@ class TestRefusals:
     def test_no_credentials(self, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
         for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
             monkeypatch.delenv(name)
-        with pytest.raises(StorageError, match="There are no credentials for .*Set AWS_ACCESS_KEY_ID"):
+        with pytest.raises(StorageError, match="There are no complete credentials for .*Set AWS_ACCESS_KEY_ID"):
             Store(store.bucket).read("k")
 
 

@@ -112,14 +112,20 @@ def test_a_damaged_object_in_the_bucket_is_not_used(origin: Path, store: ObjectS
 @pytest.mark.parametrize(
     ("problem", "message"),
     [
-        ("no credentials", r"s3://\w+/plant needs credentials.* Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"),
-        ("half of them", r"s3://\w+/plant needs credentials.* Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"),
+        (
+            "no credentials",
+            r"no complete credentials for s3://\w+/plant at .* Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
+        ),
+        (
+            "half of them",
+            r"no complete credentials for s3://\w+/plant at .* Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
+        ),
         (
             "no bucket",
-            r"has no bucket for s3://elsewhere/plant \(NoSuchBucket.* Create it, or correct the remote",
+            r"has no bucket s3://elsewhere\. Create it, or correct the remote's url in \.dvc/config",
         ),
         ("nothing pushed", r"factory/empty/files/md5/\w+/\w+\.dir is missing in the remote.* 'dvc push'"),
-        ("no server", r"the store at http://127\.0\.0\.1:\d+ does not answer.* Check AWS_ENDPOINT_URL"),
+        ("no server", r"http://127\.0\.0\.1:\d+ does not answer.* Check AWS_ENDPOINT_URL"),
     ],
 )
 def test_what_keeps_the_images_away_is_explained(
