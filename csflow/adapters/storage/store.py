@@ -12,21 +12,18 @@ import hashlib
 import json
 import os
 import re
-import shutil
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
-from io import BytesIO
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from csflow.adapters.storage.content import PART_BYTES, Content, Sums
 from csflow.adapters.storage.multipart import send_in_parts
 from csflow.adapters.storage.parallel import in_parallel
 from csflow.errors import ConfigError, DamagedObjectError, StorageError
-from csflow.system.files import exclusive, replacing, sha256_file
 from csflow.system.object_store import Target, explaining, is_missing, make_client, passes_by_itself, store_address
 from csflow.system.retry import retried
 
@@ -35,7 +32,10 @@ _CHUNK = 1 << 20
 _DELETED_AT_ONCE = 1000
 INDEX = ".index.json"
 VARIABLE = "CSFLOW_STORE"
-_RIGHTS = "s3:GetObject, s3:PutObject and s3:ListBucket (for csflow prune also s3:DeleteObject)"
+_RIGHTS = (
+    "s3:GetObject, s3:PutObject and s3:ListBucket "
+    "(csflow prune also s3:DeleteObject, s3:ListBucketMultipartUploads and s3:AbortMultipartUpload)"
+)
 
 
 @dataclass(frozen=True)
@@ -119,35 +119,33 @@ class Store:
         self._send(key, Content.of(path, self.part_bytes))
 
     def read(self, key: str) -> bytes | None:
-        """The bytes of an object, hashed; ``None`` if there is none.
+        """Download an object and check it; a transfer that breaks is resumed where it stopped.
+
+        Returns:
+            The bytes of the object; ``None`` if there is none.
 
         Raises:
             StorageError: As :meth:`upload_file`.
             DamagedObjectError: If they are not what was uploaded.
         """
-        buffer = BytesIO()
-        try:
-            self._receive(key, buffer, None)
-        except _MissingError:
-            return None
-        return buffer.getvalue()
-
-    def download_file(self, key: str, path: Path, *, sha256: str | None = None) -> None:
-        """Download an object to a temporary name, hash it, rename it to ``path``.
-
-        A connection that breaks is taken up again where it broke.
-
-        Args:
-            key: The object.
-            path: Where to.
-            sha256: What it must be; by default what was noted when it was uploaded.
-
-        Raises:
-            StorageError: If there is no such object, or as :meth:`upload_file`.
-            DamagedObjectError: If it is something else; ``path`` is then untouched.
-        """
-        with replacing(path) as file:
-            self._receive(key, file, sha256)
+        transfer = _Transfer(self.client, {"Bucket": self.bucket, "Key": self._full(key)})
+        with self._explaining(key):
+            try:
+                retried(passes_by_itself, attempts=self.attempts, pause=self.pause)(transfer.go_on)()
+            except Exception as error:
+                if is_missing(error):
+                    return None
+                raise
+        content, expected = bytes(transfer.received), transfer.noted
+        found = hashlib.sha256(content).hexdigest()
+        if expected is None:
+            raise DamagedObjectError(f"{self.uri(key)} carries no SHA-256: csflow did not upload it. Upload it again.")
+        if found != expected:
+            raise DamagedObjectError(
+                f"{self.uri(key)} is damaged: found SHA-256 {found} ({len(content)} bytes), expected {expected}. "
+                "Delete it and upload it again."
+            )
+        return content
 
     def list(self, prefix: str) -> Iterator[Stored]:
         """All objects whose keys begin with ``prefix``."""
@@ -170,7 +168,18 @@ class Store:
                 raise StorageError(f"{self.address} does not delete {place}: {failed.get('Code')}. Ask its owner.")
 
     def abort_unfinished(self, prefix: str, before: datetime) -> int:
-        """Drop the parts of uploads begun before a time and never finished; how many uploads there were."""
+        """Drop the parts of uploads that began before a time and were never finished.
+
+        Args:
+            prefix: Of the keys that are meant; empty for the whole store.
+            before: Younger uploads may be in progress and stay.
+
+        Returns:
+            Number of uploads that were dropped.
+
+        Raises:
+            StorageError: If the store refuses.
+        """
         found = self.client.get_paginator("list_multipart_uploads")
         dropped = 0
         with self._explaining(prefix):
@@ -215,34 +224,6 @@ class Store:
         if index is None:
             self.write(f"{key}{INDEX}", json.dumps({"format": 1, "files": expected}, indent=2).encode())
 
-    def download_directory(self, key: str, folder: Path) -> None:
-        """Bring a whole directory to ``folder``, which appears when every file is there and checked.
-
-        What an interrupted download left behind is not fetched again.
-
-        Raises:
-            StorageError: If there is no whole directory of that name, or as :meth:`download_file`.
-        """
-        key = key.strip("/")
-        files = self.index_of(key)
-        if files is None:
-            raise StorageError(
-                f"{self.uri(key)}/ is not whole, or not there at all: it has no {Path(key).name}{INDEX} beside it. "
-                "Upload it (again); what is there already is not sent twice."
-            )
-        staging = folder.with_name(f".{folder.name}.partial")
-        with exclusive(folder.with_name(f".{folder.name}.lock")):
-            if _is_whole(folder, files):
-                return
-
-            def bring(name: str) -> None:
-                if not _is(staging / name, files[name]):
-                    self.download_file(f"{key}/{name}", staging / name, sha256=files[name])
-
-            in_parallel(bring, list(files), self.workers)
-            _drop_others(staging, files)
-            _take_place(staging, folder)
-
     def delete_directory(self, key: str) -> None:
         """Delete a directory, its index first: what is left of an interrupted deletion is not taken for whole."""
         key = key.strip("/")
@@ -256,7 +237,7 @@ class Store:
             return None
         try:
             files = json.loads(text)["files"]
-            return {str(name): str(sha) for name, sha in files.items() if _inside(name)}
+            return {str(name): str(sha) for name, sha in files.items()}
         except (ValueError, KeyError, AttributeError, TypeError) as error:
             raise DamagedObjectError(f"{self.uri(key)}{INDEX} is no index: {error!r}. Upload it again.") from error
 
@@ -312,78 +293,20 @@ class Store:
                         raise
         return None
 
-    def _receive(self, key: str, file: IO[bytes], sha256: str | None) -> None:
-        """Write an object to ``file``, from where a broken transfer stopped, and check it."""
-        transfer = _Transfer(self.client, {"Bucket": self.bucket, "Key": self._full(key)}, file)
-        with self._explaining(key):
-            try:
-                retried(passes_by_itself, attempts=self.attempts, pause=self.pause)(transfer.go_on)()
-            except Exception as error:
-                if is_missing(error):
-                    raise _MissingError(
-                        f"{self.uri(key)} does not exist at {self.address}. Upload it again."
-                    ) from error
-                raise
-        expected = sha256 or transfer.noted
-        found = transfer.digest.hexdigest()
-        if expected is None:
-            raise DamagedObjectError(f"{self.uri(key)} carries no SHA-256: csflow did not upload it. Upload it again.")
-        if found != expected:
-            raise DamagedObjectError(
-                f"{self.uri(key)} is damaged: found SHA-256 {found} ({transfer.received} bytes), expected {expected}. "
-                "Delete it and upload it again."
-            )
-
-
-class _MissingError(StorageError):
-    """There is no such object."""
-
 
 class _Transfer:
-    """A download under way: what came so far stays when the connection breaks."""
+    """A download in progress, which keeps what it has received when the connection breaks."""
 
-    def __init__(self, client: Any, where: Mapping[str, str], file: IO[bytes]) -> None:
-        self.client, self.where, self.file = client, where, file
-        self.digest = hashlib.sha256()
-        self.received = 0
+    def __init__(self, client: Any, where: Mapping[str, str]) -> None:
+        self.client, self.where = client, where
+        self.received = bytearray()
         self.noted: str | None = None
         self._etag: str | None = None
 
     def go_on(self) -> None:
-        """Read from where it stopped; the object must still be the same."""
-        rest = {"Range": f"bytes={self.received}-", "IfMatch": self._etag} if self.received else {}
+        """Read on from where it stopped, provided that the object is still the same."""
+        rest = {"Range": f"bytes={len(self.received)}-", "IfMatch": self._etag} if self.received else {}
         answer = self.client.get_object(**self.where, **rest)
         self._etag, self.noted = answer["ETag"], answer.get("Metadata", {}).get("sha256")
         for chunk in answer["Body"].iter_chunks(_CHUNK):
-            self.file.write(chunk)
-            self.digest.update(chunk)
-            self.received += len(chunk)
-
-
-def _inside(name: str) -> bool:
-    """Whether a file of an index stays inside its directory."""
-    if name.startswith("/") or ".." in name.split("/") or not name:
-        raise ValueError(f"unsafe name {name!r}")
-    return True
-
-
-def _is(path: Path, sha256: str) -> bool:
-    return path.is_file() and sha256_file(path) == sha256
-
-
-def _is_whole(folder: Path, files: Mapping[str, str]) -> bool:
-    present = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
-    return present == set(files) and all(_is(folder / name, sha) for name, sha in files.items())
-
-
-def _drop_others(folder: Path, files: Mapping[str, str]) -> None:
-    for path in sorted(folder.rglob("*"), reverse=True):
-        if path.is_file() and path.relative_to(folder).as_posix() not in files:
-            path.unlink()
-
-
-def _take_place(staging: Path, folder: Path) -> None:
-    if folder.exists():
-        shutil.rmtree(folder)
-    staging.mkdir(parents=True, exist_ok=True)
-    staging.rename(folder)
+            self.received += chunk
