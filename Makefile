@@ -13,7 +13,7 @@ ifneq ($(wildcard ../shared/data),)
 export CSFLOW_TEST_DATA ?= $(abspath ../shared/data)
 endif
 
-.PHONY: help setup demo serve images test test-all lint lock schema golden manifests clean
+.PHONY: help setup demo serve images docs test test-all lint lock schema golden manifests clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -28,7 +28,7 @@ setup: .venv/.ready ## Make .venv from the lock, nothing else
 	@touch $@
 
 demo: setup ## Train, register, promote and serve the demo line (FORCE=1: again, with another seed)
-	$(PY) -m pipelines demo $(if $(FORCE),--force)
+	.venv/bin/csflow demo $(if $(FORCE),--force)
 
 serve: setup ## Serve the demo line's champion on http://127.0.0.1:8080 (LINE=name for another)
 	.venv/bin/csflow serve $(or $(LINE),demo-texture) --port $(or $(PORT),8080)
@@ -46,6 +46,10 @@ lint: setup ## Style, types
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
+
+docs: setup ## Build the documentation site into build/site; a broken link is an error
+	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --quiet --strict
+	@echo "build/site/index.html"
 
 lock: setup ## Resolve the dependencies again
 	for set in dev train serve; do .venv/bin/uv pip compile --quiet --universal --python-version 3.11 --extra $$(test $$set = train && echo all || echo $$set) \

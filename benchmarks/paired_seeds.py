@@ -30,7 +30,8 @@ from csflow.data.manifest import Manifest
 from csflow.detector.kinds.cross_scale_flow import FlowModel
 from csflow.detector.model import score_stored
 from csflow.features.backbone import load_backbone
-from csflow.features.store import CachedFeatures, FeatureStore
+from csflow.features.cache_manifest import CachedFeatures
+from csflow.features.store import FeatureStore
 from csflow.flow.training import fit
 from csflow.metrics import image_auroc
 from csflow.runs.checkout import materialise

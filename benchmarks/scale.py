@@ -1,8 +1,8 @@
 """What many lines cost: disk, core hours, GPU hours and servers, reckoned up from measured figures.
 
-    python benchmarks/scale.py                                       # the tables of docs/scale.md
+    python benchmarks/scale.py                                       # the tables of docs/guides/scale.md
     python benchmarks/scale.py --lines 250 --images 4000 --new 50 --inspected 20000 --gpus 4
-    python benchmarks/scale.py --write docs/scale.md                 # put them into the page
+    python benchmarks/scale.py --write docs/guides/scale.md          # put them into the page
 
 Sizes come from csflow's own code (entries of the store, parameters of the flow), times from
 ``benchmarks/results/scale.json``, arithmetic from what torch counts in the plain form of the flow.
@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from csflow.config import FlowConfig
-from csflow.features.store import _Space
+from csflow.features.entries import FeatureSpace
 
 RESULTS = Path(__file__).parent / "results" / "scale.json"
 DAY = 86400.0
@@ -47,7 +47,7 @@ class Profile:
     @property
     def entry_bytes(self) -> int:
         """Of one image in the feature store."""
-        return _Space(Path(), self.shapes).entry_bytes
+        return FeatureSpace(Path(), self.shapes).entry_bytes
 
     @property
     def parameters(self) -> int:

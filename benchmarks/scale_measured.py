@@ -1,4 +1,4 @@
-"""What docs/scale.md rests on, measured: core seconds an image, and memory a line in a server that holds many.
+"""What docs/guides/scale.md rests on, measured: core seconds an image, and memory a line in a server that holds many.
 
     python benchmarks/scale_measured.py --json benchmarks/results/scale.json
 

@@ -17,7 +17,8 @@ from csflow.detector.fitting import load_model
 from csflow.detector.model import Model, round_to_stored, score_stored
 from csflow.errors import DataError
 from csflow.features.backbone import load_backbone
-from csflow.features.store import CachedFeatures, CacheManifest, FeatureStore
+from csflow.features.cache_manifest import CachedFeatures, CacheManifest
+from csflow.features.store import FeatureStore
 from csflow.runs.checkout import materialise
 from csflow.runs.find_or_fit import find_or_fit
 from csflow.runs.fitting import images_to_fit

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -9,23 +10,27 @@ from typing import Any
 from csflow.config import LineConfig
 from csflow.errors import DataError, DeployError
 from csflow.runs.services import Services
+from csflow.runs.summary import RunSummary
 from pipelines.local import run_locally
 
 GOOD = "good"
 _GOOD_SHOWN, _SHOWN_PER_DEFECT = 4, 2
 
 
-def run_demo(line: LineConfig, *, force: bool, services: Services) -> None:
-    """Run the pipeline, score test images through the endpoint, stop it, show what came out.
+def run_demo(line: LineConfig, *, force: bool, services: Services) -> RunSummary:
+    """Run the pipeline, score test images through the endpoint, and stop it.
+
+    Returns:
+        What the run came to, with the scores of the images.
 
     Raises:
         StepError: If a step of the pipeline fails.
         DeployError: If the endpoint does not answer.
     """
-    from csflow.runs.summary import print_summary, summarise_run, write_summary
+    from csflow.runs.summary import summarise_run, write_summary
 
     start = time.monotonic()
-    print(f"csflow demo: product line {line.line}", flush=True)
+    print(f"csflow demo: product line {line.line}", file=sys.stderr, flush=True)
     finished = run_locally(line, force=force, services=services)
     summary = summarise_run(finished.context, finished.outcome, services)
     try:
@@ -36,7 +41,7 @@ def run_demo(line: LineConfig, *, force: bool, services: Services) -> None:
         services.endpoints.stop(line.line)
     summary.seconds["total"] = round(time.monotonic() - start, 1)
     write_summary(summary, services.workspace)
-    print_summary(summary, services.workspace)
+    return summary
 
 
 def _pick(line: LineConfig, root: Path) -> list[Path]:

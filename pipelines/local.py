@@ -24,7 +24,8 @@ from csflow.errors import CsflowError
 from csflow.runs.context import ERROR_FILE, RunContext
 from csflow.runs.services import Services
 from csflow.system.processes import raised_on_sigterm
-from csflow.system.progress import MARK
+from csflow.system.progress import MARK, relay
+from csflow.system.project import PROJECT, require_project
 from csflow.system.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -99,7 +100,7 @@ def _serve_here(line: LineConfig, context: RunContext, manifest: Path, services:
     from csflow.runs.context import load_manifest
 
     done = promotion.reconcile(services, line, sample_images(load_manifest(context, manifest)))
-    print(f"  serve: {done.reason}{f', at {done.endpoint.url}' if done.endpoint else ''}", flush=True)
+    print(f"  serve: {done.reason}{f', at {done.endpoint.url}' if done.endpoint else ''}", file=sys.stderr, flush=True)
 
 
 @contextmanager
@@ -134,6 +135,8 @@ def run_child(arguments: Sequence[str], root: Path, workspace: Workspace) -> Pat
     log = root / "run.log"
     environment = os.environ | {
         "CSFLOW_HOME": str(workspace.root),
+        PROJECT: str(require_project()),
+        "PYTHONPATH": os.pathsep.join(filter(None, [str(require_project()), os.environ.get("PYTHONPATH")])),
         MARK: _MARK_VALUE,
         ERROR_FILE: str(root / "error.json"),
         "PYTHONUNBUFFERED": "1",
@@ -172,7 +175,7 @@ def _stream(command: list[str], environment: dict[str, str], log: Path) -> int:
                 file.flush()
                 _, mark, message = text.partition(_MARK_VALUE)
                 if mark:
-                    print(f"  {message}", end="", flush=True)
+                    relay(message.rstrip("\n"))
         except BaseException:
             os.killpg(child.pid, signal.SIGTERM)
             file.writelines(child.stdout)

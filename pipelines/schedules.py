@@ -60,7 +60,7 @@ class Wanted:
         """For people who look at the server, and for telling ours from others."""
         return (
             f"{MARK}{self.clock.local} {self.clock.zone}\n"
-            f"Made from the line's YAML; to change it, change that and run: python -m pipelines schedule {self.line}"
+            f"Made from the line's YAML; to change it, change that and run: csflow schedule {self.line}"
         )
 
 
@@ -134,7 +134,9 @@ class Change:
     found: tuple[Found, ...] = ()
 
 
-def plan(wanted: Sequence[Wanted], found: Sequence[Found], *, lines: frozenset[str], everything: bool) -> list[Change]:
+def plan_changes(
+    wanted: Sequence[Wanted], found: Sequence[Found], *, lines: frozenset[str], everything: bool
+) -> list[Change]:
     """Compare what is wanted with what is there.
 
     Args:

@@ -43,7 +43,7 @@ def wanted_of(
     return wanted, packages
 
 
-def apply(
+def apply_changes(
     server: Server, changes: Sequence[Change], packages: Mapping[str, Package], say: Callable[[str], None]
 ) -> None:
     """Do what was planned, line by line.

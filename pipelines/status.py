@@ -96,7 +96,7 @@ def _ask_server(row: LineStatus, line: LineConfig, server: Server, found: list[F
         row.notes.append(str(error))
         return
     if wanted != {each.cron for each in active}:
-        row.notes.append(f"its schedule is not in force as its YAML says: python -m pipelines schedule {line.line}")
+        row.notes.append(f"its schedule is not in force as its YAML says: csflow schedule {line.line}")
 
 
 def _ask_services(row: LineStatus, services: Services) -> None:

@@ -59,7 +59,7 @@ def _on_volume(path: str) -> bool:
     return place.is_relative_to(STORE) and ".." not in place.parts
 
 
-def submit(
+def submit_run(
     server: Server, line: LineConfig, *, force: bool = False, shards: int | None = None, account: str | None = None
 ) -> ServerRun:
     """Start a run of a line's retraining pipeline.

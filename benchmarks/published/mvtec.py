@@ -16,7 +16,7 @@ from pydantic import Field
 from csflow.config import DataConfig, LineConfig, RolesConfig, Section
 from csflow.data.manifest import Manifest, build_manifest
 from csflow.errors import ConfigError, DataError
-from csflow.features.store import CacheManifest
+from csflow.features.cache_manifest import CacheManifest
 from csflow.system.progress import say
 from csflow.system.workspace import Workspace
 from published.log import TableRun

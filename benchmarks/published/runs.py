@@ -15,7 +15,8 @@ from csflow.data.manifest import Manifest
 from csflow.detector.fitting import load_model
 from csflow.detector.model import round_to_stored, score_stored
 from csflow.features.backbone import load_backbone
-from csflow.features.store import CacheManifest, FeatureStore
+from csflow.features.cache_manifest import CacheManifest
+from csflow.features.store import FeatureStore
 from csflow.metrics import by_defect
 from csflow.metrics.evaluation import measured_with_error
 from csflow.runs.find_or_fit import find_or_fit

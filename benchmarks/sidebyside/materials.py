@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from csflow.config import FeatureConfig, FlowConfig
 from csflow.features.backbone import Backbone, load_backbone, trunk_state
-from csflow.features.store import CacheManifest, FeatureStore
+from csflow.features.cache_manifest import CacheManifest
+from csflow.features.store import FeatureStore
 from csflow.features.weights import PACKAGE, PACKAGE_BACKBONE
 from csflow.flow.cross_scale import CrossScaleFlow
 from sidebyside.bench import Bench

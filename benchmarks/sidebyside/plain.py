@@ -1,6 +1,6 @@
 """The flow in its plainest form: what every fast one is held against, and whose arithmetic is counted.
 
-Written from docs/official-weights.md alone; it shares no code with ``csflow.flow.cross_scale``.
+Written from docs/guides/official-weights.md alone; it shares no code with ``csflow.flow.cross_scale``.
 """
 
 from __future__ import annotations

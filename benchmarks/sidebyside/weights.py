@@ -1,7 +1,7 @@
 """The same weights under the names of every implementation.
 
 Reference:
-    docs/official-weights.md; anomalib 2.7.0 keeps the authors' names inside a coupling.
+    docs/guides/official-weights.md; anomalib 2.7.0 keeps the authors' names inside a coupling.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from csflow.data.manifest import Manifest
     from csflow.detector.model import Model
     from csflow.features.backbone import Backbone
-    from csflow.features.store import CacheManifest
+    from csflow.features.cache_manifest import CacheManifest
 
 
 class VariantJudge:

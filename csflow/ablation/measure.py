@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from csflow.adapters.versioning import CheckedOut
     from csflow.data.manifest import Manifest
     from csflow.features.backbone import Backbone
-    from csflow.features.store import CacheManifest
+    from csflow.features.cache_manifest import CacheManifest
 
 _JUDGING = ("csflow.ablation.judge", "csflow.ablation.held_out", "csflow.ablation.timing")
 """Modules that determine a row's figures, given the detector."""

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Literal, TypeAlias
 
 import typer
 
+from csflow.cli.options import JsonOption, print_json
+from csflow.errors import UsageError
 from csflow.runs.services import Services
+from csflow.system.project import project_module
 from csflow.system.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -37,7 +40,7 @@ SizesOption: TypeAlias = Annotated[str, typer.Option("--image-size", help="Sizes
 
 
 def ablate(
-    line: Annotated[str, typer.Argument(help="Name of the line, or its YAML file.")],
+    lines: Annotated[list[str], typer.Argument(metavar="LINE...", help="Names of lines, or their YAML files.")],
     group: GroupOption = ["scales", "blocks"],  # noqa: B006 - typer copies it
     set_: SetOption = [],  # noqa: B006
     seeds: SeedsOption = "0",
@@ -49,18 +52,33 @@ def ablate(
     retime: Annotated[
         bool, typer.Option("--retime", help="Time every variant again; quality that was measured stays.")
     ] = False,
+    runner: Annotated[
+        Literal["process", "kfp"],
+        typer.Option(help="Measure in this process, or as the pipeline that a cluster runs, with kfp's local runner."),
+    ] = "process",
+    as_json: JsonOption = False,
 ) -> None:
-    """Change one thing at a time, measure quality and time, and lay the paper's figures beside ours.
+    """Change one thing at a time, measure quality and time, and compare with the figures of the paper.
 
     Every finished variant is kept: an interrupted ablation goes on where it stopped when it is asked for again, and
     what was measured for another one is found. A variant that fails is a line of the table with its error. What was
     timed on another machine, or while others kept this one busy, is timed again.
     """
-    from csflow.ablation.run import run_ablation
+    if retime and runner == "kfp":
+        raise UsageError("--retime is for --runner process: the pipeline times what has no time on this machine.")
+    options = (group, set_, seeds, joint, shots, width, backbone, image_size)
+    asked, services = [request(line, *options) for line in lines], Services.from_environment()
+    if runner == "kfp":
+        folders = project_module("pipelines.local_ablation").ablate_locally(asked, services.workspace)
+    else:
+        from csflow.ablation.run import run_ablation
 
-    asked = request(line, group, set_, seeds, joint, shots, width, backbone, image_size)
-    services = Services.from_environment()
-    show(run_ablation(asked, services, retime=retime), services.workspace)
+        folders = [run_ablation(each, services, retime=retime) for each in asked]
+    if as_json:
+        print_json([_as_json(folder, services.workspace) for folder in folders])
+        return
+    for folder in folders:
+        show_ablation(folder, services.workspace)
 
 
 def request(
@@ -97,29 +115,30 @@ def request(
     )
 
 
-def show(folder: Path, workspace: Workspace) -> None:
-    """Print the tables of an ablation and where it lies."""
-    from rich.console import Console
-    from rich.markup import escape
-    from rich.table import Table
-
+def show_ablation(folder: Path, workspace: Workspace) -> None:
+    """Print the tables of an ablation and the folder that holds them."""
     from csflow.ablation.collect import read_results
     from csflow.ablation.summaries import by_group
     from csflow.ablation.table import NOTES, brief_table, failures
+    from csflow.system.tables import print_line, print_table
 
-    console = Console()
     _, summaries = read_results(folder, workspace)
     for group, same in by_group(summaries).items():
-        head, *lines = brief_table(same)
-        shown = Table(*head, title=group, title_justify="left")
-        for cells in lines:
-            shown.add_row(*map(escape, cells))
-        console.print(shown)
+        headers, *rows = brief_table(same)
+        print_table(headers, rows, title=group)
         for text in failures(same):
-            console.print(f"Broken: {text}", markup=False, style="red")
+            print_line(f"Broken: {text}", style="red")
     for note in NOTES[:-1]:
-        console.print(note, markup=False, highlight=False, style="dim")
+        print_line(note, style="dim")
     typer.echo(f"Tables, plot and one file a row: {folder}")
+
+
+def _as_json(folder: Path, workspace: Workspace) -> dict[str, object]:
+    from csflow.ablation.collect import read_results
+
+    _, summaries = read_results(folder, workspace)
+    rows = [row.model_dump(mode="json", exclude={"config", "test_scores"}) for each in summaries for row in each.rows]
+    return {"folder": str(folder), "rows": rows}
 
 
 def _parts(text: str) -> list[str]:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from csflow.cli.options import JsonOption, print_json
 from csflow.system.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ def choose(
             "cannot order variants of score and map, so these are candidates with test only."
         ),
     ] = "synthetic",
+    as_json: JsonOption = False,
 ) -> None:
     """Pick the best variant of the line's newest ablation that fits the takt, and print the YAML keys to set.
 
@@ -35,6 +37,7 @@ def choose(
     """
     from csflow.ablation.collect import read_results
     from csflow.ablation.plan import newest_ablation
+    from csflow.ablation.request import differences
     from csflow.ablation.tradeoff import choose_variant
     from csflow.config import load_line
 
@@ -43,6 +46,18 @@ def choose(
     planned, summaries = read_results(folder, workspace)
     ours = [each for each in summaries if each.variant.line.line == config.line]
     found = choose_variant(ours, takt_ms, by, planned.base.scoring)
+    if as_json:
+        print_json(
+            {
+                "chosen": found.chosen.name,
+                "milliseconds": found.chosen.milliseconds,
+                "keys": differences(found.chosen.variant.line, config),
+                "front": [each.name for each in found.front],
+                "tied": found.tied,
+                "rows": str(folder / "rows"),
+            }
+        )
+        return
     _print(found, takt_ms, by)
     _warn(found, takt_ms, by, missing=sum(each.seeds - len(each.rows) for each in summaries))
     _print_keys(found.chosen, config)
@@ -50,12 +65,9 @@ def choose(
 
 
 def _print(found: Choice, takt_ms: float, by: Criterion) -> None:
-    from rich.console import Console
-    from rich.markup import escape
-    from rich.table import Table
-
     from csflow.ablation.table import METRICS, number, percent
     from csflow.ablation.tradeoff import METRIC
+    from csflow.system.tables import print_table
 
     chosen, timing = found.chosen, found.chosen.sound[0].timing
     ms = number(chosen.milliseconds, ".1f")
@@ -64,13 +76,12 @@ def _print(found: Choice, takt_ms: float, by: Criterion) -> None:
         typer.echo(f"  {found.tied} variants lie within the interval of the best one ({found.best.name}): the fastest.")
     if timing is not None:
         typer.echo(f"  measured on: {timing.machine}; 95 % of the images took at most {timing.p95_ms:.1f} ms")
-    table = Table("on the Pareto front", "ms", METRICS[METRIC[by]], "", "rows", title_justify="left")
+    rows = []
     for each in found.front:
         mark = "chosen" if each is chosen else "too slow" if (each.milliseconds or 0) > takt_ms else ""
         keys = " ".join(row.key[:8] for row in each.rows)
-        cells = [each.name, number(each.milliseconds, ".1f"), percent(each.metric(METRIC[by])), mark, keys]
-        table.add_row(*map(escape, cells))
-    Console().print(table)
+        rows.append((each.name, number(each.milliseconds, ".1f"), percent(each.metric(METRIC[by])), mark, keys))
+    print_table(("on the Pareto front", "ms", METRICS[METRIC[by]], "", "rows"), rows)
 
 
 def _warn(found: Choice, takt_ms: float, by: Criterion, *, missing: int) -> None:

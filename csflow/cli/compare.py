@@ -88,26 +88,17 @@ def _column(run: Run, version: Version | None) -> Column:
 
 
 def _print(line: str, columns: list[Column]) -> None:
-    from rich.console import Console
-    from rich.markup import escape
-    from rich.table import Table
+    from csflow.system.tables import print_line, print_table
 
-    table = Table(title=f"Runs of {line}, newest first", title_justify="left", show_lines=False)
-    table.add_column("run", style="bold", no_wrap=True)
-    for column in columns:
-        table.add_column(column.run_id[:8], justify="right")
-    for name, cells in _rows(columns).items():
-        table.add_row(name, *map(escape, cells))
-    differing = differing_params(columns)
-    if differing:
-        table.add_section()
-        for name, cells in differing.items():
-            table.add_row(name, *map(escape, cells))
-    console = Console()
-    console.print(table)
+    rows = list(_rows(columns).items())
+    last_of_results = len(rows) - 1
+    rows += differing_params(columns).items()
+    cells = [(name, *values) for name, values in rows]
+    headers = ("run", *(column.run_id[:8] for column in columns))
+    print_table(headers, cells, title=f"Runs of {line}, newest first", sections=[last_of_results])
     for column in columns:
         if column.error:
-            console.print(f"{column.run_id[:8]} {column.outcome}: {column.error}", markup=False, highlight=False)
+            print_line(f"{column.run_id[:8]} {column.outcome}: {column.error}")
 
 
 def _rows(columns: list[Column]) -> dict[str, list[str]]:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from csflow.cli.options import JsonOption, LineArgument, print_json, require_paths
 from csflow.config import load_line
 from csflow.system.workspace import Workspace
 
@@ -17,7 +18,7 @@ data_app = typer.Typer(help="See and extend the images of a line.", no_args_is_h
 
 
 @data_app.command("show")
-def show(line: Annotated[str, typer.Argument(help="Line, or the path of its YAML file.")]) -> None:
+def show_data(line: LineArgument, as_json: JsonOption = False) -> None:
     """Count a line's images at its revision, by split, role and type of defect.
 
     The data are checked out into the workspace first, and every file is verified.
@@ -26,16 +27,18 @@ def show(line: Annotated[str, typer.Argument(help="Line, or the path of its YAML
 
     config = load_line(line)
     manifest, checked_out = materialise(config, Workspace.from_environment())
-    print_counts(manifest, title=f"line {config.line}")
-    typer.echo(f"revision {checked_out.git_rev}")
-    typer.echo(f"DVC md5  {checked_out.data_md5}")
-    typer.echo(f"digest   {manifest.digest}")
-    typer.echo(f"images   {checked_out.root}")
+    about = {
+        "revision": checked_out.git_rev,
+        "DVC md5": checked_out.data_md5,
+        "digest": manifest.digest,
+        "images": str(checked_out.root),
+    }
+    _print_data(manifest, config.line, about, as_json=as_json)
 
 
 @data_app.command("add")
-def add(
-    line: Annotated[str, typer.Argument(help="Line, or the path of its YAML file.")],
+def add_data(
+    line: LineArgument,
     folder: Annotated[Path, typer.Argument(help="Folder of the new images; its sub-folders are searched too.")],
     split: Annotated[
         str, typer.Option(help="train or test; without it train for good images, test for defective ones.")
@@ -44,6 +47,7 @@ def add(
     masks: Annotated[
         Path | None, typer.Option(help="Folder of masks named like the images; defective pixels are not 0.")
     ] = None,
+    as_json: JsonOption = False,
 ) -> None:
     """Bring new images into a line's data repository, for the next training.
 
@@ -54,26 +58,45 @@ def add(
     """
     from csflow.runs.add_images import Addition, add_images
 
+    require_paths(folder, masks)
     addition = Addition(folder, split or ("test" if defect else "train"), defect, masks)
     config = load_line(line)
     added = add_images(config, addition)
-    print_counts(added.manifest, title=f"line {config.line}")
-    typer.echo(f"added    {len(added.files)} files")
-    typer.echo(f"commit   {added.commit}")
-    typer.echo(f"DVC md5  {added.data_md5}")
-    typer.echo(f"digest   {added.manifest.digest}")
+    about = {
+        "added": f"{len(added.files)} files",
+        "commit": added.commit,
+        "DVC md5": added.data_md5,
+        "digest": added.manifest.digest,
+    }
+    _print_data(added.manifest, config.line, about, as_json=as_json)
+
+
+def _print_data(manifest: Manifest, line: str, about: dict[str, str], *, as_json: bool) -> None:
+    from csflow.system.tables import print_facts
+
+    if as_json:
+        print_json({"line": line, **{key.replace(" ", "_").lower(): value for key, value in about.items()},
+                    "counts": counts_of(manifest)})  # fmt: skip
+        return
+    print_counts(manifest, title=f"line {line}")
+    print_facts(list(about.items()))
+
+
+def counts_of(manifest: Manifest) -> list[dict[str, object]]:
+    """Count the images of each kind, and how many of them have a mask."""
+    frame = manifest.frame.assign(kind=manifest.frame["defect"].where(manifest.frame["defect"] != "", "good"))
+    return [
+        {"split": split, "role": role, "kind": kind, "images": len(rows), "masks": int((rows["mask"] != "").sum())}
+        for (split, role, kind), rows in frame.groupby(["split", "role", "kind"])
+    ]
 
 
 def print_counts(manifest: Manifest, *, title: str) -> None:
     """Print how many images there are of each kind, and how many of them have a mask."""
-    from rich.console import Console
-    from rich.table import Table
+    from csflow.system.tables import print_table
 
-    table = Table("split", "role", "kind", "images", "masks", title=title)
-    frame = manifest.frame.assign(kind=manifest.frame["defect"].where(manifest.frame["defect"] != "", "good"))
-    for (split, role, kind), rows in frame.groupby(["split", "role", "kind"]):
-        masks = int((rows["mask"] != "").sum())
-        table.add_row(str(split), str(role), str(kind), str(len(rows)), str(masks) if masks else "")
-    table.add_section()
-    table.add_row("all", "", "", str(len(frame)), str(int((frame["mask"] != "").sum())))
-    Console().print(table)
+    counts = counts_of(manifest)
+    rows = [(str(c["split"]), str(c["role"]), str(c["kind"]), str(c["images"]), str(c["masks"] or "")) for c in counts]
+    masks = int((manifest.frame["mask"] != "").sum())
+    rows.append(("all", "", "", str(len(manifest)), str(masks)))
+    print_table(("split", "role", "kind", "images", "masks"), rows, title=title, sections=[len(rows) - 2])

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 
+from csflow.cli.options import JsonOption, print_json
 from csflow.config import line_names, lines_folder, load_line
 from csflow.errors import CsflowError
 from csflow.system.workspace import Workspace
@@ -17,23 +18,27 @@ _PACKAGES = ("torch", "timm", "mlflow", "kfp", "dvc", "great-expectations", "kse
 _FREE_GIGABYTES = 2.0
 
 
-def doctor() -> None:
+def doctor(as_json: JsonOption = False) -> None:
     """Check the environment: interpreter, packages, git, disk, CPU or GPU, weights, lines, registry.
 
     Exit code 1 if a check fails; each failure says what to do.
     """
-    from rich.console import Console
-    from rich.table import Table
+    from csflow.system.tables import print_table
 
-    table = Table("check", "found", title="csflow doctor", title_justify="left")
+    found: dict[str, str] = {}
     failures: list[str] = []
     for name, check in _CHECKS.items():
         try:
-            table.add_row(f"[green]ok[/]      {name}", check())
+            found[name] = check()
         except CsflowError as error:
             failures.append(name)
-            table.add_row(f"[red]problem[/] {name}", str(error))
-    Console().print(table)
+            found[name] = str(error)
+    if as_json:
+        print_json([{"check": name, "ok": name not in failures, "found": text} for name, text in found.items()])
+    else:
+        rows = [("problem" if name in failures else "ok", name, text) for name, text in found.items()]
+        styles = ["red" if name in failures else "" for name in found]
+        print_table(("", "check", "found"), rows, title="csflow doctor", styles=styles)
     if failures:
         raise CsflowError(f"{len(failures)} of {len(_CHECKS)} checks failed: {', '.join(failures)}.")
 

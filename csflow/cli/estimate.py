@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import shutil
-from typing import TYPE_CHECKING, Annotated
+from dataclasses import asdict
+from typing import TYPE_CHECKING
 
-import typer
-
+from csflow.cli.options import JsonOption, LineArgument, print_json
 from csflow.errors import CsflowError
 from csflow.runs.services import Services
 from csflow.system.workspace import Workspace
@@ -16,11 +16,11 @@ if TYPE_CHECKING:
     from csflow.runs.estimate import Estimate
 
 
-def estimate(line: Annotated[str, typer.Argument(help="Name of the line, or its YAML file.")]) -> None:
+def estimate(line: LineArgument, as_json: JsonOption = False) -> None:
     """Say what a run of a line will take on this machine, from short trials on its own images.
 
     The line's data is checked out, a few images are extracted and a few training steps are run, in a minute or so.
-    Beside it stands what the line's last complete training really took.
+    The table also shows what the line's last complete training really took.
     """
     from csflow.config import load_line
     from csflow.runs.checkout import materialise
@@ -32,34 +32,38 @@ def estimate(line: Annotated[str, typer.Argument(help="Name of the line, or its 
     manifest, _ = materialise(config, services.workspace)
     say(f"estimate: trying {config.line} on this machine")
     expected = try_out(config, manifest, services.workspace.features, feature_tier(services))
-    _print(config.line, expected, _last_training(services, config.line))
+    if as_json:
+        print_json({"line": config.line, **asdict(expected)})
+    else:
+        _print(config.line, expected, _last_training(services, config.line))
     _warn_if_too_large(expected, services.workspace)
 
 
 def _print(line: str, expected: Estimate, last: Run | None) -> None:
-    from rich.console import Console
-    from rich.table import Table
+    from csflow.system.tables import print_table
 
-    table = Table("what", "expected", "last run", title=f"A run of {line}", title_justify="left")
+    rows: list[tuple[str, str, str]] = []
     seconds, memory = (
         {step: None if last is None else last.metrics.get(f"{what}_{step}") for step in ("cache_features", "train")}
         for what in ("seconds", "peak_memory_mb")
     )
-    table.add_row("images", f"{expected.images}, of these {expected.fitted} to fit", "")
+    rows.append(("images", f"{expected.images}, of these {expected.fitted} to fit", ""))
     stored = f"{_megabytes(expected.features_bytes)}, still to write {_megabytes(expected.new_features_bytes)}"
-    table.add_row("features on disk", stored, "")
-    table.add_row(
-        "extraction",
-        f"{_duration(expected.extraction_seconds)} for {expected.to_extract} images",
-        _duration(seconds["cache_features"]),
+    rows.append(("features on disk", stored, ""))
+    rows.append(
+        (
+            "extraction",
+            f"{_duration(expected.extraction_seconds)} for {expected.to_extract} images",
+            _duration(seconds["cache_features"]),
+        )
     )
     on = f"{_duration(expected.training_seconds)} on {expected.device} in {expected.precision}"
     once = "not estimated: this kind looks at every image once"
-    table.add_row("training", once if expected.training_seconds is None else on, _duration(seconds["train"]))
-    table.add_row("memory, extraction", _megabytes(expected.extraction_memory), _logged(memory["cache_features"]))
-    table.add_row("memory, training", _megabytes(expected.training_memory), _logged(memory["train"]))
-    table.add_row("checkpoint on disk", _megabytes(expected.checkpoint_bytes), "")
-    Console().print(table)
+    rows.append(("training", once if expected.training_seconds is None else on, _duration(seconds["train"])))
+    rows.append(("memory, extraction", _megabytes(expected.extraction_memory), _logged(memory["cache_features"])))
+    rows.append(("memory, training", _megabytes(expected.training_memory), _logged(memory["train"])))
+    rows.append(("checkpoint on disk", _megabytes(expected.checkpoint_bytes), ""))
+    print_table(("what", "expected", "last run"), rows, title=f"A run of {line}")
 
 
 def _last_training(services: Services, line: str) -> Run | None:

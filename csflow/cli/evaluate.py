@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from csflow.cli.options import JsonOption, print_json
 from csflow.errors import ModelError
 from csflow.runs.services import Services
 
@@ -18,6 +19,7 @@ def evaluate(
         typer.Option("--model", "-m", help="LINE@VERSION or a detector directory; default: the line's champion."),
     ] = None,
     out: Annotated[Path, typer.Option(help="Folder for report.html, report.json and pictures.")] = Path("evaluation"),
+    as_json: JsonOption = False,
 ) -> None:
     """Score a line's test images with a detector and write the report."""
     from csflow.config import load_line
@@ -37,6 +39,17 @@ def evaluate(
     cached = feature_store(services).extract(test, detector.line.features, detector.backbone)
     evaluation = judge(detector, manifest, cached)
     page = write_report(out, evaluation)
+    if as_json:
+        print_json(
+            {
+                "line": config.line,
+                "metrics": {name: list(found) for name, found in evaluation.metrics.items()},
+                "threshold": evaluation.calibration.threshold,
+                "promise": evaluation.calibration.statement,
+                "report": str(page),
+            }
+        )
+        return
     if evaluation.image_auroc is not None and evaluation.interval is not None:
         low, high = evaluation.interval
         typer.echo(

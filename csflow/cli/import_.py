@@ -7,9 +7,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from csflow.cli.data import counts_of, print_counts
+from csflow.cli.options import JsonOption, print_json, require_paths
 from csflow.errors import UsageError
 
 if TYPE_CHECKING:
+    from csflow.data.manifest import Manifest
     from csflow.runs.track import Importer
 
 import_app = typer.Typer(
@@ -40,11 +43,13 @@ def mtd(
     dest: Dest,
     track: Track = False,
     remote: Remote = None,
+    as_json: JsonOption = False,
 ) -> None:
     """Import Magnetic Tile Defects with the split of CS-Flow's authors.
 
     That is 761 good images to train with, 191 good and 392 defective ones to test with, and masks.
     """
+    require_paths(source)
 
     def bring(images: Path) -> list[str]:
         from csflow.data.importers import import_mtd
@@ -52,7 +57,7 @@ def mtd(
         import_mtd(source, images)
         return [""]
 
-    _run(bring, dest, track, remote, "Magnetic Tile Defects")
+    _run(bring, dest, track, remote, "Magnetic Tile Defects", as_json=as_json)
 
 
 @import_app.command("mvtec")
@@ -63,18 +68,20 @@ def mvtec(
     dest: Dest,
     track: Track = False,
     remote: Remote = None,
+    as_json: JsonOption = False,
 ) -> None:
     """Import MVTec AD, or any data in its layout: each class becomes a folder and a line of its name.
 
     Names are made lower-case, with '-' for '_'. DEST may already hold other lines.
     """
+    require_paths(source)
 
     def bring(images: Path) -> list[str]:
         from csflow.data.importers import import_mvtec
 
         return import_mvtec(source, images)
 
-    _run(bring, dest, track, remote, f"MVTec AD layout: {source.name}")
+    _run(bring, dest, track, remote, f"MVTec AD layout: {source.name}", as_json=as_json)
 
 
 @import_app.command("folder")
@@ -92,8 +99,10 @@ def folder(
     ] = 0.2,
     track: Track = False,
     remote: Remote = None,
+    as_json: JsonOption = False,
 ) -> None:
     """Import your own images from a folder of good and, if you have them, one of defective ones."""
+    require_paths(good, defective, masks)
 
     def bring(images: Path) -> list[str]:
         from csflow.data.importers import import_folder
@@ -101,29 +110,37 @@ def folder(
         import_folder(images, good=good, defective=defective, masks=masks, test_share=test_share)
         return [""]
 
-    _run(bring, dest, track, remote, f"Images of {good.name}")
+    _run(bring, dest, track, remote, f"Images of {good.name}", as_json=as_json)
 
 
-def _run(bring: Importer, dest: Path, track: bool, remote: str | None, message: str) -> None:
+def _run(bring: Importer, dest: Path, track: bool, remote: str | None, message: str, *, as_json: bool) -> None:
     """Import, then print what came in and what to write into the line's YAML."""
     if remote and not track:
         raise UsageError("--remote needs --track: only a data repository has a remote.")
-    if not track:
-        for name in bring(dest):
-            _print_line(dest / name)
+    if track:
+        from csflow.runs.track import import_tracked
+
+        paths, commit = import_tracked(bring, dest, remote, message)
+    else:
+        paths, commit = bring(dest), ""
+    if as_json:
+        lines = [
+            {"path": path, "folder": str(dest / path), "counts": counts_of(_manifest(dest / path))} for path in paths
+        ]
+        print_json({"repo": str(dest.resolve()) if track else None, "commit": commit or None, "lines": lines})
         return
-    from csflow.runs.track import import_tracked
-
-    paths, commit = import_tracked(bring, dest, remote, message)
     for path in paths:
-        _print_line(dest / path)
-        typer.echo(f"data:\n  repo: {dest.resolve()}\n  rev: HEAD\n  path: {path}\n")
-    typer.echo(f"Committed {commit[:12]} in {dest}. Put 'data:' into lines/NAME.yaml; a relative repo starts there.")
+        print_counts(_manifest(dest / path), title=str(dest / path))
+        if track:
+            typer.echo(f"data:\n  repo: {dest.resolve()}\n  rev: HEAD\n  path: {path}\n")
+    if track:
+        typer.echo(
+            f"Committed {commit[:12]} in {dest}. Put 'data:' into lines/NAME.yaml; a relative repo starts there."
+        )
 
 
-def _print_line(root: Path) -> None:
-    from csflow.cli.data import print_counts
+def _manifest(root: Path) -> Manifest:
     from csflow.config import RolesConfig
     from csflow.data.manifest import build_manifest
 
-    print_counts(build_manifest(root, line=root.name, roles=RolesConfig()), title=str(root))
+    return build_manifest(root, line=root.name, roles=RolesConfig())

@@ -14,7 +14,7 @@ from csflow.runs.services import Services
 
 
 @dataclass(frozen=True)
-class Row:
+class LineRow:
     """One line; the champion's facts are ``None`` while it has none."""
 
     line: str
@@ -35,7 +35,7 @@ def lines(as_json: Annotated[bool, typer.Option("--json", help="Print JSON inste
     """List the lines: champion, its quality and threshold, the data it was made from, its endpoint."""
     names = line_names()
     if not names:
-        raise ConfigError(f"No YAML files in {lines_folder()}. Run from the project's folder or set CSFLOW_LINES.")
+        raise ConfigError(f"No YAML files in {lines_folder()}. Work in a project, or set CSFLOW_LINES.")
     services = Services.from_environment()
     rows = [_row(services, name) for name in names]
     if as_json:
@@ -44,17 +44,17 @@ def lines(as_json: Annotated[bool, typer.Option("--json", help="Print JSON inste
         _print(rows)
 
 
-def _row(services: Services, name: str) -> Row:
+def _row(services: Services, name: str) -> LineRow:
     """A broken YAML spoils its own row only, a cluster that does not answer the endpoints only."""
     from csflow.runs.line_state import read_line_state
 
     try:
         line = load_line(name)
     except ConfigError as error:
-        return Row(name, "", None, None, None, None, None, None, False, str(error))
+        return LineRow(name, "", None, None, None, None, None, None, False, str(error))
     state = read_line_state(services, line.line, tolerate=DeployError)
     champion, endpoint = state.champion, state.endpoint
-    return Row(
+    return LineRow(
         line=line.line,
         description=line.description,
         champion=champion.version if champion else None,
@@ -70,31 +70,29 @@ def _row(services: Services, name: str) -> Row:
     )
 
 
-def _print(rows: list[Row]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
+def _print(rows: list[LineRow]) -> None:
+    from csflow.system.tables import print_line, print_table
 
-    table = Table("line", "champion", "image AUROC", "threshold", "data", "endpoint")
-    for row in rows:
-        if row.error:
-            table.add_row(row.line, Text("broken", style="red"))
-            continue
-        table.add_row(
-            row.line,
-            "-" if row.champion is None else f"{row.champion}{' (held)' if row.held else ''}",
-            "-" if row.image_auroc is None else f"{row.image_auroc:.4f}",
-            "-" if row.threshold is None else f"{row.threshold:.4f}",
-            (row.git_rev or "-")[:12],
-            _endpoint(row),
-        )
-    console = Console()
-    console.print(table)
+    headers = ("line", "champion", "image AUROC", "threshold", "data", "endpoint")
+    print_table(headers, [_cells(row) for row in rows], styles=["red" if row.error else "" for row in rows])
     for trouble in dict.fromkeys(text for row in rows for text in (row.error, row.endpoint_error) if text):
-        console.print(trouble, markup=False, style="red")
+        print_line(trouble, style="red")
 
 
-def _endpoint(row: Row) -> str:
+def _cells(row: LineRow) -> tuple[str, ...]:
+    if row.error:
+        return (row.line, "broken", "", "", "", "")
+    return (
+        row.line,
+        "-" if row.champion is None else f"{row.champion}{' (held)' if row.held else ''}",
+        "-" if row.image_auroc is None else f"{row.image_auroc:.4f}",
+        "-" if row.threshold is None else f"{row.threshold:.4f}",
+        (row.git_rev or "-")[:12],
+        _endpoint(row),
+    )
+
+
+def _endpoint(row: LineRow) -> str:
     if row.endpoint is None:
         return "unknown" if row.endpoint_error else "not running"
     if row.serves != str(row.champion):

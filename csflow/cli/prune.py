@@ -6,17 +6,21 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from csflow.cli.options import JsonOption, print_json
 from csflow.errors import CacheError
 from csflow.runs.services import Services
 
 if TYPE_CHECKING:
-    from csflow.release.prune import Plan
+    from csflow.release.prune import PrunePlan
 
 
 def prune(
     keep: Annotated[int, typer.Option(min=1, help="Newest versions of every line that stay in any case.")] = 5,
     older_than: Annotated[int, typer.Option(min=1, help="Days; whatever was made or used since then stays.")] = 7,
-    apply: Annotated[bool, typer.Option("--apply", help="Remove what is listed; without, nothing is changed.")] = False,
+    apply: Annotated[
+        bool, typer.Option("--apply", help="Remove what is listed; without it nothing is changed.")
+    ] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Show what nothing needs any more, and with --apply remove it; for all lines at once.
 
@@ -27,37 +31,54 @@ def prune(
     A version stays if an alias or an endpoint names it, a rollback would go back to it, the gate measures challengers
     against it, or a hold names it. One store belongs to one registry.
     """
-    from csflow.release import prune as steps
+    from csflow.release.prune import PrunePolicy, plan_pruning
+    from csflow.release.removal import remove
 
     services = Services.from_environment()
-    made = steps.plan(services, steps.Policy.of(keep, older_than))
-    _print(made)
-    if apply and made.groups:
-        typer.echo(f"removed {_size(steps.apply(services, made))}")
-    elif made.groups:
+    made = plan_pruning(services, PrunePolicy.of(keep, older_than))
+    if not as_json:
+        _print(made)
+    removed = remove(services, made) if apply and made.removals else None
+    if as_json:
+        print_json(_as_json(made, removed))
+    elif removed is not None:
+        typer.echo(f"removed {_size(removed)}")
+    elif made.removals:
         typer.echo("Nothing was changed. To remove what is listed: csflow prune --apply (with the same options)")
     if made.refusal:
         raise CacheError(made.refusal)
 
 
-def _print(made: Plan) -> None:
-    from rich.console import Console
-    from rich.table import Table
+def _print(made: PrunePlan) -> None:
+    from csflow.system.tables import print_line, print_table
 
-    table = Table("what", "where", "number", "size", title="Not needed any more", title_justify="left")
-    for group in made.groups:
-        numbers = [str(version.version) for version in group.versions]
-        count = f"{group.count} ({', '.join(numbers)})" if numbers else str(group.count)
-        table.add_row(group.what, group.where, count, _size(group.bytes))
-    table.add_section()
-    table.add_row("in all", "", "", _size(made.bytes))
-    console = Console()
-    console.print(table)
+    rows = []
+    for each in made.removals:
+        numbers = [str(version.version) for version in each.versions]
+        count = f"{each.count} ({', '.join(numbers)})" if numbers else str(each.count)
+        rows.append((each.what, each.where, count, _size(each.bytes)))
+    rows.append(("in all", "", "", _size(made.bytes)))
+    print_table(("what", "where", "number", "size"), rows, title="Not needed any more", sections=[len(rows) - 2])
     for line, versions in made.live.items():
         reasons = [f"{number} ({', '.join(why)})" for number, why in sorted(versions.items(), reverse=True)]
-        console.print(f"{line} keeps {', '.join(reasons) or 'nothing'}", markup=False, soft_wrap=True)
+        print_line(f"{line} keeps {', '.join(reasons) or 'nothing'}")
     for note in made.notes:
-        console.print(note, markup=False, soft_wrap=True)
+        print_line(note)
+
+
+def _as_json(made: PrunePlan, removed: int | None) -> dict[str, object]:
+    listed = [
+        {
+            "what": each.what,
+            "where": each.where,
+            "versions": [version.version for version in each.versions],
+            "count": each.count,
+            "bytes": each.bytes,
+        }
+        for each in made.removals
+    ]
+    live = {line: {str(number): why for number, why in versions.items()} for line, versions in made.live.items()}
+    return {"removals": listed, "bytes": made.bytes, "live": live, "notes": made.notes, "removed_bytes": removed}
 
 
 def _size(count: int) -> str:

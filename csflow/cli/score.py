@@ -102,17 +102,16 @@ def _png(picture: Image) -> bytes:
 
 
 def _print(rows: list[dict[str, object]], statement: str) -> None:
-    from rich.console import Console
-    from rich.table import Table
+    from csflow.system.tables import print_table
 
-    table = Table("image", "score", "p-value", "decision", "overlay", caption=statement, caption_justify="left")
-    for row in rows:
-        p_value = row["p_value"]
-        table.add_row(
+    cells = [
+        (
             str(row["image"]),
             f"{row['score']:.4f}",
-            "-" if p_value is None else f"{p_value:.3f}",
+            "-" if row["p_value"] is None else f"{row['p_value']:.3f}",
             str(row["decision"] or "-"),
             str(row["overlay"]),
         )
-    Console().print(table)
+        for row in rows
+    ]
+    print_table(("image", "score", "p-value", "decision", "overlay"), cells, caption=statement)

@@ -44,7 +44,7 @@ def _champions(services: Services) -> dict[str, ServedDetector]:
 
     lines = [line for line in line_names() if services.registry.find_champion(line)]
     if not lines:
-        raise UsageError("No line has a champion yet. Train one: python -m pipelines run lines/LINE.yaml")
+        raise UsageError("No line has a champion yet. Train one: csflow run LINE")
     return dict(_named(services, line) for line in lines)
 
 

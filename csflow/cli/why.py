@@ -159,17 +159,10 @@ def _known(facts: dict[str, str | None]) -> Facts:
 
 
 def _print(story: Story) -> None:
-    from rich.console import Console
-    from rich.padding import Padding
-    from rich.table import Table
-    from rich.text import Text
+    from csflow.system.tables import print_facts
 
-    console = Console()
-    console.print(f"[bold]{story.line} version {story.version}[/]")
+    typer.echo(f"{story.line} version {story.version}")
     chapters = {"Data": story.data, "Run": story.run, "Gate": story.gate, "Now": story.now}
     for title, facts in chapters.items():
-        console.print(f"\n[bold]{title}[/]")
-        table = Table.grid(padding=(0, 2))
-        for key, value in facts.items():
-            table.add_row(Text(key, style="dim"), Text(value))
-        console.print(Padding(table, (0, 0, 0, 2)))
+        typer.echo()
+        print_facts(list(facts.items()), title=title, indent=2)

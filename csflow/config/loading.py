@@ -19,11 +19,19 @@ from csflow.config.explanation import explain
 from csflow.config.line import LineConfig
 from csflow.config.presets import merged_over, presets
 from csflow.errors import ConfigError
+from csflow.system.project import project_folder
 
 
 def lines_folder() -> Path:
-    """Return the folder of the lines' YAML files: ``CSFLOW_LINES``, else ``lines`` in the current folder."""
-    return Path(os.environ.get("CSFLOW_LINES", "lines"))
+    """Return the folder of the lines' YAML files: ``CSFLOW_LINES``, else ``lines`` in the project's folder.
+
+    Outside of a project (see :mod:`csflow.system.project`) that is ``lines`` in the current folder.
+
+    Raises:
+        UsageError: If ``CSFLOW_PROJECT`` names a folder that is not a project.
+    """
+    named = os.environ.get("CSFLOW_LINES")
+    return Path(named) if named else project_folder() / "lines"
 
 
 def line_names() -> list[str]:

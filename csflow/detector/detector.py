@@ -26,7 +26,7 @@ from csflow.detector.model import Model, save_model, score_pyramid, score_stored
 from csflow.detector.prediction import Floats, judged
 from csflow.detector.prediction import Prediction as Prediction
 from csflow.features.backbone import Backbone, backbone_from_safetensors, save_trunk
-from csflow.features.store import CachedFeatures
+from csflow.features.cache_manifest import CachedFeatures
 from csflow.flow.cross_scale import Pyramid
 from csflow.system.files import new_directory
 

@@ -16,7 +16,7 @@ from csflow.config import KINDS, LineConfig
 from csflow.detector.directory import not_a_detector
 from csflow.detector.model import Model
 from csflow.errors import DataError, ModelError
-from csflow.features.store import Shape
+from csflow.features.entries import Shape
 from csflow.flow.device import Features
 from csflow.flow.distributed import ALONE, ProcessGroup
 from csflow.flow.training import EpochResult

@@ -1,1 +1,1 @@
-"""Compute the features of the frozen trunk and keep them."""
+"""Compute the features of the frozen trunk, keep them, and find them again."""

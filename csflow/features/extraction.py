@@ -1,4 +1,4 @@
-"""Computing features: on a CPU one image a core in ONNX Runtime, elsewhere in batches in torch."""
+"""Compute the features of image files: on a CPU one image a core in ONNX Runtime, elsewhere in batches in torch."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from csflow.config import FeatureConfig
 from csflow.data.images import decode_image, normalisation, to_pyramid_levels
 from csflow.errors import CacheError, CsflowError, DataError, ModelError
 from csflow.features.backbone import Backbone
+from csflow.features.entries import Half
 from csflow.system.cores import cores
 from csflow.system.files import write_atomic
 from csflow.system.onnx_session import open_session
@@ -27,31 +28,33 @@ from csflow.system.onnx_session import open_session
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
 
-Half = NDArray[np.float16]
-Item = TypeVar("Item")
-Result = TypeVar("Result")
+_Item = TypeVar("_Item")
+_Result = TypeVar("_Result")
 Levels: TypeAlias = list[NDArray[np.uint8]]
+"""An image sized for every scale, ``(s, s, 3)``, finest first."""
 
 AGREEMENT = 1e-4
-"""Largest relative difference (Euclidean norm) between the graph's features and torch's, before they are halved."""
+"""Largest relative difference (Euclidean norm) between the graph's features and torch's, before they are rounded
+to half precision."""
 
 TRUNK = "trunk.onnx"
+"""Name of the trunk's graph in the folder of a feature space."""
 
 
 def extract_features(
     files: Mapping[str, Path], features: FeatureConfig, backbone: Backbone, batch_size: int, folder: Path
 ) -> Iterator[tuple[str, Half]]:
-    """Compute the features of image files, in their order.
+    """Compute the features of image files, in the order of the files.
 
     Args:
-        files: Path of each image by the SHA-256 its content must have.
+        files: Path of each image by the SHA-256 that its content must have.
         features: Image size, scales and way of downscaling.
-        backbone: Computes the features, on the device it is on.
-        batch_size: Images computed at once on another device than the CPU; there it is one a core.
-        folder: Where the trunk's graph is kept for the next time.
+        backbone: Computes the features on its own device.
+        batch_size: Number of images computed at once on another device than the CPU; on the CPU it is one a core.
+        folder: Folder that keeps the trunk's graph for the next call.
 
     Yields:
-        The image's hash and its values as float16: the scales flattened, finest first, one after the other.
+        The image's SHA-256 and its values ``(values,)`` as float16: the scales flattened, finest first.
 
     Raises:
         DataError: If a file is missing, damaged or of another content.
@@ -76,7 +79,7 @@ def extract_features(
 def _by_core(
     files: Mapping[str, Path], features: FeatureConfig, graph: InferenceSession
 ) -> Iterator[NDArray[np.float32]]:
-    """Every core reads, sizes and computes an image for itself."""
+    """Read, size and compute one image on every core."""
 
     def work(item: tuple[str, Path]) -> NDArray[np.float32]:
         return _run(graph, _levels_of(item, features))
@@ -87,20 +90,20 @@ def _by_core(
 def _in_batches(
     files: Mapping[str, Path], features: FeatureConfig, backbone: Backbone, batch_size: int
 ) -> Iterator[NDArray[np.float32]]:
-    """The device computes a batch while threads read the next."""
+    """Compute a batch on the device while threads read the next."""
     levels = _map_ahead(lambda item: _levels_of(item, features), files.items(), ahead=2 * batch_size)
     while batch := list(islice(levels, batch_size)):
         yield from _forward(backbone, [np.stack(level) for level in zip(*batch, strict=True)])
 
 
 def _checked_graph(path: Path, backbone: Backbone, features: FeatureConfig, probe: Levels) -> InferenceSession | None:
-    """The trunk's graph, made if it is not there or does not compute what the trunk computes.
+    """Open the trunk's graph; write a new one if there is none or it does not compute what the trunk computes.
 
     Returns:
-        The graph to be run by one core, or ``None`` if the trunk cannot be turned into one.
+        The graph, to be run by one core; ``None`` if the trunk cannot be turned into a graph.
 
     Raises:
-        ModelError: If even a fresh graph disagrees.
+        ModelError: If even a new graph disagrees.
     """
     expected = _forward(backbone, [np.stack([level]) for level in probe])[0]
     kept = _kept_graph(path, probe, expected)
@@ -132,25 +135,25 @@ def _new_graph(path: Path, backbone: Backbone, features: FeatureConfig) -> Infer
 
 
 def _kept_graph(path: Path, probe: Levels, expected: NDArray[np.float32]) -> InferenceSession | None:
-    """The graph made before, unless it is missing, damaged or another trunk's."""
+    """Open the graph of an earlier call; ``None`` if it is missing, damaged or another trunk's."""
     if not path.is_file():
         return None
     try:
         session = open_session(path, threads=1)
         found = _run(session, probe)
-    except Exception:  # a damaged graph fails in any way; it is made again
+    except Exception:  # a damaged graph can fail in any way; a new one is written
         return None
     return session if found.shape == expected.shape and _distance(expected, found) <= AGREEMENT else None
 
 
 def _distance(expected: NDArray[np.float32], found: NDArray[np.float32]) -> float:
     if not np.isfinite(expected).all():
-        return 0.0  # what is wrong is the trunk, and is said when its features are stored
+        return 0.0  # the trunk itself is wrong, which is reported when its features are stored
     return float(np.linalg.norm(found - expected) / (np.linalg.norm(expected) or 1.0))
 
 
 def _run(graph: InferenceSession, levels: Levels) -> NDArray[np.float32]:
-    """``(values,)`` of one image."""
+    """Run the graph on one image and return its ``(values,)``."""
     feeds = {value.name: level[None] for value, level in zip(graph.get_inputs(), levels, strict=False)}
     (values,) = graph.run(["features"], feeds)
     row: NDArray[np.float32] = values[0]
@@ -159,7 +162,7 @@ def _run(graph: InferenceSession, levels: Levels) -> NDArray[np.float32]:
 
 @torch.inference_mode()
 def _forward(backbone: Backbone, levels: Levels) -> NDArray[np.float32]:
-    """``(B, values)`` from levels ``(B, s, s, 3)``: the scales of each image flattened, one after the other."""
+    """Compute ``(B, values)`` of levels ``(B, s, s, 3)``: the scales of each image flattened, finest first."""
     device = _device_of(backbone)
     factor, offset = (torch.from_numpy(values).to(device) for values in normalisation(backbone.mean, backbone.std))
     pixels = [torch.from_numpy(level).to(device).float() for level in levels]
@@ -172,13 +175,13 @@ def _device_of(backbone: Backbone) -> torch.device:
 
 
 def _levels_of(item: tuple[str, Path], features: FeatureConfig) -> Levels:
-    """An image file, checked and sized for every scale."""
+    """Read an image file, check it and size it for every scale."""
     sha, path = item
     return to_pyramid_levels(decode_image(_checked_bytes(path, sha), name=str(path)), features)
 
 
 def _checked_bytes(path: Path, sha: str) -> bytes:
-    """Read an image file whose content must be what the manifest says."""
+    """Read an image file whose content must have the SHA-256 of the manifest."""
     try:
         content = path.read_bytes()
     except OSError as error:
@@ -192,10 +195,10 @@ def _checked_bytes(path: Path, sha: str) -> bytes:
     return content
 
 
-def _map_ahead(work: Callable[[Item], Result], items: Iterable[Item], *, ahead: int) -> Iterator[Result]:
-    """Like ``map``, in threads, at most ``ahead`` results in front of the reader: memory stays bounded."""
+def _map_ahead(work: Callable[[_Item], _Result], items: Iterable[_Item], *, ahead: int) -> Iterator[_Result]:
+    """Map in threads, at most ``ahead`` results in front of the reader, so that memory stays bounded."""
     executor = ThreadPoolExecutor(max_workers=cores())
-    waiting: deque[Future[Result]] = deque()
+    waiting: deque[Future[_Result]] = deque()
     try:
         for item in items:
             waiting.append(executor.submit(work, item))

@@ -1,81 +1,64 @@
-"""A tier below the feature store that all runs share: entries come from there, and what was computed goes there.
+"""Fetch feature entries from a tier that all runs share, and upload what was computed.
 
-What goes wrong on the way is said and made up for; it never costs what was computed.
+A tier that fails is reported and made up for by computing; it never costs what was computed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 from csflow.errors import CacheError, StorageError, StoreUnreachableError
+from csflow.features.entries import FeatureSpace
 from csflow.system.progress import say, track
 
 _TRANSFERS = 16
-"""Entries on their way from or to the shared tier at once; they are small, so that time goes by waiting."""
+"""Entries downloaded or uploaded at once; they are small, so that most of the time is spent waiting."""
+
+Upload: TypeAlias = Callable[[str], None]
+"""Starts to upload the entry of an image, given by its SHA-256, and returns at once."""
 
 
 class FeatureTier(Protocol):
-    """Where all runs share their entries; every method may be called by several threads.
+    """Entries that all runs share; every method may be called by several threads.
 
-    All of them raise StorageError if the place refuses, StoreUnreachableError if it does not answer.
+    All of them raise StorageError if the tier refuses, StoreUnreachableError if it does not answer.
     """
 
     @property
-    def place(self) -> str:
-        """Address, for messages."""
+    def address(self) -> str:
+        """Address of the tier, for messages."""
 
     def held(self, space: str, shas: Collection[str]) -> set[str]:
-        """Which of these entries of a space there are."""
+        """Return the images, out of ``shas``, of which the tier has an entry in a space."""
 
     def get(self, space: str, sha: str) -> bytes | None:
-        """An entry as it lies in a store; ``None`` if there is none."""
+        """Return the bytes of an entry; ``None`` if there is none."""
 
     def put(self, space: str, sha: str, entry: bytes) -> None:
         """Add an entry, or replace a damaged one."""
 
 
-class Entries(Protocol):
-    """The entries of one space in the local store."""
-
-    @property
-    def folder(self) -> Path:
-        """Where they lie; the folder's name is that of the space."""
-
-    def path(self, sha: str) -> Path:
-        """File of an entry."""
-
-    def intact(self, sha: str) -> bool:
-        """Whether a sound entry is there."""
-
-    def adopt(self, sha: str, entry: bytes | None) -> bool:
-        """Write an entry that was made elsewhere; whether it was a sound one."""
-
-
-class Share(Protocol):
-    """Brings an entry of the local store to the shared tier, in its own time."""
-
-    def __call__(self, sha: str) -> None:
-        """Begin with it."""
-
-
-def held_entries(tier: FeatureTier | None, space: Entries, absent: Collection[str]) -> set[str]:
-    """Which entries the shared tier has; none if it does not answer."""
+def held_entries(tier: FeatureTier | None, space: FeatureSpace, absent: Collection[str]) -> set[str]:
+    """Return the images of which the shared tier has an entry; none if it does not answer."""
     if tier is None or not absent:
         return set()
     try:
         return tier.held(space.folder.name, absent)
     except StoreUnreachableError as error:
         say(f"features: {error}")
-        say(f"features: going on without {tier.place}; what it may hold of {len(absent)} images is computed here")
+        say(f"features: going on without {tier.address}; what it may hold of {len(absent)} images is computed here")
         return set()
 
 
-def fetch_entries(tier: FeatureTier | None, space: Entries, shas: Sequence[str]) -> list[str]:
-    """Fetch entries from the shared tier; the ones that could not be had, or were damaged, are returned."""
+def fetch_entries(tier: FeatureTier | None, space: FeatureSpace, shas: Sequence[str]) -> list[str]:
+    """Fetch entries from the shared tier.
+
+    Returns:
+        The images whose entries could not be fetched or are damaged.
+    """
     if tier is None or not shas:
         return []
     name, lost = space.folder.name, False
@@ -97,16 +80,16 @@ def fetch_entries(tier: FeatureTier | None, space: Entries, shas: Sequence[str])
         fetched = track(pool.map(fetch, shas), total=len(shas), label="fetch features")
         failed = [sha for sha, done in zip(shas, fetched, strict=True) if not done]
     if failed:
-        say(f"features: {len(failed)} of {len(shas)} entries of {tier.place} cannot be used and are computed here")
+        say(f"features: {len(failed)} of {len(shas)} entries of {tier.address} cannot be used and are computed here")
     return failed
 
 
 @contextmanager
-def sharing(tier: FeatureTier | None, space: Entries) -> Iterator[Share]:
-    """Yield what brings an entry to the shared tier while others are computed; the block's end waits for all.
+def sharing(tier: FeatureTier | None, space: FeatureSpace) -> Iterator[Upload]:
+    """Yield a function that uploads an entry to the shared tier while others are computed.
 
-    An entry is noted before and struck off after, so that the next extraction brings what this one could not,
-    however it ended.
+    The end of the block waits for all uploads. An entry is noted on disk before its upload and struck off afterwards,
+    so that the next extraction uploads what this one could not, however it ended.
     """
     if tier is None:
         yield lambda sha: None
@@ -114,7 +97,7 @@ def sharing(tier: FeatureTier | None, space: Entries) -> Iterator[Share]:
     notes, name = space.folder / ".unshared", space.folder.name
     failures: list[StorageError] = []
 
-    def bring(sha: str) -> None:
+    def upload(sha: str) -> None:
         if failures:
             return
         try:
@@ -126,7 +109,7 @@ def sharing(tier: FeatureTier | None, space: Entries) -> Iterator[Share]:
 
     left = [note.name for note in sorted(notes.glob("*"))]
     with ThreadPoolExecutor(_TRANSFERS) as pool:
-        under_way: list[Future[None]] = []
+        uploads: list[Future[None]] = []
 
         def share(sha: str) -> None:
             try:
@@ -134,20 +117,20 @@ def sharing(tier: FeatureTier | None, space: Entries) -> Iterator[Share]:
                 (notes / sha).touch()
             except OSError as error:
                 raise CacheError(f"Cannot write {notes / sha}: {error.strerror}. Free disk space.") from error
-            under_way.append(pool.submit(bring, sha))
+            uploads.append(pool.submit(upload, sha))
 
         for sha in left:
             if space.intact(sha):
-                under_way.append(pool.submit(bring, sha))
+                uploads.append(pool.submit(upload, sha))
             else:
                 (notes / sha).unlink(missing_ok=True)
         yield share
-        for future in under_way:
+        for future in uploads:
             future.result()
     if failures:
         waiting = sum(1 for _ in notes.glob("*"))
         say(f"features: {failures[0]}")
         say(
-            f"features: {waiting} computed entries are safe in {space.folder} but not in {tier.place} yet: "
-            "the next extraction brings them there"
+            f"features: {waiting} computed entries are safe in {space.folder} but not in {tier.address} yet: "
+            "the next extraction uploads them"
         )

@@ -27,17 +27,17 @@ Weights: TypeAlias = Callable[[str], TensorProto]
 """Returns the stored tensor of a name; its type may be narrower than the graph's."""
 
 OPSET = 18
-"""The first whose ``Resize`` widens its filter when it shrinks an image, as Pillow does."""
+"""The first operator set whose ``Resize`` widens its filter when it shrinks an image, as Pillow does."""
 
 IR_VERSION = 9
-"""What goes with that operator set: inference engines refuse files of a newer one than they know."""
+"""Version of the file format that belongs to the operator set; inference engines refuse newer ones than they know."""
 
 
 def trunk_graph(backbone: Backbone, features: FeatureConfig) -> onnx.ModelProto:
-    """The trunk at every scale, self-contained.
+    """Turn the trunk into a self-contained graph that reads every scale.
 
     Inputs ``level_0`` … are ``(N, s, s, 3)`` uint8; the output ``features`` is ``(N, values)`` float32, the scales
-    flattened, finest first, one after the other.
+    flattened, finest first.
 
     Raises:
         ModelError: If the trunk has an operation ONNX does not know.
@@ -49,7 +49,7 @@ def trunk_graph(backbone: Backbone, features: FeatureConfig) -> onnx.ModelProto:
 
 
 class TrunkModule(nn.Module):
-    """Levels in 8 bit to the pyramid, flattened."""
+    """A trunk that reads images in 8 bit and returns its features flattened."""
 
     def __init__(self, backbone: Backbone, features: FeatureConfig) -> None:
         super().__init__()
@@ -63,7 +63,7 @@ class TrunkModule(nn.Module):
         return torch.cat([level.flatten(1) for level in self.pyramid(levels)], dim=1)
 
     def pyramid(self, levels: Sequence[Tensor]) -> list[Tensor]:
-        """Return the feature pyramid of images in 8 bit, ``(N, s, s, 3)`` a level."""
+        """Return the feature pyramid of images in 8 bit, each level ``(N, s, s, 3)``."""
         if self.strides is not None:
             levels = [levels[0][:, ::stride, ::stride] for stride in self.strides]
         inputs = [level.permute(0, 3, 1, 2).float() * self.factor - self.offset for level in levels]
@@ -71,7 +71,7 @@ class TrunkModule(nn.Module):
 
 
 def _with_fixed_padding(backbone: Backbone) -> Backbone:
-    """A copy that pads by constants where TensorFlow's "same" padding asks every map for its size.
+    """Copy a backbone, with constants for the padding that TensorFlow's "same" rule works out from each map's size.
 
     All sizes are multiples of the strides (:func:`csflow.features.backbone.check_pyramid`), for which that padding does
     not depend on the size. With sizes left open, a graph would work them out again for every image.
@@ -87,7 +87,7 @@ def _with_fixed_padding(backbone: Backbone) -> Backbone:
 
 
 class _PaddedConvolution(nn.Module):
-    """A convolution whose input is padded by constants, the odd place below and on the right."""
+    """A convolution that pads its input by constants; an odd pixel goes below and to the right."""
 
     def __init__(self, layer: nn.Conv2d) -> None:
         super().__init__()
@@ -103,14 +103,23 @@ class _PaddedConvolution(nn.Module):
 
 
 def traced(module: TrunkModule, features: FeatureConfig, outputs: Sequence[str]) -> onnx.ModelProto:
-    """A graph whose inputs are the levels, then every weight by its name."""
+    """Trace a module into a graph whose inputs are the levels, then every weight by its name.
+
+    Args:
+        module: The trunk, or a module around it.
+        features: Image size and scales.
+        outputs: Names of the outputs.
+
+    Raises:
+        ModelError: If the module has an operation that ONNX does not know.
+    """
     kept = 1 if features.downscale == "nearest" else features.scales
     sizes = [features.image_size // 2**scale for scale in range(kept)]
     levels = [f"level_{scale}" for scale in range(kept)]
     examples = tuple(torch.zeros(2, size, size, 3, dtype=torch.uint8) for size in sizes)
     try:
         with tempfile.TemporaryDirectory() as folder, torch.no_grad(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of sizes that become constants, which is wanted
+            warnings.simplefilter("ignore")  # about sizes that become constants, as intended
             module.eval()(*examples)  # tables that are computed on first use are constants from now on
             torch.onnx.export(
                 module,
@@ -126,7 +135,7 @@ def traced(module: TrunkModule, features: FeatureConfig, outputs: Sequence[str])
                 opset_version=OPSET,
             )
             model = onnx.load(f"{folder}/graph.onnx")
-    except Exception as error:  # the exporter raises what it meets, of any kind
+    except Exception as error:  # the exporter's errors have no common base
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
         raise ModelError(
             f"{module.backbone.name} cannot be turned into an ONNX graph: {reason}. Use another backbone or stage."
@@ -137,7 +146,7 @@ def traced(module: TrunkModule, features: FeatureConfig, outputs: Sequence[str])
 
 
 def _merge_padding(graph: onnx.GraphProto, module: TrunkModule) -> None:
-    """Let convolutions pad their input themselves, which torch can do only evenly: saves a copy of the largest maps."""
+    """Let convolutions pad their input themselves, unevenly as torch cannot: it saves a copy of the largest maps."""
     padded = {
         f"{name}.weight": layer.padding
         for name, layer in module.named_modules()
@@ -166,7 +175,12 @@ def _drop_unused(graph: onnx.GraphProto) -> None:
 
 
 def bind_weights(model: onnx.ModelProto, weights: Weights) -> None:
-    """Turn the inputs that are weights into stored tensors, widened where they are stored narrower."""
+    """Turn the inputs that are weights into stored tensors, widened where they are stored narrower.
+
+    Args:
+        model: From :func:`traced`; changed in place.
+        weights: Returns the stored tensor of a name.
+    """
     graph = model.graph
     levels = [value for value in graph.input if value.name.startswith("level_")]
     needed = [value for value in graph.input if value not in levels]

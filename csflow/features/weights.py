@@ -1,4 +1,4 @@
-"""Where a backbone's weights lie, found and identified without importing torch.
+"""Find and identify a backbone's weights, without importing torch.
 
 ``FeatureConfig.weights`` names one of four sources: ``hub`` (timm's pretrained weights), ``package``
 (the offline default), the path of a safetensors file (relative to the current folder) or an
@@ -27,17 +27,17 @@ _OTHER_SOURCES = f"Use 'weights: package' with backbone {PACKAGE_BACKBONE}, or g
 
 
 def weights_digest(features: FeatureConfig, cache: Path | None = None) -> str:
-    """Name the weights cheaply, to recognise unchanged inputs before anything heavy is imported.
+    """Name the weights cheaply, so that unchanged inputs are recognised before anything heavy is imported.
 
     Args:
         features: Names the backbone and the source of its weights.
-        cache: Where a file from S3 is kept; the user's cache folder by default.
+        cache: Folder for files from S3; the user's cache folder by default.
 
     Returns:
         ``package:NAME==VERSION``, ``hub:MODEL`` or ``sha256:DIGEST`` of the file.
 
     Raises:
-        ModelError: If the package or the file is not there.
+        ModelError: If the package is not installed or the file does not exist.
     """
     if features.weights == "hub":
         return f"hub:{features.backbone}"
@@ -50,7 +50,7 @@ def weights_digest(features: FeatureConfig, cache: Path | None = None) -> str:
 
 
 def package_checkpoint(features: FeatureConfig) -> Path:
-    """Path of the weights inside the installed package.
+    """Return the path of the weights inside of the installed package.
 
     Raises:
         ConfigError: If the line names a backbone for which there is no package.
@@ -71,7 +71,7 @@ def package_checkpoint(features: FeatureConfig) -> Path:
 
 
 def weights_file(weights: str, cache: Path | None = None) -> Path:
-    """Local path of a safetensors file given as a path or an ``s3://`` URI.
+    """Return the local path of a safetensors file given as a path or an ``s3://`` URI; download it if needed.
 
     Raises:
         ModelError: If there is no such file or it cannot be downloaded.
@@ -85,12 +85,12 @@ def weights_file(weights: str, cache: Path | None = None) -> Path:
 
 
 def user_cache() -> Path:
-    """Folder for downloaded weights: ``$XDG_CACHE_HOME/csflow/weights``, else below ``~/.cache``."""
+    """Return the folder for downloaded weights: ``$XDG_CACHE_HOME/csflow/weights``, else below ``~/.cache``."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "csflow" / "weights"
 
 
 def _from_s3(uri: str, cache: Path) -> Path:
-    """Download once per version of the object; a reader never sees half a file."""
+    """Download each version of the object once; a reader never sees half a file."""
     bucket, _, key = uri.removeprefix("s3://").partition("/")
     if not bucket or not key:
         raise ConfigError(f"{uri} names no object. Expected s3://BUCKET/KEY.")

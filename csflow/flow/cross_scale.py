@@ -10,7 +10,7 @@ per image and in nats: summed over channels, places and scales, never over the b
 Reference:
     Rudolph et al., "Fully Convolutional Cross-Scale-Flows for Image-based Defect Detection", WACV 2022,
     sections 3.1 and 3.2. Where the paper and the authors' code differ, the forward pass here is that of the code, so
-    that weights are interchangeable (docs/official-weights.md).
+    that weights are interchangeable (docs/guides/official-weights.md).
 """
 
 from __future__ import annotations

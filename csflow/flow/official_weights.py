@@ -1,4 +1,4 @@
-"""Weights trained with the authors' code, renamed for our flow (docs/official-weights.md).
+"""Weights trained with the authors' code, renamed for our flow (docs/guides/official-weights.md).
 
 Reference:
     https://github.com/marco-rudolph/cs-flow

@@ -14,25 +14,23 @@ every entry it uses.
 from __future__ import annotations
 
 import re
-import shutil
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from csflow.adapters.storage.features import FEATURES
 from csflow.errors import CacheError, CsflowError
 from csflow.release.publication import DETECTORS
 from csflow.release.retention import kept
 from csflow.runs.services import Services
 from csflow.runs.stored_features import DIGEST, SPACE, recorded_features
-from csflow.system.progress import say
 
 if TYPE_CHECKING:
     from csflow.adapters.mlflow.versions import Version
     from csflow.adapters.storage import Store, Stored
 
-FEATURES = "features"
 _SHA = re.compile(r"[0-9a-f]{64}")
 _MODEL = re.compile(r"([0-9a-f]{64})(\.work)?")
 
@@ -41,7 +39,7 @@ Needed = dict[str, set[str]]
 
 
 @dataclass(frozen=True)
-class Policy:
+class PrunePolicy:
     """What stays in any case.
 
     Attributes:
@@ -53,7 +51,7 @@ class Policy:
     before: datetime
 
     @classmethod
-    def of(cls, keep: int, days: float, now: datetime | None = None) -> Policy:
+    def of(cls, keep: int, days: float, now: datetime | None = None) -> PrunePolicy:
         """Keep the newest versions, and everything of the last days."""
         return cls(keep, (now or datetime.now(UTC)) - timedelta(days=days))
 
@@ -67,7 +65,7 @@ class Policy:
 
 
 @dataclass(frozen=True)
-class Group:
+class Removal:
     """Things of one kind in one place that may go.
 
     Attributes:
@@ -93,35 +91,35 @@ class Group:
 
 
 @dataclass
-class Plan:
+class PrunePlan:
     """What may go, what stays and why.
 
     Attributes:
         policy: What it was made by.
-        groups: What may go.
+        removals: What may go.
         live: Reasons to keep a version, by line and number.
         notes: Why something else stays.
         refusal: Why features could not be judged; empty if they were.
     """
 
-    policy: Policy
-    groups: list[Group] = field(default_factory=list)
+    policy: PrunePolicy
+    removals: list[Removal] = field(default_factory=list)
     live: dict[str, dict[int, list[str]]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     refusal: str = ""
 
-    def add(self, group: Group) -> None:
-        """Add a group unless it is empty."""
-        if group.count:
-            self.groups.append(group)
+    def add(self, removal: Removal) -> None:
+        """Add a removal unless it is empty."""
+        if removal.count:
+            self.removals.append(removal)
 
     @property
     def bytes(self) -> int:
         """Size of all that may go."""
-        return sum(group.bytes for group in self.groups)
+        return sum(each.bytes for each in self.removals)
 
 
-def plan(services: Services, policy: Policy) -> Plan:
+def plan_pruning(services: Services, policy: PrunePolicy) -> PrunePlan:
     """Find out what no live version needs; nothing is changed.
 
     Raises:
@@ -129,13 +127,13 @@ def plan(services: Services, policy: Policy) -> Plan:
         DeployError: If a cluster cannot be asked what it serves.
         StorageError: If the store cannot be listed.
     """
-    store, made = services.store, Plan(policy)
+    store, made = services.store, PrunePlan(policy)
     published = _published(store) if store else {}
     live: list[Version] = []
     known: dict[str, set[str]] = {}
     for line in services.registry.lines():
         versions = services.registry.versions(line)
-        made.live[line] = _kept(services, line, versions, policy)
+        made.live[line] = live_versions(services, line, versions, policy)
         staying = [version for version in versions if version.version in made.live[line]]
         live += staying
         known[line] = {version.tags.get("detector_digest", "") for version in versions}
@@ -149,37 +147,15 @@ def plan(services: Services, policy: Policy) -> Plan:
     return made
 
 
-def apply(services: Services, made: Plan) -> int:
-    """Remove what a plan lists, unless it is needed by now; bytes that were removed.
-
-    A line's versions go while it is our turn to change its endpoint, and only after everything that was published of
-    them: what is interrupted is found again.
-
-    Raises:
-        RegistryError: If the registry refuses.
-        StorageError: If the store refuses.
-        DeployError: If a cluster cannot be asked what it serves.
-    """
-    store, removed = services.store, 0
-    for group in made.groups:
-        if group.versions and not _remove_versions(services, store, made.policy, group):
-            say(f"prune: {group.what}: some are needed by now; the rest of the plan is left. Run the command again.")
-            return removed
-        if group.keys and store is not None:
-            store.delete(group.keys)
-        removed += sum(_remove_path(path, made.policy) for path in group.paths) if group.paths else group.bytes
-    return removed
-
-
-def _kept(services: Services, line: str, versions: list[Version], policy: Policy) -> dict[int, list[str]]:
-
+def live_versions(services: Services, line: str, versions: list[Version], policy: PrunePolicy) -> dict[int, list[str]]:
+    """Return the reasons to keep versions of a line, by their number; the others may go."""
     served = services.endpoints.named_digests(line)
     hold = services.registry.get_hold(line)
     return kept(versions, newest=policy.keep, served=served, hold=hold, before=policy.before)
 
 
 def _add_versions(
-    made: Plan,
+    made: PrunePlan,
     services: Services,
     line: str,
     going: list[Version],
@@ -187,15 +163,15 @@ def _add_versions(
     published: dict[tuple[str, str], list[Stored]],
 ) -> None:
     """A line's versions that may go, and what was published of them; one detector may be that of several."""
-    digests = _unshared_digests(going, staying)
+    digests = unshared_digests(going, staying)
     size = sum(services.registry.stored_bytes(version) for version in going)
     folders = [path for digest in sorted(digests) if (path := services.workspace.detectors / line / digest).is_dir()]
     objects = [stored for digest in digests for stored in published.get((line, digest), [])]
-    made.add(Group(f"versions of {line}", "registry", size, versions=tuple(going)))
+    made.add(Removal(f"versions of {line}", "registry", size, versions=tuple(going)))
     # Listed for people; they go together with their versions.
-    size += sum(_size(path) for path in folders) + sum(stored.size for stored in objects)
+    size += sum(size_of(path) for path in folders) + sum(stored.size for stored in objects)
     if going:
-        made.groups[-1] = Group(
+        made.removals[-1] = Removal(
             f"versions of {line}" + (", with what was published of them" if folders or objects else ""),
             "registry" + (", workspace" if folders else "") + (", store" if objects else ""),
             size,
@@ -203,40 +179,10 @@ def _add_versions(
         )
 
 
-def _unshared_digests(going: Iterable[Version], staying: Iterable[Version]) -> set[str]:
-    """Digests of detectors that no version has which stays."""
+def unshared_digests(going: Iterable[Version], staying: Iterable[Version]) -> set[str]:
+    """Return the digests of detectors that no version has which stays."""
     digests = {version.tags.get("detector_digest", "") for version in going}
     return digests - {version.tags.get("detector_digest", "") for version in staying} - {""}
-
-
-def _remove_versions(services: Services, store: Store | None, policy: Policy, group: Group) -> bool:
-    """Remove a line's versions, each after what was published of it; whether none of them is needed by now."""
-    line = group.versions[0].line
-    with services.endpoints.lock(line):
-        versions = services.registry.versions(line)
-        live = _kept(services, line, versions, policy)
-        chosen = {version.version for version in group.versions} - live.keys()
-        going = [version for version in versions if version.version in chosen]
-        staying = [version for version in versions if version.version not in chosen]
-        for version in going:
-            for digest in _unshared_digests([version], staying):
-                _remove_published(services, store, line, digest)
-            services.registry.delete_version(version)
-            say(f"prune: version {version.version} of {line} is gone")
-        return len(chosen) == len(group.versions)
-
-
-def _remove_published(services: Services, store: Store | None, line: str, digest: str) -> None:
-    """The index of the published directory goes first: what is left then is not taken for whole."""
-    if store is not None:
-        keys = sorted(stored.key for stored in store.list(f"{DETECTORS}/{line}/{digest}"))
-        store.delete([key for key in keys if not _inside(key, digest)])
-        store.delete([key for key in keys if _inside(key, digest)])
-    shutil.rmtree(services.workspace.detectors / line / digest, ignore_errors=True)
-
-
-def _inside(key: str, digest: str) -> bool:
-    return f"/{digest}/" in key
 
 
 def _published(store: Store) -> dict[tuple[str, str], list[Stored]]:
@@ -250,7 +196,7 @@ def _published(store: Store) -> dict[tuple[str, str], list[Stored]]:
 
 
 def _of_another_registry(
-    made: Plan, store: Store, published: dict[tuple[str, str], list[Stored]], known: dict[str, set[str]]
+    made: PrunePlan, store: Store, published: dict[tuple[str, str], list[Stored]], known: dict[str, set[str]]
 ) -> bool:
     """Whether the store holds detectors of versions that this registry does not know."""
     foreign = sorted(f"{line}/{digest[:12]}" for line, digest in published if digest not in known.get(line, set()))
@@ -263,7 +209,7 @@ def _of_another_registry(
     return bool(foreign)
 
 
-def _needed(made: Plan, services: Services, live: list[Version]) -> Needed | None:
+def _needed(made: PrunePlan, services: Services, live: list[Version]) -> Needed | None:
     """Entries of all live versions; ``None`` if it cannot be known."""
     if not live:
         made.notes.append("This registry has no version that could say which features are needed: all of them stay.")
@@ -292,17 +238,17 @@ def _needed(made: Plan, services: Services, live: list[Version]) -> Needed | Non
     return needed
 
 
-def _add_local_features(made: Plan, services: Services, needed: Needed) -> None:
+def _add_local_features(made: PrunePlan, services: Services, needed: Needed) -> None:
     for space in sorted(path for path in services.workspace.features.glob("*") if path.is_dir()):
         wanted, entries = needed.get(space.name, set()), list(_entries(space))
         going = [path for path in entries if path.name not in wanted and made.policy.is_old(path)]
         if space.name not in needed and len(going) == len(entries) and made.policy.is_old(space):
             going = [space]  # with the graph of its trunk
-        size = sum(_size(path) for path in going)
-        made.add(Group(f"features in {space.name[:12]}", "workspace", size, paths=tuple(going)))
+        size = sum(size_of(path) for path in going)
+        made.add(Removal(f"features in {space.name[:12]}", "workspace", size, paths=tuple(going)))
 
 
-def _add_shared_features(made: Plan, store: Store, needed: Needed) -> None:
+def _add_shared_features(made: PrunePlan, store: Store, needed: Needed) -> None:
     going: dict[str, list[Stored]] = {}
     for stored in store.list(f"{FEATURES}/"):
         parts = stored.key.split("/")
@@ -313,15 +259,15 @@ def _add_shared_features(made: Plan, store: Store, needed: Needed) -> None:
             going.setdefault(space, []).append(stored)
     for space, some in sorted(going.items()):
         keys, size = tuple(stored.key for stored in some), sum(stored.size for stored in some)
-        made.add(Group(f"features in {space[:12]}", "store", size, keys=keys))
+        made.add(Removal(f"features in {space[:12]}", "store", size, keys=keys))
 
 
-def _add_models(made: Plan, services: Services, needed: set[str]) -> None:
+def _add_models(made: PrunePlan, services: Services, needed: set[str]) -> None:
     """Fitted models and checkpoints; versions carry their model, so that these only spare a training."""
     folders = [(path, match) for path in services.workspace.models.glob("*") if (match := _MODEL.fullmatch(path.name))]
     for what, suffix in (("fitted models", None), ("checkpoints", ".work")):
         some = [p for p, m in folders if m[2] == suffix and m[1] not in needed and made.policy.is_old(p)]
-        made.add(Group(what, "workspace", sum(_size(path) for path in some), paths=tuple(sorted(some))))
+        made.add(Removal(what, "workspace", sum(size_of(path) for path in some), paths=tuple(sorted(some))))
 
 
 def _entries(space: Path) -> Iterator[Path]:
@@ -330,18 +276,7 @@ def _entries(space: Path) -> Iterator[Path]:
             yield path
 
 
-def _size(path: Path) -> int:
+def size_of(path: Path) -> int:
+    """Return the bytes of a file, or of all files below a folder."""
     files = path.rglob("*") if path.is_dir() else [path]
     return sum(file.stat().st_size for file in files if file.is_file())
-
-
-def _remove_path(path: Path, policy: Policy) -> int:
-    """Remove a file or folder unless it was used in the meantime; its size."""
-    if not policy.is_old(path):
-        return 0
-    size = _size(path)
-    if path.is_dir():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        path.unlink(missing_ok=True)
-    return size

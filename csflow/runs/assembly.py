@@ -13,7 +13,7 @@ from csflow.detector.detector import Detector
 from csflow.detector.fitting import load_model
 from csflow.detector.model import round_to_stored, score_stored
 from csflow.features.backbone import load_backbone
-from csflow.features.store import CacheManifest
+from csflow.features.cache_manifest import CacheManifest
 
 
 def assemble(

@@ -17,8 +17,8 @@ from csflow.system.processes import peak_memory
 
 if TYPE_CHECKING:
     from csflow.data.manifest import Manifest
+    from csflow.features.entries import Shape
     from csflow.features.shared_tier import FeatureTier
-    from csflow.features.store import Shape
     from csflow.flow.cross_scale import Pyramid
 
 Arguments = ParamSpec("Arguments")

@@ -12,7 +12,7 @@ from csflow.system.progress import say
 
 if TYPE_CHECKING:
     from csflow.config import LineConfig
-    from csflow.features.store import CacheManifest
+    from csflow.features.cache_manifest import CacheManifest
 
 
 def find_or_fit(

@@ -18,7 +18,7 @@ from csflow.system.progress import say
 
 if TYPE_CHECKING:
     from csflow.config import LineConfig
-    from csflow.features.store import CacheManifest
+    from csflow.features.cache_manifest import CacheManifest
     from csflow.flow.distributed import ProcessGroup
     from csflow.flow.training import EpochResult
 

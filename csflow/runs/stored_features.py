@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from csflow.features.cache_manifest import CacheManifest
     from csflow.features.shared_tier import FeatureTier
-    from csflow.features.store import CacheManifest, FeatureStore
+    from csflow.features.store import FeatureStore
     from csflow.runs.services import Services
 
 SPACE, DIGEST, MODEL_KEY = "features_space", "features_digest", "model_key"
@@ -49,7 +50,7 @@ def recorded_features(services: Services, run_id: str) -> CacheManifest:
         CacheError: If it is damaged.
         RegistryError: If it cannot be read.
     """
-    from csflow.features.store import CacheManifest
+    from csflow.features.cache_manifest import CacheManifest
 
     with tempfile.TemporaryDirectory(prefix="csflow-features.") as scratch:
         return CacheManifest.load(services.tracker.fetch_artifact(run_id, _RECORD, Path(scratch)))

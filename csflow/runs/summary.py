@@ -105,27 +105,20 @@ def write_summary(summary: RunSummary, workspace: Workspace) -> Path:
 
 def print_summary(summary: RunSummary, workspace: Workspace) -> None:
     """Print the summary as a table, the judged images and what to try next."""
-    from rich.console import Console
-    from rich.table import Table
+    from csflow.system.tables import print_facts, print_line, print_table
 
-    console = Console()
-    table = Table(title=f"Product line {summary.line}", title_justify="left", show_header=False)
-    for name, value in _facts(summary):
-        table.add_row(name, value)
-    console.print(table)
+    print_facts(_facts(summary), title=f"Product line {summary.line}")
     if summary.scores:
-        judged = Table("image", "is", "score", "decision", title="Scored over HTTP", title_justify="left")
-        for row in summary.scores:
-            colour = "green" if row["label"] == row["decision"] else "red"
-            judged.add_row(row["image"], row["label"], f"{row['score']:.4f}", f"[{colour}]{row['decision']}[/]")
-        console.print(judged)
-    console.print(f"[bold]Report[/]    {_short(summary.report)}", soft_wrap=True)
+        rows = [(row["image"], row["label"], f"{row['score']:.4f}", row["decision"]) for row in summary.scores]
+        right = ["green" if row["label"] == row["decision"] else "red" for row in summary.scores]
+        print_table(("image", "is", "score", "decision"), rows, title="Scored over HTTP", styles=right)
+    print_line(f"Report    {_short(summary.report)}")
     if summary.overlay:
-        console.print(f"[bold]Overlay[/]   {_short(summary.overlay)}", soft_wrap=True)
-    console.print(f"[bold]Facts[/]     {_short(str(workspace.root / 'summary.json'))}", soft_wrap=True)
-    console.print("[bold]Try next[/]")
+        print_line(f"Overlay   {_short(summary.overlay)}")
+    print_line(f"Facts     {_short(str(workspace.root / 'summary.json'))}")
+    print_line("Try next", style="bold")
     for command, purpose in _next_commands(summary, workspace):
-        console.print(f"  {command:<58} {purpose}", soft_wrap=True, highlight=False)
+        print_line(f"  {command:<58} {purpose}")
 
 
 def _facts(summary: RunSummary) -> list[tuple[str, str]]:

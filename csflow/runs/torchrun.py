@@ -37,7 +37,7 @@ from csflow.system.progress import say
 from csflow.system.workspace import Workspace
 
 if TYPE_CHECKING:
-    from csflow.features.store import CacheManifest
+    from csflow.features.cache_manifest import CacheManifest
     from csflow.flow.training import EpochResult
 
 EPOCH = "csflow-epoch "
@@ -219,7 +219,7 @@ def fit_job(path: Path, *, tell: bool) -> None:
         SystemExit: After a signal.
     """
     try:
-        from csflow.features.store import CacheManifest
+        from csflow.features.cache_manifest import CacheManifest
         from csflow.flow.distributed import joined
 
         job = Job.load(path)

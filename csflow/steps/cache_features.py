@@ -16,7 +16,7 @@ from csflow.system.progress import say
 if TYPE_CHECKING:
     from csflow.config import LineConfig
     from csflow.data.manifest import Manifest
-    from csflow.features.store import CacheManifest
+    from csflow.features.cache_manifest import CacheManifest
 
 MOST_SHARDS = 1000
 
@@ -122,7 +122,7 @@ def _extract(services: Services, line: LineConfig, manifest: Manifest) -> CacheM
 
 def _joined(services: Services, manifest: Manifest, shards: Sequence[str]) -> CacheManifest:
     """The cache manifest of all shards together; whoever opens it compares every checksum."""
-    from csflow.features.store import CacheManifest
+    from csflow.features.cache_manifest import CacheManifest
 
     parts = [json.loads(shard) for shard in shards if shard]
     found = {part["space"] for part in parts}

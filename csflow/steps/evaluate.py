@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from csflow.data.manifest import Manifest
     from csflow.detector.detector import Detector
-    from csflow.features.store import CacheManifest
+    from csflow.features.cache_manifest import CacheManifest
     from csflow.reporting.normality import FeatureSample
     from csflow.reporting.report import Evaluation
 
@@ -62,7 +62,7 @@ def evaluate(
     if context.unchanged:
         return {}
     with step(services, "evaluate", context):
-        from csflow.features.store import CacheManifest
+        from csflow.features.cache_manifest import CacheManifest
         from csflow.reporting.report import write_report
         from csflow.runs.assembly import assemble
 

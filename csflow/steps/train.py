@@ -37,7 +37,7 @@ def train(
     if context.unchanged:
         return
     with step(services, "train", context):
-        from csflow.features.store import CacheManifest
+        from csflow.features.cache_manifest import CacheManifest
         from csflow.runs.find_or_fit import find_or_fit
         from csflow.runs.fitting import images_to_fit
 

@@ -1,10 +1,12 @@
-"""Where csflow keeps what it makes: one folder, ``.csflow`` unless ``CSFLOW_HOME`` names another."""
+"""Name the folder of everything that csflow makes: ``.csflow`` in the project, unless ``CSFLOW_HOME`` names another."""
 
 from __future__ import annotations
 
 import os
 from dataclasses import dataclass
 from pathlib import Path
+
+from csflow.system.project import project_folder
 
 
 @dataclass(frozen=True)
@@ -15,8 +17,15 @@ class Workspace:
 
     @classmethod
     def from_environment(cls) -> Workspace:
-        """Root from ``CSFLOW_HOME``, else ``.csflow`` in the current folder."""
-        return cls(Path(os.environ.get("CSFLOW_HOME", ".csflow")).resolve())
+        """Return the workspace that ``CSFLOW_HOME`` names, else ``.csflow`` in the project's folder.
+
+        Outside of a project (see :mod:`csflow.system.project`) that is ``.csflow`` in the current folder.
+
+        Raises:
+            UsageError: If ``CSFLOW_PROJECT`` names a folder that is not a project.
+        """
+        named = os.environ.get("CSFLOW_HOME")
+        return cls(Path(named).resolve() if named else project_folder() / ".csflow")
 
     @property
     def data(self) -> Path:

@@ -1,4 +1,4 @@
-"""docs/scale.md says what the script prints, and the script's sizes are those of real files."""
+"""docs/guides/scale.md says what the script prints, and the script's sizes are those of real files."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from csflow.features.store import FeatureStore
 from csflow.flow.cross_scale import CrossScaleFlow
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGE = ROOT / "docs/scale.md"
+PAGE = ROOT / "docs/guides/scale.md"
 
 
 def test_the_page_has_the_tables_of_the_script() -> None:
     text = PAGE.read_text()
     found = text.split(scale.MARKS[0])[1].split(scale.MARKS[1])[0].strip()
-    assert found == scale.tables(scale.Inputs()).strip(), "run: python benchmarks/scale.py --write docs/scale.md"
+    assert found == scale.tables(scale.Inputs()).strip(), "run: python benchmarks/scale.py --write docs/guides/scale.md"
 
 
 def test_write_changes_nothing_but_the_tables(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""docs/cluster.md: its commands exist, its overlay renders, its paths are there."""
+"""docs/guides/cluster.md: its commands exist, its overlay renders, its paths are there."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ import yaml
 from checks import load, problems
 
 ROOT = Path(__file__).resolve().parents[2]
-GUIDE = (ROOT / "docs" / "cluster.md").read_text()
+GUIDE = (ROOT / "docs" / "guides" / "cluster.md").read_text()
 VERSION = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
 BLOCKS = re.findall(r"^```\n(.*?)^```$", GUIDE, flags=re.DOTALL | re.MULTILINE)
-PROGRAM = re.compile(r"(?:\.venv/bin/)?(?P<program>csflow|python -m pipelines) (?P<rest>[a-z].*)")
+PROGRAM = re.compile(r"(?:\.venv/bin/)?(?P<program>csflow) (?P<rest>[a-z].*)")
 
 
 def commands() -> list[tuple[str, tuple[str, ...]]]:
@@ -33,17 +33,16 @@ def commands() -> list[tuple[str, tuple[str, ...]]]:
 
 
 def program(name: str) -> Any:
-    if name == "csflow":
-        from csflow.cli.app import app
-    else:
-        from pipelines.__main__ import app
+    assert name == "csflow"
+    from csflow.cli.app import app
+
     return typer.main.get_command(app)
 
 
 def test_the_guide_names_the_commands_it_is_about() -> None:
     named = {(name, words[0]) for name, words in commands()}
-    assert named >= {("csflow", each) for each in ("import", "data", "rollback", "reconcile", "prune", "endpoint")}
-    assert named >= {("python -m pipelines", each) for each in ("compile", "submit", "schedule", "status", "run")}
+    words = "import data rollback reconcile prune endpoint compile submit schedule status run"
+    assert named >= {("csflow", each) for each in words.split()}
 
 
 @pytest.mark.parametrize(("name", "words"), commands(), ids=lambda part: part if isinstance(part, str) else part[0])
@@ -94,7 +93,7 @@ def test_secrets_that_the_manifests_name_are_made_by_the_guide() -> None:
 
     for kind, name in MADE_BY_PEOPLE:
         made = rf"create {kind.lower()} (generic |docker-registry )?{name} "
-        assert re.search(made, GUIDE), f"docs/cluster.md does not show how {kind} {name} is made"
+        assert re.search(made, GUIDE), f"docs/guides/cluster.md does not show how {kind} {name} is made"
 
 
 def test_files_and_targets_of_the_guide_are_there() -> None:

@@ -21,7 +21,7 @@ from checks import load, problems
 ROOT = Path(__file__).resolve().parents[2]
 KUBERNETES = ROOT / "infra" / "kubernetes"
 VERSION = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
-OLDEST = "1.29"  # of docs/cluster.md
+OLDEST = "1.29"  # of docs/guides/cluster.md
 OTHERS_KINDS = ("InferenceService", "ServingRuntime", "ServiceMonitor")
 
 Document = dict[str, Any]

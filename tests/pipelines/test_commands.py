@@ -1,4 +1,4 @@
-"""``python -m pipelines compile | submit | schedule | status``, as a person types them, against a server over HTTP."""
+"""``csflow compile | submit | schedule | status``, as a person types them, against a server over HTTP."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import pytest
 import yaml
 from typer.testing import CliRunner, Result
 
+from csflow.cli.app import app
 from csflow.errors import ConfigError, CsflowError, UsageError
 from csflow.system.ports import free_port
-from pipelines.__main__ import app
 from pipelines.api import NoServerError
 from tests.pipelines.kfp_server import KfpServer
 
@@ -176,7 +176,7 @@ def test_status_shows_every_line(lines: Path, kfp: KfpServer) -> None:
     write(lines, "tiles", SCHEDULE.replace("0 3", "0 4"))
     table = typed("status").output
     assert "pending 2026-01-01T" in table
-    assert "tiles: its schedule is not in force as its YAML says: python -m pipelines schedule tiles" in table
+    assert "tiles: its schedule is not in force as its YAML says: csflow schedule tiles" in table
 
 
 def test_status_without_server_says_so_and_shows_the_rest(lines: Path, monkeypatch: pytest.MonkeyPatch) -> None:

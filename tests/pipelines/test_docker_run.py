@@ -20,6 +20,7 @@ from csflow.adapters.versioning import create_data_repository
 from csflow.adapters.versioning.git import git
 from csflow.config import DataConfig, FeatureConfig, LineConfig
 from csflow.errors import DataError, UsageError
+from csflow.runs.services import Services
 from csflow.system.workspace import Workspace
 from pipelines import containers
 from pipelines.local import run_locally
@@ -134,7 +135,7 @@ def test_without_engine_nothing_runs(
 ) -> None:
     monkeypatch.setenv("DOCKER_HOST", f"unix://{tmp_path}/docker.sock")
     with pytest.raises(UsageError, match="make images"):
-        run_locally(line_of(repository), force=False, workspace=workspace, runner="docker")
+        run_locally(line_of(repository), force=False, services=Services.of(workspace), runner="docker")
     assert [folder.name for folder in workspace.runs.iterdir()] == ["now"], "no run was begun"
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from csflow.config import ScheduleConfig
 from pipelines.cron import clock_of
-from pipelines.schedules import MARK, Change, Found, Wanted, plan
+from pipelines.schedules import MARK, Change, Found, Wanted, plan_changes
 
 NOW = datetime(2026, 6, 1, tzinfo=UTC)
 
@@ -27,7 +27,7 @@ def found(of: Wanted, id_: str = "id-1", *, enabled: bool = True) -> Found:
 
 
 def only(wants: list[Wanted], founds: list[Found], *lines: str, everything: bool = True) -> Change:
-    (change,) = plan(wants, founds, lines=frozenset(lines or ("tiles",)), everything=everything)
+    (change,) = plan_changes(wants, founds, lines=frozenset(lines or ("tiles",)), everything=everything)
     return change
 
 
@@ -78,7 +78,7 @@ def test_a_schedule_is_disabled_and_enabled_in_place() -> None:
 
 def test_lines_without_schedule_and_lines_that_are_gone_are_deleted() -> None:
     both = [found(wanted("tiles"), "a"), found(wanted("bolts"), "b")]
-    changes = plan([], both, lines=frozenset({"tiles"}), everything=True)
+    changes = plan_changes([], both, lines=frozenset({"tiles"}), everything=True)
     assert [(change.line, change.kind) for change in changes] == [("bolts", "delete"), ("tiles", "delete")]
     assert "no such line" in changes[0].reason
     assert "no schedule" in changes[1].reason
@@ -86,7 +86,7 @@ def test_lines_without_schedule_and_lines_that_are_gone_are_deleted() -> None:
 
 def test_planning_one_line_leaves_the_others_alone() -> None:
     both = [found(wanted("tiles"), "a"), found(wanted("bolts"), "b")]
-    changes = plan([wanted("tiles", "0 5 * * *")], both, lines=frozenset({"tiles"}), everything=False)
+    changes = plan_changes([wanted("tiles", "0 5 * * *")], both, lines=frozenset({"tiles"}), everything=False)
     assert [change.line for change in changes] == ["tiles"]
 
 

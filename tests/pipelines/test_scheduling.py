@@ -12,7 +12,7 @@ from csflow.config import LineConfig, load_line
 from csflow.errors import ConfigError, UsageError
 from pipelines import scheduling
 from pipelines.api import ServerError
-from pipelines.schedules import Change, plan
+from pipelines.schedules import Change, plan_changes
 from pipelines.server import Server
 from tests.pipelines.kfp_server import Fault, KfpServer
 
@@ -34,12 +34,12 @@ def line(tmp_path: Path) -> MakeLine:
 
 
 def bring(kfp: KfpServer, *lines: LineConfig, everything: bool = True) -> list[Change]:
-    """What ``python -m pipelines schedule --all --yes`` does."""
+    """What ``csflow schedule --all --yes`` does."""
     server = Server(kfp.url, pause=0.01)
     wanted, packages = scheduling.wanted_of(lines, NOW, None)
     names = frozenset(each.line for each in lines)
-    changes = plan(wanted, server.recurring_runs(), lines=names, everything=everything)
-    scheduling.apply(server, changes, packages, lambda text: None)
+    changes = plan_changes(wanted, server.recurring_runs(), lines=names, everything=everything)
+    scheduling.apply_changes(server, changes, packages, lambda text: None)
     return changes
 
 
@@ -78,7 +78,7 @@ def test_what_a_recurring_run_is_given(kfp: KfpServer, line: MakeLine) -> None:
     assert set(parameters) == {"line", "force", "shards"}
     assert '"schedule":null' in parameters["line"], "when it runs does not change what it does"
     assert (made["max_concurrency"], made["no_catchup"], made["mode"]) == ("1", True, "ENABLE")
-    assert "python -m pipelines schedule tiles" in made["description"]
+    assert "csflow schedule tiles" in made["description"]
 
 
 @pytest.mark.parametrize("path", [":disable", "recurringruns$", ":enable", "recurringruns/id"])
@@ -116,12 +116,12 @@ def test_two_files_of_one_line_and_data_of_this_machine_are_refused(line: MakeLi
 def test_a_change_is_told_with_its_next_runs_and_the_next_shift(kfp: KfpServer, line: MakeLine) -> None:
     bring(kfp, line("tiles"))
     wanted, _ = scheduling.wanted_of([line("tiles", "0 4 * * *")], NOW, None)
-    (change,) = plan(wanted, Server(kfp.url).recurring_runs(), lines=frozenset({"tiles"}), everything=True)
+    (change,) = plan_changes(wanted, Server(kfp.url).recurring_runs(), lines=frozenset({"tiles"}), everything=True)
     text = "\n".join(scheduling.describe(change, NOW))
     assert "~ tiles: replace 0 4 * * * Europe/Berlin (was 0 3 * * * Europe/Berlin)" in text
     assert "in UTC 0 0 2 * * *, next 2026-06-01 02:00, 2026-06-02 02:00" in text
     assert "daylight saving changes on 2026-10-25: then it must become 0 0 3 * * *" in text
-    (gone,) = plan([], Server(kfp.url).recurring_runs(), lines=frozenset({"bolts"}), everything=True)
+    (gone,) = plan_changes([], Server(kfp.url).recurring_runs(), lines=frozenset({"bolts"}), everything=True)
     assert scheduling.describe(gone, NOW) == [
         "- tiles: delete 0 3 * * * Europe/Berlin, 0 0 1 * * * in UTC (there is no such line any more)"
     ]

@@ -18,7 +18,8 @@ from csflow.adapters.versioning import add_and_push, create_data_repository
 from csflow.config import load_line
 from csflow.data.manifest import build_manifest
 from csflow.features.backbone import load_backbone
-from csflow.features.store import CacheManifest, FeatureStore
+from csflow.features.cache_manifest import CacheManifest
+from csflow.features.store import FeatureStore
 from csflow.system.workspace import Workspace
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]

@@ -11,7 +11,7 @@ from csflow.config import DataConfig, FeatureConfig, LineConfig, ResourcesConfig
 from csflow.errors import UsageError
 from pipelines.api import NoServerError
 from pipelines.server import Server
-from pipelines.submission import parameters_of, require_reachable, submit, wait
+from pipelines.submission import parameters_of, require_reachable, submit_run, wait
 from tests.pipelines.kfp_server import Fault, KfpServer
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -51,13 +51,13 @@ def test_what_the_pipeline_is_given() -> None:
 
 
 def test_a_submitted_run_refers_to_the_uploaded_pipeline(kfp: KfpServer) -> None:
-    run = submit(Server(kfp.url), line(), shards=3)
+    run = submit_run(Server(kfp.url), line(), shards=3)
     made = kfp.runs[run.id]
     (documents,) = kfp.packages.values()
     assert len(documents) == 2, "what only Kubernetes understands goes along"
     assert made["pipeline_version_reference"]["pipeline_version_id"] in kfp.packages
     assert made["runtime_config"]["parameters"]["shards"] == 3
-    again = submit(Server(kfp.url), line(), shards=3)
+    again = submit_run(Server(kfp.url), line(), shards=3)
     assert again.name != run.name
     assert len(kfp.versions) == 1
     assert len(kfp.runs) == 2
@@ -65,7 +65,7 @@ def test_a_submitted_run_refers_to_the_uploaded_pipeline(kfp: KfpServer) -> None
 
 def test_waiting_tells_every_state_and_outlives_a_restart_of_the_server(kfp: KfpServer) -> None:
     server = Server(kfp.url, pause=0.001)
-    run = submit(server, line())
+    run = submit_run(server, line())
     kfp.states = ["PENDING", "RUNNING", "RUNNING", "SUCCEEDED"]
     kfp.faults.append(Fault("GET", "runs/", 503, times=9))
     told: list[str] = []
@@ -75,7 +75,7 @@ def test_waiting_tells_every_state_and_outlives_a_restart_of_the_server(kfp: Kfp
 
 def test_waiting_ends_when_the_server_stays_away(kfp: KfpServer) -> None:
     server = Server(kfp.url, pause=0.001)
-    run = submit(server, line())
+    run = submit_run(server, line())
     kfp.faults.append(Fault("GET", "runs/", 503, times=999))
     with pytest.raises(NoServerError):
         wait(server, run, say=lambda text: None, every=0.01, patience=0.1)

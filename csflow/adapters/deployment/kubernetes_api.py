@@ -215,7 +215,9 @@ class KubernetesApi:
         elif status == 403:
             said = f"{said} ({what}). {_remedy(said, self.namespace)}"
         elif status == 404 and "name" not in body.get("details", {}):
-            said = f"The cluster at {host} does not know {what}: {said}. Is KServe installed? See docs/cluster.md."
+            said = (
+                f"The cluster at {host} does not know {what}: {said}. Is KServe installed? See docs/guides/cluster.md."
+            )
         else:
             said = f"The API server {host} refused {what} ({status}): {said}"
         return ApiError(said, status, body)

@@ -80,8 +80,8 @@ def require_database(workspace: Workspace) -> None:
     database = database_file(workspace)
     if database is not None and not database.exists():
         raise NotRegisteredError(
-            f"Nothing has run here yet: {database} does not exist. Run a pipeline first (python -m pipelines run "
-            "lines/LINE.yaml), or set CSFLOW_HOME to the workspace that holds your runs and models."
+            f"Nothing has run here yet: {database} does not exist. Run a pipeline first (csflow run "
+            "LINE), or set CSFLOW_HOME to the workspace that holds your runs and models."
         )
 
 

@@ -214,7 +214,7 @@ class Registry:
                 raise refused(self.workspace, error) from error
             raise NotRegisteredError(
                 f"Line {line!r} has no registered model yet: there is no {name} at {self.workspace.tracking_uri}. "
-                f"Run its pipeline first: python -m pipelines run lines/{line}.yaml"
+                f"Run its pipeline first: csflow run {line}"
             ) from error
 
     @typed_errors

@@ -322,7 +322,7 @@ class Tracker:
     def _never_ran(self, line: str) -> str:
         return (
             f"Line {line!r} never ran: MLflow at {self.workspace.tracking_uri} has no experiment of that name. "
-            f"Run its pipeline first: python -m pipelines run lines/{line}.yaml"
+            f"Run its pipeline first: csflow run {line}"
         )
 
 

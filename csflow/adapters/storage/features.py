@@ -13,14 +13,14 @@ _ASKED_SINGLY = 64
 
 
 class SharedFeatures:
-    """Entries of all runs; fulfils :class:`csflow.features.store.FeatureTier`."""
+    """Entries of all runs; fulfils :class:`csflow.features.shared_tier.FeatureTier`."""
 
     def __init__(self, store: Store) -> None:
         """Keep entries below ``features/`` of ``store``."""
         self.store = store
 
     @property
-    def place(self) -> str:
+    def address(self) -> str:
         """Address, for messages."""
         return self.store.uri(FEATURES)
 

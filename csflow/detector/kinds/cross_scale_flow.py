@@ -14,7 +14,7 @@ from csflow.config import LineConfig, ScoringConfig
 from csflow.detector.fitting import Fitting, ShapedFeatures, flow_state
 from csflow.detector.model import Model
 from csflow.detector.scoring import scored
-from csflow.features.store import Shape
+from csflow.features.entries import Shape
 from csflow.flow.cross_scale import CrossScaleFlow, Pyramid
 from csflow.flow.training import fit as fit_flow
 

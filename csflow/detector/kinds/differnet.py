@@ -14,7 +14,7 @@ from torch import Tensor
 from csflow.config import FlowConfig, LineConfig
 from csflow.detector.fitting import Fitting, ShapedFeatures, flow_state
 from csflow.detector.model import Model, turns_pooled
-from csflow.features.store import Shape
+from csflow.features.entries import Shape
 from csflow.flow.cross_scale import CrossScaleFlow, Pyramid, joined
 from csflow.flow.device import Features
 from csflow.flow.training import fit as fit_flow

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from csflow.detector.model import Model, pooled
-from csflow.features.store import Shape
+from csflow.features.entries import Shape
 from csflow.flow.device import Features
 from csflow.system.progress import track
 

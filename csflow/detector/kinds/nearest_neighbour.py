@@ -14,7 +14,7 @@ from csflow.config import LineConfig
 from csflow.detector.fitting import Fitting, ShapedFeatures
 from csflow.detector.kinds.distances import DistanceModel, nearest_of, pooled_all, positions_of, restore_distance
 from csflow.detector.model import Model, pooled
-from csflow.features.store import Shape
+from csflow.features.entries import Shape
 from csflow.flow.cross_scale import Pyramid, joined
 from csflow.flow.device import Features
 

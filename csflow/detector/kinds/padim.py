@@ -17,7 +17,7 @@ from csflow.detector.fitting import Fitting, ShapedFeatures
 from csflow.detector.kinds.distances import DistanceModel, at_size, batches, restore_distance, smooth, tracked_batches
 from csflow.detector.model import Model
 from csflow.errors import DataError
-from csflow.features.store import Shape
+from csflow.features.entries import Shape
 from csflow.flow.cross_scale import Pyramid, joined
 from csflow.flow.device import Features
 

@@ -26,7 +26,7 @@ from csflow.detector.kinds.distances import (
     tracked_batches,
 )
 from csflow.detector.model import Model
-from csflow.features.store import Shape
+from csflow.features.entries import Shape
 from csflow.flow.cross_scale import Pyramid, joined
 from csflow.flow.device import Features
 from csflow.system.progress import track

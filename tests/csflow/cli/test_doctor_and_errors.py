@@ -25,12 +25,18 @@ def command(*words: str) -> subprocess.CompletedProcess[str]:
 def test_help_is_a_tour() -> None:
     page = command("--help").stdout
     wanted = {
-        *("import", "data", "synthesize", "estimate"),
-        *("score", "evaluate", "compare", "why", "lines", "ablate", "choose"),
-        *("serve", "export", "promote", "rollback", "reconcile", "endpoint", "prune"),
-        "doctor",
+        *("import", "data", "synthesize"),
+        *("run", "demo", "estimate", "ablate", "choose"),
+        *("score", "evaluate", "compare", "why"),
+        *("promote", "rollback", "reconcile"),
+        *("serve", "export", "endpoint"),
+        *("lines", "compile", "submit", "schedule", "status", "prune", "doctor"),
     }
     assert [name for name in wanted if f" {name} " not in page] == []
+    panels = [
+        page.index(f"─ {panel} ─") for panel in ("Bring data in", "Train", "Judge", "Release", "Serve", "Operate")
+    ]
+    assert panels == sorted(panels), "in the order in which one meets them"
     assert len(app.registered_commands) + len(app.registered_groups) == len(wanted)
 
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from csflow.config import LineConfig
 from csflow.detector.fitting import Fitting, ShapedFeatures
 from csflow.detector.model import Model
-from csflow.features.store import Shape
+from csflow.features.entries import Shape
 from csflow.flow.cross_scale import Pyramid
 
 

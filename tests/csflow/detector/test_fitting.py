@@ -20,7 +20,8 @@ from csflow.detector.kinds.differnet import PooledFeatures, PooledFlowModel
 from csflow.detector.model import Model, pooled, round_to_stored, save_model, score_stored
 from csflow.errors import ConfigError, DataError, ModelError
 from csflow.features.backbone import Backbone, load_backbone
-from csflow.features.store import CachedFeatures, FeatureStore
+from csflow.features.cache_manifest import CachedFeatures
+from csflow.features.store import FeatureStore
 
 SMALL = {
     "data": {"path": "images"},

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from csflow.config import FeatureConfig
 from csflow.data.images import read_image, to_pyramid_inputs, to_pyramid_levels
-from csflow.detector import graph
 from csflow.errors import CacheError, ModelError
+from csflow.features import trunk_graph as graph
 from csflow.features.backbone import Backbone, load_backbone
 from csflow.features.extraction import TRUNK, extract_features
 from csflow.system.files import sha256_file

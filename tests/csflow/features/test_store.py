@@ -8,71 +8,22 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Collection
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import pytest
 import torch
 from PIL import Image
-from torch import nn
 
-from csflow.adapters.storage import SharedFeatures, Store
 from csflow.config import FeatureConfig
 from csflow.data.images import read_image, to_pyramid_inputs
 from csflow.data.manifest import Manifest
-from csflow.errors import CacheError, ConfigError, DataError, ModelError, StorageError, StoreUnreachableError
-from csflow.features.backbone import Backbone, load_backbone
+from csflow.errors import CacheError, ConfigError, DataError, ModelError
+from csflow.features.backbone import load_backbone
+from csflow.features.cache_manifest import CacheManifest
 from csflow.features.extraction import _map_ahead
-from csflow.features.shared_tier import FeatureTier
-from csflow.features.store import CacheManifest, FeatureStore
-from csflow.system.files import sha256_file
-
-FEATURES = FeatureConfig(image_size=64, scales=3, stage=2)
-
-
-def toy(seed: int = 0, gain: float = 1.0) -> Backbone:
-    """Six channels at stride 8, without timm."""
-    torch.manual_seed(seed)
-    model = nn.Module()
-    model.conv_stem = nn.Conv2d(3, 4, 3, 2, 1)
-    model.bn1 = nn.BatchNorm2d(4)
-    model.blocks = nn.Sequential(nn.Conv2d(4, 6, 3, 2, 1), nn.Conv2d(6, 6, 3, 2, 1))
-    with torch.no_grad():
-        model.blocks[1].weight.mul_(gain)
-    return Backbone(model, name="toy", stages=(2,), mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
-
-
-def draw(root: Path, indices: range) -> Manifest:
-    """A manifest of small noise images ``INDEX.png``."""
-    root.mkdir(parents=True, exist_ok=True)
-    for index in indices:
-        values = np.random.default_rng(index).integers(0, 256, (20, 30, 3), dtype=np.uint8)
-        Image.fromarray(values).save(root / f"{index}.png")
-    return table(root, [f"{index}.png" for index in indices])
-
-
-def table(root: Path, names: list[str]) -> Manifest:
-    return Manifest(pd.DataFrame({"path": names, "sha256": [sha256_file(root / name) for name in names]}), root)
-
-
-def shas(manifest: Manifest) -> list[str]:
-    return list(manifest.frame["sha256"])
-
-
-def entry(cached: CacheManifest, sha: str) -> Path:
-    return cached.store / cached.space / sha[:2] / sha
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> FeatureStore:
-    return FeatureStore(tmp_path / "features")
-
-
-@pytest.fixture
-def images(tmp_path: Path) -> Manifest:
-    return draw(tmp_path / "images", range(11))
+from csflow.features.store import FeatureStore
+from tests.csflow.features.toy_features import FEATURES, draw, entry, shas, table, toy
 
 
 class TestValues:
@@ -197,55 +148,6 @@ class TestIncrement:
         assert list(results) == [2 * index for index in range(1, 100)]
 
 
-class TestDamage:
-    def damage(self, path: Path, how: str) -> None:
-        content = bytearray(path.read_bytes())
-        if how == "flipped":
-            content[-5] ^= 1
-        elif how == "header":
-            content[9] ^= 1
-        elif how == "truncated":
-            content = content[: len(content) // 2]
-        elif how == "empty":
-            content = bytearray()
-        path.unlink()
-        if how != "missing":
-            path.write_bytes(content)
-
-    @pytest.mark.parametrize("how", ["flipped", "header", "truncated", "empty", "missing"])
-    def test_is_found_and_repaired(self, store: FeatureStore, images: Manifest, how: str) -> None:
-        backbone = toy()
-        cached = store.extract(images, FEATURES, backbone)
-        before = cached.open(shas(images)).batch(range(11))
-        path = entry(cached, shas(images)[4])
-        self.damage(path, how)
-        with pytest.raises(CacheError, match=rf"{path.name}.*Extract the features again"):
-            cached.open(shas(images))
-        assert len(cached.open(shas(images)[5:])) == 6
-        repaired = store.extract(images, FEATURES, backbone)
-        assert repaired.extracted == 1
-        for level, right in zip(repaired.open(shas(images)).batch(range(11)), before, strict=True):
-            torch.testing.assert_close(level, right, rtol=2e-3, atol=1e-4)
-
-    def test_entry_of_another_image_is_found(self, store: FeatureStore, images: Manifest) -> None:
-        cached = store.extract(images, FEATURES, toy())
-        one, other = (entry(cached, sha) for sha in shas(images)[:2])
-        one.write_bytes(other.read_bytes())
-        with pytest.raises(CacheError, match=f"{one.name} are damaged: wrong checksum"):
-            cached.open(shas(images))
-
-    def test_entry_that_vanishes_after_opening(self, store: FeatureStore, images: Manifest) -> None:
-        cached = store.extract(images, FEATURES, toy())
-        opened = cached.open(shas(images))
-        entry(cached, shas(images)[4]).unlink()
-        with pytest.raises(CacheError, match=rf"Cannot map features .*{shas(images)[4]}"):
-            opened[4]
-
-    def test_unknown_image(self, store: FeatureStore, images: Manifest) -> None:
-        with pytest.raises(CacheError, match="Image beef is not among the 11"):
-            store.extract(images, FEATURES, toy()).open(["beef"])
-
-
 class TestBadInput:
     def test_changed_image(self, store: FeatureStore, images: Manifest) -> None:
         Image.new("RGB", (9, 9)).save(images.files[2])
@@ -293,228 +195,14 @@ class TestBadInput:
             FeatureStore(tmp_path / "file" / "features").extract(images, FEATURES, toy())
 
 
-class TestManifest:
-    @pytest.fixture
-    def cached(self, store: FeatureStore, images: Manifest) -> CacheManifest:
-        return store.extract(images, FEATURES, toy())
-
-    def test_survives_json(self, cached: CacheManifest, images: Manifest, tmp_path: Path) -> None:
-        cached.save(tmp_path / "run" / "cache.json")
-        loaded = CacheManifest.load(tmp_path / "run" / "cache.json")
-        assert loaded == cached
-        assert (loaded.channels, loaded.scales, loaded.digest) == (6, 3, cached.digest)
-        assert loaded.shapes == ((6, 8, 8), (6, 4, 4), (6, 2, 2))
-        assert len(loaded.open(shas(images))) == 11
-
-    def test_store_may_move(self, cached: CacheManifest, images: Manifest, tmp_path: Path) -> None:
-        cached.save(tmp_path / "cache.json")
-        cached.store.rename(tmp_path / "elsewhere")
-        moved = CacheManifest.load(tmp_path / "cache.json", store=tmp_path / "elsewhere")
-        assert moved.digest == cached.digest
-        assert len(moved.open(shas(images))) == 11
-
-    def test_relative_store_is_saved_where_it_is(
-        self, images: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        monkeypatch.chdir(tmp_path)
-        FeatureStore(Path("features")).extract(images, FEATURES, toy()).save(Path("run/cache.json"))
-        monkeypatch.chdir("/")
-        assert len(CacheManifest.load(tmp_path / "run/cache.json").open(shas(images))) == 11
-
-    def test_digest_follows_the_images(self, store: FeatureStore, images: Manifest) -> None:
-        fewer = Manifest(images.frame.iloc[1:], images.root)
-        shuffled = Manifest(images.frame.iloc[::-1], images.root)
-        digests = [store.extract(part, FEATURES, toy()).digest for part in (images, fewer, shuffled)]
-        assert digests[0] == digests[2] != digests[1]
-
-    @pytest.mark.parametrize("content", [None, "{", "[]", '{"store": "x"}'])
-    def test_no_manifest(self, tmp_path: Path, content: str | None) -> None:
-        if content is not None:
-            (tmp_path / "cache.json").write_text(content)
-        with pytest.raises(CacheError, match=r"cache\.json is no cache manifest: .*Extract the features again"):
-            CacheManifest.load(tmp_path / "cache.json")
-
-    def test_edited(self, cached: CacheManifest, tmp_path: Path) -> None:
-        path = tmp_path / "cache.json"
-        cached.save(path)
-        path.write_text(path.read_text().replace(cached.entries[0], "0" * 64))
-        with pytest.raises(CacheError, match="its digest does not match"):
-            CacheManifest.load(path)
-
-
-class MemoryTier:
-    """A shared tier in memory, with the failures a test asks for."""
-
-    place = "memory"
-
-    def __init__(self) -> None:
-        self.entries: dict[tuple[str, str], bytes] = {}
-        self.asked: list[str] = []
-        self.fails: dict[str, StorageError] = {}
-        self.puts_before_failure = 10**9
-
-    def held(self, space: str, shas: Collection[str]) -> set[str]:
-        self.call("held")
-        return {sha for sha in shas if (space, sha) in self.entries}
-
-    def get(self, space: str, sha: str) -> bytes | None:
-        self.call("get")
-        return self.entries.get((space, sha))
-
-    def put(self, space: str, sha: str, entry: bytes) -> None:
-        if "put" in self.fails and len(self.entries) < self.puts_before_failure:
-            self.entries[space, sha] = entry
-            return
-        self.call("put")
-        self.entries[space, sha] = entry
-
-    def call(self, name: str) -> None:
-        self.asked.append(name)
-        if name in self.fails:
-            raise self.fails[name]
-
-
-GONE = StoreUnreachableError("the store does not answer")
-
-
-class TestSharedTier:
-    @pytest.fixture
-    def tier(self) -> MemoryTier:
-        return MemoryTier()
-
-    def at(self, tmp_path: Path, name: str, tier: FeatureTier) -> FeatureStore:
-        return FeatureStore(tmp_path / name, tier)
-
-    def unshared(self, store: FeatureStore) -> set[str]:
-        return {path.name for path in store.root.glob("*/.unshared/*")}
-
-    def test_what_one_run_computed_another_fetches(
-        self, tmp_path: Path, images: Manifest, tier: MemoryTier, capsys: pytest.CaptureFixture[str]
-    ) -> None:
-        backbone = toy()
-        first = self.at(tmp_path, "a", tier).extract(images, FEATURES, backbone)
-        assert (first.extracted, len(tier.entries)) == (11, 11)
-        store = self.at(tmp_path, "b", tier)
-        plan = store.plan(images, FEATURES, backbone)
-        assert (plan.missing, set(plan.shared)) == ({}, set(shas(images)))
-        assert not store.root.exists() or not list(store.root.iterdir())
-        second = store.extract(images, FEATURES, backbone)
-        assert second.extracted == 0
-        assert second.digest == first.digest
-        assert "fetch features: 11/11" in capsys.readouterr().err
-        for sha in shas(images):
-            assert entry(second, sha).read_bytes() == entry(first, sha).read_bytes()
-        tier.asked.clear()
-        assert store.extract(images, FEATURES, backbone).extracted == 0
-        assert tier.asked == []
-
-    def test_only_the_rest_is_computed_and_put_there(self, tmp_path: Path, tier: MemoryTier) -> None:
-        backbone = toy()
-        self.at(tmp_path, "a", tier).extract(draw(tmp_path / "images", range(5)), FEATURES, backbone)
-        store = self.at(tmp_path, "b", tier)
-        grown = draw(tmp_path / "images", range(8))
-        assert store.extract(grown, FEATURES, backbone).extracted == 3
-        assert {sha for _, sha in tier.entries} == set(shas(grown))
-        assert self.unshared(store) == set()
-
-    def test_a_damaged_entry_there_is_computed_and_replaced(self, tmp_path: Path, tier: MemoryTier) -> None:
-        backbone, images = toy(), draw(tmp_path / "images", range(4))
-        self.at(tmp_path, "a", tier).extract(images, FEATURES, backbone)
-        sound = dict(tier.entries)
-        (one, other, *_) = sorted(tier.entries)
-        tier.entries[one] = tier.entries[other]
-        tier.entries[other] = tier.entries[other][:-1]
-        assert self.at(tmp_path, "b", tier).extract(images, FEATURES, backbone).extracted == 2
-        assert len(tier.entries[one]) == len(sound[one])
-        assert self.at(tmp_path, "c", tier).extract(images, FEATURES, backbone).extracted == 0
-
-    def test_a_tier_that_does_not_answer_costs_time_only(
-        self, tmp_path: Path, images: Manifest, tier: MemoryTier, capsys: pytest.CaptureFixture[str]
-    ) -> None:
-        backbone = toy()
-        self.at(tmp_path, "a", tier).extract(images, FEATURES, backbone)
-        for broken in ({"held": GONE}, {"get": GONE}, {"get": StorageError("denied")}):
-            tier.fails = dict(broken)
-            cached = self.at(tmp_path, str(broken), tier).extract(images, FEATURES, backbone)
-            assert cached.extracted == 11
-            assert len(cached.open(shas(images))) == 11
-            said = capsys.readouterr().err
-            assert str(next(iter(broken.values()))) in said
-            assert "computed here" in said
-
-    def test_a_tier_that_refuses_ends_the_step_before_anything_is_computed(
-        self, tmp_path: Path, images: Manifest, tier: MemoryTier
-    ) -> None:
-        tier.fails = {"held": StorageError("wrong credentials")}
-        with pytest.raises(StorageError, match="wrong credentials"):
-            self.at(tmp_path, "a", tier).extract(images, FEATURES, toy())
-        assert not (tmp_path / "a").exists()
-
-    @pytest.mark.parametrize("error", [GONE, StorageError("denied")])
-    def test_what_could_not_be_put_there_is_safe_and_brought_later(
-        self,
-        tmp_path: Path,
-        images: Manifest,
-        tier: MemoryTier,
-        capsys: pytest.CaptureFixture[str],
-        error: StorageError,
-    ) -> None:
-        store, backbone = self.at(tmp_path, "a", tier), toy()
-        tier.fails, tier.puts_before_failure = {"put": error}, 4
-        cached = store.extract(images, FEATURES, backbone)
-        assert (cached.extracted, len(cached.open(shas(images)))) == (11, 11)
-        assert len(tier.entries) == 4
-        assert self.unshared(store) == set(shas(images)) - {sha for _, sha in tier.entries}
-        said = capsys.readouterr().err
-        assert str(error) in said
-        assert "7 computed entries are safe in" in said
-        tier.fails = {}
-        assert store.extract(images, FEATURES, backbone).extracted == 0
-        assert len(tier.entries) == 11
-        assert self.unshared(store) == set()
-
-    def test_what_a_killed_extraction_noted_but_lost_is_struck_off(
-        self, tmp_path: Path, images: Manifest, tier: MemoryTier
-    ) -> None:
-        store, backbone = self.at(tmp_path, "a", tier), toy()
-        cached = store.extract(images, FEATURES, backbone)
-        (tmp_path / "a" / cached.space / ".unshared" / ("f" * 64)).touch()
-        store.extract(images, FEATURES, backbone)
-        assert self.unshared(store) == set()
-        assert len(tier.entries) == 11
-
-    def test_work_before_a_failure_is_shared(self, tmp_path: Path, images: Manifest, tier: MemoryTier) -> None:
-        images.files[9].write_bytes(b"broken")
-        with pytest.raises(DataError, match=r"9\.png has changed"):
-            self.at(tmp_path, "a", tier).extract(images, FEATURES, toy(), batch_size=4)
-        assert len(tier.entries) == 9
-
-    def test_use_is_what_the_time_of_an_entry_says(self, store: FeatureStore, images: Manifest) -> None:
-        cached = store.extract(images, FEATURES, toy())
-        for sha in shas(images):
-            os.utime(entry(cached, sha), (1e9, 1e9))
-        store.extract(Manifest(images.frame.iloc[:3], images.root), FEATURES, toy())
-        fresh = {sha for sha in shas(images) if entry(cached, sha).stat().st_mtime > 1e9}
-        assert fresh == set(shas(images)[:3])
-
-    def test_through_a_real_store(self, tmp_path: Path, images: Manifest, bucket: str) -> None:
-        shared, backbone = SharedFeatures(Store(bucket, "plant")), toy()
-        first = self.at(tmp_path, "a", shared).extract(images, FEATURES, backbone)
-        again = self.at(tmp_path, "b", shared).extract(images, FEATURES, backbone)
-        assert (first.extracted, again.extracted) == (11, 0)
-        keys = {stored.key for stored in shared.store.list("features/")}
-        assert keys == {f"features/{first.space}/{sha[:2]}/{sha}" for sha in shas(images)}
-        for level, right in zip(again.open(shas(images))[4], first.open(shas(images))[4], strict=True):
-            torch.testing.assert_close(level, right, rtol=0, atol=0)
-
-
 WORKER = """
 import sys, time
 from pathlib import Path
-sys.path.insert(0, sys.argv[1])
-from test_store import FEATURES, FeatureStore, Path, table, toy
+sys.path.insert(0, sys.argv.pop(1))
+from csflow.features.store import FeatureStore
+from tests.csflow.features.toy_features import FEATURES, table, toy
 backbone = toy()
-here, images, result, start = (Path(argument) for argument in sys.argv[1:])
+images, result, start = (Path(argument) for argument in sys.argv[1:])
 manifest = table(images, sorted(path.name for path in images.iterdir()))
 result.with_suffix(".ready").touch()
 while not start.exists():
@@ -527,7 +215,7 @@ FeatureStore(start.parent / "features").extract(manifest, FEATURES, backbone, ba
 def test_two_processes_fill_one_store(tmp_path: Path) -> None:
     manifest = draw(tmp_path / "images", range(24))
     results = [tmp_path / f"{name}.json" for name in ("one", "two")]
-    arguments = [str(Path(__file__).parent), str(manifest.root)]
+    arguments = [str(Path(__file__).parents[3]), str(manifest.root)]
     workers = [
         subprocess.Popen([sys.executable, "-c", WORKER, *arguments, str(result), str(tmp_path / "go")])
         for result in results

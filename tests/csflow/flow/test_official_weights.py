@@ -14,7 +14,7 @@ from csflow.errors import ModelError
 from csflow.flow.cross_scale import CrossScaleFlow, Pyramid
 from csflow.flow.official_weights import from_official
 
-PAGE = Path(__file__).parents[3] / "docs" / "official-weights.md"
+PAGE = Path(__file__).parents[3] / "docs" / "guides" / "official-weights.md"
 
 # Computed by the authors' code (commit 88a13b8, float64) with the weights and features of `official_case`.
 LOG_DET = [-8.74578251959931, -1.067222810964647]

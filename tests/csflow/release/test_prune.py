@@ -22,8 +22,8 @@ from csflow.adapters.storage import Store
 from csflow.config import DataConfig, LineConfig
 from csflow.detector.calibration import calibrate
 from csflow.errors import CacheError, RegistryError
-from csflow.features.store import CacheManifest
-from csflow.release import prune
+from csflow.features.cache_manifest import CacheManifest
+from csflow.release import prune, removal
 from csflow.runs.context import RunContext
 from csflow.runs.services import Services
 from csflow.runs.stored_features import MODEL_KEY, record_features, recorded_features
@@ -110,12 +110,12 @@ class Plant:
         assert local == there
         return local
 
-    def plan(self, keep: int = 1, now: datetime = LATER) -> prune.Plan:
-        return prune.plan(self.services, prune.Policy.of(keep, 7, now))
+    def plan(self, keep: int = 1, now: datetime = LATER) -> prune.PrunePlan:
+        return prune.plan_pruning(self.services, prune.PrunePolicy.of(keep, 7, now))
 
-    def prune(self, keep: int = 1, now: datetime = LATER) -> prune.Plan:
+    def prune(self, keep: int = 1, now: datetime = LATER) -> prune.PrunePlan:
         made = self.plan(keep, now)
-        prune.apply(self.services, made)
+        removal.remove(self.services, made)
         return made
 
 
@@ -146,13 +146,13 @@ def test_what_no_live_version_names_goes_everywhere(plant: Plant) -> None:
     made = plant.plan()
     assert (sha256_tree(plant.workspace.root), {one.key for one in plant.store.list("")}) == before
     assert made.live["tiles"] == {1: ["champion"], 3: ["newest"]}
-    (group,) = (group for group in made.groups if group.versions)
+    (group,) = (group for group in made.removals if group.versions)
     assert [version.version for version in group.versions] == [2]
     assert group.bytes > 3 * 7000
     assert not made.refusal
     assert not made.notes
 
-    assert prune.apply(plant.services, made) == made.bytes
+    assert removal.remove(plant.services, made) == made.bytes
     assert plant.versions() == [1, 3]
     assert gone not in plant.published()
     assert len(plant.published()) == 2
@@ -163,7 +163,7 @@ def test_what_no_live_version_names_goes_everywhere(plant: Plant) -> None:
     assert not list((plant.workspace.root / "mlartifacts").rglob("tiles2"))
     sound = Registry(plant.workspace).download_detector("tiles", 3, plant.workspace.root / "again")
     assert sound.name == plant.digest("tiles", 3)
-    assert plant.plan().groups == []
+    assert plant.plan().removals == []
 
 
 def test_what_is_young_stays(plant: Plant) -> None:
@@ -184,7 +184,7 @@ def test_what_became_used_between_plan_and_removal_stays(plant: Plant) -> None:
     plant.fill(range(3))
     made = plant.plan(now=datetime.now(UTC))
     os.utime(plant.workspace.features / SPACE / sha(2)[:2] / sha(2))
-    prune.apply(plant.services, made)
+    removal.remove(plant.services, made)
     assert plant.here() == {0, 2}
 
 
@@ -194,10 +194,10 @@ def test_what_became_champion_between_plan_and_removal_stays(plant: Plant) -> No
     plant.fill(range(3))
     made = plant.plan()
     Registry(plant.workspace).set_alias("tiles", 1)
-    prune.apply(plant.services, made)
+    removal.remove(plant.services, made)
     assert plant.versions() == [1, 3]
     assert plant.here() == {0, 1, 2}
-    assert plant.prune().groups
+    assert plant.prune().removals
     assert plant.here() == {0}
 
 
@@ -234,8 +234,8 @@ def test_an_unreadable_record_keeps_all_features_and_fails_the_command(plant: Pl
             record.write_text(content.replace(sha(1), sha(9)))
         made = plant.plan()
         assert "features of tiles@2 are not known, so none are removed" in made.refusal
-        assert not [group for group in made.groups if "features" in group.what]
-        assert [group for group in made.groups if group.versions]
+        assert not [group for group in made.removals if "features" in group.what]
+        assert [group for group in made.removals if group.versions]
         record.write_text(content)
     record.unlink()
     ended = CliRunner().invoke(_app(), ["--apply"])
@@ -284,7 +284,7 @@ def test_models_and_checkpoints_of_other_trainings_go(plant: Plant) -> None:
     fresh.mkdir()
     (fresh / "checkpoint.safetensors").touch()
     made = plant.prune(now=datetime.now(UTC))
-    assert {group.what: group.bytes for group in made.groups} == {"fitted models": 500, "checkpoints": 500}
+    assert {group.what: group.bytes for group in made.removals} == {"fitted models": 500, "checkpoints": 500}
     assert {path.name for path in plant.workspace.models.iterdir()} == {"1" * 64, "notes", fresh.name}
 
 
@@ -361,7 +361,9 @@ def _app() -> Callable[..., object]:
 
 
 def test_the_command_shows_first_and_acts_on_demand(plant: Plant, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(prune.Policy, "of", lambda keep, days: prune.Policy(keep, LATER - timedelta(days=days)))
+    monkeypatch.setattr(
+        prune.PrunePolicy, "of", lambda keep, days: prune.PrunePolicy(keep, LATER - timedelta(days=days))
+    )
     for _ in range(3):
         plant.register("tiles", range(1))
     plant.fill(range(3))

@@ -12,7 +12,8 @@ from PIL import Image
 from csflow.config import DataConfig, FeatureConfig, FlowConfig, LineConfig, TrainingConfig
 from csflow.data.manifest import Manifest, build_manifest
 from csflow.features.backbone import load_backbone
-from csflow.features.store import CachedFeatures, FeatureStore
+from csflow.features.cache_manifest import CachedFeatures
+from csflow.features.store import FeatureStore
 from csflow.flow.training import fit
 from csflow.runs import estimate as module
 from csflow.runs.estimate import estimate

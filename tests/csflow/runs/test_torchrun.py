@@ -17,7 +17,8 @@ from safetensors.torch import load_file
 
 from csflow.config import DataConfig, FlowConfig, LineConfig, TrainingConfig
 from csflow.errors import CacheError, CsflowError, ModelError, UsageError
-from csflow.features.store import CacheManifest, _Space
+from csflow.features.cache_manifest import CacheManifest
+from csflow.features.entries import FeatureSpace
 from csflow.flow.checkpoint import FILE
 from csflow.flow.training import EpochResult
 from csflow.runs.find_or_fit import find_or_fit
@@ -39,7 +40,7 @@ def cached(tmp_path: Path) -> CacheManifest:
     """Features of 21 images in a store."""
     draw = np.random.default_rng(0)
     manifest = CacheManifest(tmp_path / "features", "space", SHAPES, tuple(f"{n:064d}" for n in range(21)))
-    space = _Space(manifest.store / manifest.space, SHAPES)
+    space = FeatureSpace(manifest.store / manifest.space, SHAPES)
     for sha in manifest.entries:
         space.write(sha, draw.normal(2.0, 3.0, space.values).astype(np.float16))
     return manifest
@@ -74,7 +75,7 @@ def test_an_error_of_a_process_comes_back_as_what_it_is(tmp_path: Path, cached: 
 SCRIPT = """
 import sys
 from pathlib import Path
-from csflow.features.store import CacheManifest
+from csflow.features.cache_manifest import CacheManifest
 from csflow.config import parse_line_json
 from csflow.runs.find_or_fit import find_or_fit
 folder = Path(sys.argv[1])

@@ -13,7 +13,7 @@ from csflow.adapters.mlflow.tracking import Tracker
 from csflow.config import DataConfig, FeatureConfig, LineConfig
 from csflow.data.manifest import Manifest, build_manifest
 from csflow.errors import CacheError, UsageError
-from csflow.features.store import CacheManifest
+from csflow.features.cache_manifest import CacheManifest
 from csflow.runs.context import RunContext
 from csflow.runs.services import Services
 from csflow.steps.cache_features import cache_features, extract_shard, plan_shards, shard_of

@@ -1,0 +1,31 @@
+"""``csflow compile``: a pipeline as a file for a Kubeflow Pipelines server."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from csflow.system.project import project_module
+
+
+def compile_pipeline(
+    graph: Annotated[Literal["retrain", "ablate"], typer.Argument(help="Which pipeline.")] = "retrain",
+    output: Annotated[Path | None, typer.Option(help="File to write.  [default: GRAPH.yaml]")] = None,
+    image: Annotated[str | None, typer.Option(help="Image that every step runs in.")] = None,
+    line: Annotated[str | None, typer.Option(help="Line whose resources the steps request.")] = None,
+) -> None:
+    """Write a pipeline as IR YAML for a Kubeflow Pipelines server."""
+    from csflow.config import load_line
+    from csflow.system.files import write_atomic
+
+    if image is not None:
+        os.environ["CSFLOW_IMAGE"] = image  # components read it when they are imported
+    config = load_line(line) if line else None
+    placement = project_module("pipelines.placement").placement_of(config)
+    package = project_module("pipelines.package").compiled(graph, placement)
+    target = output or Path(f"{graph}.yaml")
+    write_atomic(target, package.text)
+    typer.echo(f"Wrote {target}, version {package.version}")

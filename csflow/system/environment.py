@@ -1,0 +1,323 @@
+"""List the environment variables that csflow, its launchers and its libraries read.
+
+The reference page of the documentation is made from this table. A test compares it with what the code reads.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+Group = Literal["csflow", "library", "internal"]
+"""Read by csflow, read by a library, or set by csflow or a launcher for its own processes."""
+
+
+@dataclass(frozen=True)
+class Variable:
+    """One environment variable.
+
+    Attributes:
+        name: Its name.
+        meaning: What it changes, in one or two sentences.
+        default: What holds without it, in words or as a value in backticks.
+        example: A value.
+        used_by: Commands, steps or parts that read it.
+        group: Who sets it and who reads it.
+    """
+
+    name: str
+    meaning: str
+    default: str
+    example: str
+    used_by: str
+    group: Group = "csflow"
+
+
+_OURS = (
+    Variable(
+        "CSFLOW_HOME",
+        "Folder of the workspace: data, features, models, runs, endpoints and MLflow's database.",
+        "`.csflow` in the current folder",
+        "/srv/csflow",
+        "all commands and steps",
+    ),
+    Variable(
+        "CSFLOW_LINES",
+        "Folder that holds the YAML files of the lines.",
+        "`lines` in the current folder",
+        "/srv/factory/lines",
+        "all commands that take a line",
+    ),
+    Variable(
+        "CSFLOW_STORE",
+        "Store on S3 that all runs share, for features and published detectors.",
+        "no shared store: folders of the workspace",
+        "s3://factory/csflow",
+        "feature cache, promotion, `csflow prune`",
+    ),
+    Variable(
+        "CSFLOW_ENDPOINTS",
+        "Where lines are served: `local` (a process of this machine) or `kubernetes` (an InferenceService).",
+        "`local`",
+        "kubernetes",
+        "promotion, rollback, `csflow endpoint`, `csflow reconcile`",
+    ),
+    Variable(
+        "CSFLOW_NAMESPACE",
+        "Namespace of the InferenceServices, and of runs on a Kubeflow Pipelines server with several users.",
+        "the namespace of the pod or kubeconfig, else `csflow`",
+        "factory",
+        "endpoints on a cluster, submission, schedules",
+    ),
+    Variable(
+        "CSFLOW_IMAGE",
+        "Container image that every step runs in.",
+        "`csflow-train:VERSION`",
+        "registry.example/csflow-train:0.4.0",
+        "compiled pipelines, submission, `--runner docker`",
+    ),
+    Variable(
+        "CSFLOW_SERVE_IMAGE",
+        "Container image of the InferenceServices.",
+        "the image of the cluster's serving runtime",
+        "registry.example/csflow-serve:0.4.0",
+        "endpoints on a cluster",
+    ),
+    Variable(
+        "CSFLOW_KFP_URL",
+        "Address of the Kubeflow Pipelines server.",
+        "no server: submitting, scheduling and its part of the status end with an error that says so",
+        "http://127.0.0.1:8888",
+        "submission, schedules, status",
+    ),
+    Variable(
+        "CSFLOW_SERVICE_ACCOUNT",
+        "Kubernetes service account of the pods that run the steps.",
+        "the server's own",
+        "csflow-steps",
+        "submission, schedules",
+    ),
+    Variable(
+        "KF_PIPELINES_SA_TOKEN_PATH",
+        "File with the bearer token for the Kubeflow Pipelines server; read again for every request.",
+        "no token is sent",
+        "/var/run/secrets/kubeflow/pipelines/token",
+        "submission, schedules, status",
+    ),
+    Variable(
+        "SSL_CERT_FILE",
+        "File of the certificate authorities that are trusted, for a server with a certificate of your own.",
+        "the authorities of the system",
+        "/etc/ssl/factory-ca.pem",
+        "connections to the Kubeflow Pipelines server; passed on to containers",
+    ),
+    Variable(
+        "XDG_CACHE_HOME",
+        "Folder of the user's caches; backbone weights from S3 are kept in `csflow/weights` below it.",
+        "`~/.cache`",
+        "/var/cache",
+        "backbone weights (`features.weights: s3://…`)",
+    ),
+    Variable(
+        "ONEDNN_MAX_CPU_ISA",
+        "Limits the instructions that oneDNN may use. With a limit below bfloat16, `training.precision: auto` trains "
+        "in float32.",
+        "`ALL`",
+        "AVX2",
+        "training on CPUs",
+    ),
+    Variable(
+        "OMP_WAIT_POLICY",
+        "How OpenMP threads wait. Passive threads leave the cores to other processes, such as an endpoint.",
+        "`passive` in local runs",
+        "active",
+        "local runs",
+    ),
+    Variable(
+        "CSFLOW_TEST_DATA",
+        "Folder of the Magnetic Tile Defects images for the tests marked `real`.",
+        "these tests are skipped",
+        "/srv/test-data",
+        "the test suite; not passed on to containers",
+    ),
+)
+
+_LIBRARIES = (
+    Variable(
+        "MLFLOW_TRACKING_URI",
+        "Address of MLflow's server or database, for runs and registered models.",
+        "SQLite in the workspace: `mlflow.db`",
+        "http://mlflow.example:5000",
+        "csflow and MLflow: all steps, `csflow compare`, `csflow why`, promotion, rollback",
+        "library",
+    ),
+    Variable(
+        "MLFLOW_TRACKING_USERNAME",
+        "User name for an MLflow server with basic authentication.",
+        "no authentication",
+        "csflow",
+        "MLflow",
+        "library",
+    ),
+    Variable(
+        "MLFLOW_TRACKING_PASSWORD",
+        "Password that belongs to the user name.",
+        "no authentication",
+        "(a secret)",
+        "MLflow",
+        "library",
+    ),
+    Variable(
+        "MLFLOW_TRACKING_TOKEN",
+        "Bearer token for an MLflow server, instead of user name and password.",
+        "no authentication",
+        "(a secret)",
+        "MLflow",
+        "library",
+    ),
+    Variable(
+        "MLFLOW_DISABLE_TELEMETRY",
+        "Keeps MLflow from sending usage data.",
+        "`true`, set by csflow",
+        "true",
+        "MLflow",
+        "library",
+    ),
+    Variable(
+        "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR",
+        "Shows a progress bar for every artifact.",
+        "`false`, set by csflow",
+        "true",
+        "MLflow",
+        "library",
+    ),
+    Variable(
+        "AWS_ACCESS_KEY_ID",
+        "Key of the account for S3: shared store, DVC remotes, artifacts, weights.",
+        "the credentials that botocore finds elsewhere",
+        "(a secret)",
+        "botocore, DVC",
+        "library",
+    ),
+    Variable(
+        "AWS_SECRET_ACCESS_KEY",
+        "Secret that belongs to the key.",
+        "the credentials that botocore finds elsewhere",
+        "(a secret)",
+        "botocore, DVC",
+        "library",
+    ),
+    Variable(
+        "AWS_SESSION_TOKEN",
+        "Token of temporary credentials.",
+        "the credentials are permanent",
+        "(a secret)",
+        "botocore, DVC",
+        "library",
+    ),
+    Variable(
+        "AWS_DEFAULT_REGION",
+        "Region of the buckets.",
+        "botocore's default",
+        "eu-central-1",
+        "botocore, DVC",
+        "library",
+    ),
+    Variable(
+        "AWS_ENDPOINT_URL",
+        "Address of an S3-compatible store other than AWS's own.",
+        "AWS",
+        "https://s3.example:9000",
+        "botocore, DVC; csflow names it in error messages",
+        "library",
+    ),
+    Variable(
+        "AWS_ENDPOINT_URL_S3",
+        "The same for S3 alone; it has precedence over `AWS_ENDPOINT_URL`.",
+        "`AWS_ENDPOINT_URL`",
+        "https://s3.example:9000",
+        "botocore, DVC; csflow names it in error messages",
+        "library",
+    ),
+    Variable(
+        "AWS_CA_BUNDLE",
+        "File of the certificate authorities that are trusted for S3.",
+        "the authorities of the system",
+        "/etc/ssl/factory-ca.pem",
+        "botocore, DVC",
+        "library",
+    ),
+    Variable(
+        "KUBECONFIG",
+        "File that names the cluster, if csflow does not run in a pod of it.",
+        "`~/.kube/config`",
+        "/home/me/factory.kubeconfig",
+        "the Kubernetes client: endpoints on a cluster",
+        "library",
+    ),
+    Variable(
+        "REQUESTS_CA_BUNDLE",
+        "File of the certificate authorities that are trusted for HTTPS requests.",
+        "the authorities that requests brings along",
+        "/etc/ssl/factory-ca.pem",
+        "MLflow's client; passed on to containers",
+        "library",
+    ),
+    Variable(
+        "OMP_NUM_THREADS",
+        "Threads of a process. With several training processes on a machine, csflow sets an equal share of the cores.",
+        "all cores",
+        "4",
+        "torch, ONNX Runtime",
+        "library",
+    ),
+)
+
+_INTERNAL = (
+    Variable(
+        "CSFLOW_MARK",
+        "Prefix of the progress lines of a step, by which the local runner recognises them.",
+        "no prefix",
+        "»» ",
+        "local runs",
+        "internal",
+    ),
+    Variable(
+        "CSFLOW_ERROR_FILE",
+        "File to which a failing step writes its message.",
+        "the message is not written to a file",
+        "/srv/csflow/error.json",
+        "local runs",
+        "internal",
+    ),
+    Variable(
+        "CSFLOW_VERSION",
+        "Version that a model server reports; the InferenceService of a line sets it.",
+        "the first 12 digits of the detector's digest",
+        "7",
+        "the model server",
+        "internal",
+    ),
+    Variable("RANK", "Number of the process among all.", "`0`", "1", "training with torchrun", "internal"),
+    Variable("WORLD_SIZE", "Number of training processes.", "`1`", "2", "training with torchrun", "internal"),
+    Variable("LOCAL_RANK", "Number of the process on its machine.", "`0`", "1", "training with torchrun", "internal"),
+    Variable(
+        "LOCAL_WORLD_SIZE",
+        "Number of training processes on this machine.",
+        "`LOCAL_RANK` + 1",
+        "2",
+        "training with torchrun",
+        "internal",
+    ),
+    Variable(
+        "PYTHONPATH",
+        "Folders that Python imports from; csflow puts its own in front for training processes.",
+        "empty",
+        "/srv/csflow/src",
+        "training with torchrun",
+        "internal",
+    ),
+)
+
+VARIABLES: tuple[Variable, ...] = (*_OURS, *_LIBRARIES, *_INTERNAL)
+"""All variables, those that users set first."""
