@@ -50,8 +50,8 @@ def plain_convolutions() -> Iterator[None]:
         return result
 
     with (
-        patch("csflow.flow.cross_scale.convolve", lambda x, layer: layer(x)),
-        patch("csflow.flow.cross_scale.convolve_enlarged", enlarged),
+        patch("csflow.flow.coupling.convolve", lambda x, layer: layer(x)),
+        patch("csflow.flow.coupling.convolve_enlarged", enlarged),
     ):
         yield
 

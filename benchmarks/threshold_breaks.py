@@ -19,7 +19,7 @@ from csflow.config import CalibrationConfig, RolesConfig
 from csflow.data.manifest import role_of
 from csflow.detector.kinds.mahalanobis import Mahalanobis
 from csflow.detector.model import score_stored
-from csflow.flow.cross_scale import Pyramid
+from csflow.flow.pyramid import Pyramid
 
 Floats = npt.NDArray[np.float64]
 

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from csflow.config import FlowConfig, TrainingConfig
-from csflow.flow.cross_scale import CrossScaleFlow, Pyramid
+from csflow.flow.cross_scale import CrossScaleFlow
 from csflow.flow.device import Features, choose_precision
+from csflow.flow.pyramid import Pyramid
 from csflow.flow.training import EpochResult, fit
 from sidebyside.bench import Bench
 from sidebyside.child import Channel, Memory, kept_for_gradients, warm_torch

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from csflow.detector.prediction import Floats
 from csflow.errors import ModelError
-from csflow.flow.cross_scale import Pyramid
 from csflow.flow.device import Features
+from csflow.flow.pyramid import Pyramid
 
 IMAGES, PLACES = 16, 150_000
 """Most images, and most places of their finest levels, that stored features are scored by at once."""

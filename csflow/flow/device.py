@@ -12,7 +12,7 @@ from torch import Tensor
 
 from csflow.config import TrainingConfig
 from csflow.errors import ModelError
-from csflow.flow.cross_scale import Pyramid
+from csflow.flow.pyramid import Pyramid
 
 Precision = Literal["float32", "bfloat16"]
 

@@ -84,7 +84,7 @@ ALONE = ProcessGroup()
 
 
 @contextmanager
-def joined(*, device: str = "auto") -> Iterator[ProcessGroup]:
+def join_process_group(*, device: str = "auto") -> Iterator[ProcessGroup]:
     """The group that ``torchrun`` started this process in; alone if it did not.
 
     Args:

@@ -15,7 +15,7 @@ import numpy.typing as npt
 from csflow.errors import DataError
 
 if TYPE_CHECKING:
-    from csflow.flow.cross_scale import Pyramid
+    from csflow.flow.pyramid import Pyramid
 
 Floats = npt.NDArray[np.float64]
 

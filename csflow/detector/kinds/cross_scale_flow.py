@@ -15,7 +15,8 @@ from csflow.detector.fitting import Fitting, ShapedFeatures, flow_state
 from csflow.detector.model import Model
 from csflow.detector.scoring import scored
 from csflow.features.entries import Shape
-from csflow.flow.cross_scale import CrossScaleFlow, Pyramid
+from csflow.flow.cross_scale import CrossScaleFlow
+from csflow.flow.pyramid import Pyramid
 from csflow.flow.training import fit as fit_flow
 
 

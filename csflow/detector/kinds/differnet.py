@@ -15,8 +15,9 @@ from csflow.config import FlowConfig, LineConfig
 from csflow.detector.fitting import Fitting, ShapedFeatures, flow_state
 from csflow.detector.model import Model, turns_pooled
 from csflow.features.entries import Shape
-from csflow.flow.cross_scale import CrossScaleFlow, Pyramid, joined
+from csflow.flow.cross_scale import CrossScaleFlow
 from csflow.flow.device import Features
+from csflow.flow.pyramid import Pyramid, join_scales
 from csflow.flow.training import fit as fit_flow
 
 
@@ -45,7 +46,7 @@ class PooledFlowModel(Model):
         """See :meth:`Model.forward`."""
         scores = [_half_mean_square(self.flow([vectors])[0][0]) for vectors in turns_pooled(pyramid, self.rotations)]
         once = pyramid[: len(pyramid) // self.rotations]
-        latents, _ = self.flow([joined(once)])
+        latents, _ = self.flow([join_scales(once)])
         return torch.stack(scores).mean(dim=0).flatten(), latents[0].square().sum(dim=1)
 
 

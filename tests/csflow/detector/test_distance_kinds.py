@@ -20,7 +20,7 @@ from csflow.detector.kinds.padim import Padim
 from csflow.detector.kinds.patchcore import Patchcore, farthest_first
 from csflow.detector.model import Model, round_to_stored, score_stored
 from csflow.errors import DataError
-from csflow.flow.cross_scale import Pyramid
+from csflow.flow.pyramid import Pyramid
 
 SIZES = ((6, 8), (5, 4), (5, 2))
 
