@@ -19,7 +19,7 @@ from csflow.system.files import write_atomic, write_json
 
 
 class Views(NamedTuple):
-    """An image, and what each detector sees in it."""
+    """An image, and the image overlaid with each detector's map."""
 
     image: Image.Image
     champion: Image.Image
@@ -30,7 +30,7 @@ def paint_views(
     image: Image.Image, comparison: Comparison, champion_map: npt.NDArray[np.floating],
     challenger_map: npt.NDArray[np.floating],
 ) -> Views:  # fmt: skip
-    """What each detector sees in an image, each in the colours of its own calibration."""
+    """Overlay an image with the map of each detector, in the colours of the detector's own calibration."""
     painted = [
         overlay(image, map2d, side.calibration.map_range, side.calibration.region_threshold)
         for side, map2d in ((comparison.champion, champion_map), (comparison.challenger, challenger_map))
@@ -42,9 +42,9 @@ def write_comparison(directory: Path, comparison: Comparison, pictures: Mapping[
     """Write ``comparison.json``, the pictures and, last, ``comparison.html``.
 
     Args:
-        directory: Made if it is missing; files of an earlier comparison are replaced.
-        comparison: What was found.
-        pictures: By index of the image, for instance of `Comparison.shown`; images without are listed by name.
+        directory: Created if needed; files of an earlier comparison are replaced.
+        comparison: The comparison to show.
+        pictures: By index of the image, for instance of `Comparison.shown`; other images are listed by name.
 
     Returns:
         Path of ``comparison.html``, which needs no other file and no network.

@@ -1,4 +1,4 @@
-"""Panels of pictures: what a detector sees in typical parts, and where it is wrong.
+"""Draw panels of pictures: the maps of typical parts, and the detector's mistakes.
 
 The colours of a map are fixed at calibration and mean the same on every image; their lightness rises steadily, so
 they can be read in black and white.
@@ -26,7 +26,7 @@ _CELL = 1.9
 """Side of a picture's cell in inches."""
 
 _PIXELS = 420
-"""Longest side of a picture: what a cell shows at 220 dots per inch."""
+"""Longest side of a picture in pixels: a cell at 220 dots per inch."""
 
 
 class Cell(NamedTuple):
@@ -38,19 +38,19 @@ class Cell(NamedTuple):
 
 
 def three_views(example: Example, calibration: Calibration) -> tuple[Image.Image, Image.Image, Image.Image]:
-    """An image, its map in the fixed colours, and the map painted over the image."""
+    """Return an image, its map in the fixed colours, and the map painted over the image."""
     heat = Image.open(io.BytesIO(heatmap_png(example.map2d, calibration.map_range, example.image.size)))
     painted = overlay(example.image, example.map2d, calibration.map_range, calibration.region_threshold)
     return example.image, heat, painted
 
 
 def localisation_figure(examples: Sequence[Example], calibration: Calibration, *, across: int = 6) -> Figure:
-    """Image, map and overlay of one example of each kind, below each other.
+    """Draw image, map and overlay of one example of each kind, one below the other.
 
     Args:
         examples: At least one.
         calibration: Its fixed colour scale is drawn below.
-        across: Examples beside each other; more of them go into further rows.
+        across: Examples next to each other; further ones go into further rows.
 
     Reference:
         Rudolph et al., WACV 2022, Fig. 7.
@@ -69,12 +69,12 @@ def localisation_figure(examples: Sequence[Example], calibration: Calibration, *
 
 
 def mistakes_figure(samples: Sequence[Sample], calibration: Calibration, *, across: int = 6) -> Figure:
-    """Misses and false alarms, the worst first, each with how wrong it is.
+    """Draw misses and false alarms, the worst first, each with its p-value and score.
 
     Args:
-        samples: Those of the groups ``miss`` and ``false_alarm`` are shown, at least one.
+        samples: Those of the groups ``miss`` and ``false_alarm`` are shown; at least one.
         calibration: Of the detector that made the overlays.
-        across: Mistakes beside each other; more of them go into further rows.
+        across: Mistakes next to each other; further ones go into further rows.
     """
     rows: list[list[Cell]] = []
     labels: list[str] = []
@@ -98,7 +98,7 @@ def _said(result: ImageResult, threshold: float | None) -> str:
 
 
 def _grid(rows: Sequence[Sequence[Cell]], labels: Sequence[str]) -> tuple[Figure, Axes]:
-    """Pictures in rows with a label at the left of each, and low axes below them all."""
+    """Draw pictures in rows with a label at the left of each row, and return flat axes below them all."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -127,7 +127,7 @@ def _show(axes: Axes, cell: Cell) -> None:
 
 
 def _colour_strip(axes: Axes, calibration: Calibration) -> None:
-    """The fixed colour scale, with the value at which a region becomes defective."""
+    """Draw the fixed colour scale, with the value at which a region becomes defective."""
     low, high = calibration.map_range
     axes.imshow(colours(np.linspace(0.0, 1.0, 512))[None], aspect="auto", extent=(0.0, 1.0, 0.0, 1.0))
     ticks, labels = [0.0, 1.0], [f"{low:.3g}", f"{high:.3g}"]
