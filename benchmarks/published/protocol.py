@@ -32,6 +32,11 @@ class RowSpec(Section):
     set: dict[str, Any] = Field(default={})
     seeds: tuple[int, ...] | None = None
 
+    @property
+    def fits_few(self) -> bool:
+        """Return True if the row fits a few images only."""
+        return "shots" in self.set.get("roles", {})
+
 
 class QuotedRow(Section):
     """A row of the paper that is not measured here."""
