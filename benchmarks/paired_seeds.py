@@ -32,7 +32,7 @@ from csflow.detector.model import score_stored
 from csflow.features.backbone import load_backbone
 from csflow.features.cache_manifest import CachedFeatures
 from csflow.features.store import FeatureStore
-from csflow.flow.training import fit
+from csflow.flow.training import fit_flow
 from csflow.metrics import image_auroc
 from csflow.runs.checkout import materialise
 from csflow.system.workspace import Workspace
@@ -60,7 +60,7 @@ def train_and_judge(line: LineConfig, features: dict[str, CachedFeatures], defec
     """Image AUROC (per cent) on the test images and NLL a dimension of the held-out good ones."""
     fitted = features["fit"]
     with tempfile.TemporaryDirectory() as folder:
-        flow = fit(
+        flow = fit_flow(
             fitted,
             line.flow,
             line.training,

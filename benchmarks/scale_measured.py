@@ -91,7 +91,7 @@ def training(folder: Path) -> dict[str, float]:
     """Core seconds an image and epoch."""
     import torch
 
-    from csflow.flow.training import fit
+    from csflow.flow.training import fit_flow
 
     levels = [torch.randn(IMAGES, 192, side, side) for side in (12, 6, 3)]
 
@@ -104,7 +104,7 @@ def training(folder: Path) -> dict[str, float]:
 
     ends: list[float] = []
     config = TrainingConfig(epochs=EPOCHS, device="cpu", checkpoint_seconds=1e6)
-    fit(
+    fit_flow(
         Images(),
         LINE.flow,
         config,

@@ -26,7 +26,7 @@ from csflow.detector.model import score_stored
 from csflow.features.backbone import load_backbone
 from csflow.features.cache_manifest import CachedFeatures, CacheManifest
 from csflow.features.store import FeatureStore
-from csflow.flow.training import fit
+from csflow.flow.training import fit_flow
 from csflow.metrics import image_auroc
 from csflow.runs.checkout import materialise
 from csflow.system.files import write_json
@@ -40,7 +40,7 @@ def measure(line: LineConfig, manifest: Manifest, cached: CacheManifest) -> tupl
         return cached.open(list(manifest.rows(role=role).frame["sha256"]))
 
     with tempfile.TemporaryDirectory() as folder:
-        flow = fit(
+        flow = fit_flow(
             features("fit"),
             line.flow,
             line.training,

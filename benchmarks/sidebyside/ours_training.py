@@ -1,4 +1,4 @@
-"""csflow's training, through ``csflow.flow.training.fit`` alone."""
+"""csflow's training, through ``csflow.flow.training.fit_flow`` alone."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from csflow.config import FlowConfig, TrainingConfig
 from csflow.flow.cross_scale import CrossScaleFlow
 from csflow.flow.device import Features, choose_precision
 from csflow.flow.pyramid import Pyramid
-from csflow.flow.training import EpochResult, fit
+from csflow.flow.training import EpochResult, fit_flow
 from sidebyside.bench import Bench
 from sidebyside.child import Channel, Memory, kept_for_gradients, warm_torch
 from sidebyside.errors import relative_error
@@ -133,7 +133,7 @@ class Driver:
     def _fit(self, features: Features, epochs: int, on_epoch: Any) -> None:
         channels = features.batch([0])[0].shape[1]
         with tempfile.TemporaryDirectory() as folder:
-            fit(
+            fit_flow(
                 features,
                 self._flow(standardize=not isinstance(features, InMemory)),
                 self._training(epochs),

@@ -21,7 +21,7 @@ Severity = Literal["critical", "warning"]
 
 
 @dataclass(frozen=True)
-class Failure:
+class BrokenExpectation:
     """A broken expectation.
 
     Attributes:
@@ -52,8 +52,8 @@ class QualityReport:
 
     line: str
     checks: dict[str, str]
-    failures: tuple[Failure, ...]
-    warnings: tuple[Failure, ...]
+    failures: tuple[BrokenExpectation, ...]
+    warnings: tuple[BrokenExpectation, ...]
     statistics: dict[str, str | int]
     validation: dict[str, Any]
 
@@ -107,7 +107,7 @@ class _Check:
         return made
 
 
-def validate(manifest: Manifest, quality: QualityConfig) -> QualityReport:
+def run_data_gate(manifest: Manifest, quality: QualityConfig) -> QualityReport:
     """Measure the images of a line and hold them against its bounds.
 
     Args:
@@ -117,7 +117,7 @@ def validate(manifest: Manifest, quality: QualityConfig) -> QualityReport:
     table = _with_verdicts(measure(manifest))
     checks = list(_checks(quality)) if len(table) else [_NOT_EMPTY]
     result = _run(table, checks)
-    failures: dict[Severity, list[Failure]] = {"critical": [], "warning": []}
+    failures: dict[Severity, list[BrokenExpectation]] = {"critical": [], "warning": []}
     for check, outcome in zip(checks, result.results, strict=True):
         if not outcome.success:
             failures[check.severity].append(_failure(check, outcome.result, outcome.exception_info, table))
@@ -236,13 +236,13 @@ def _name_of(outcome: ExpectationValidationResult) -> str:
     return str(config.meta["check"]) if config and config.meta else ""
 
 
-def _failure(check: _Check, result: dict[str, Any], trouble: dict[str, Any], table: pd.DataFrame) -> Failure:
+def _failure(check: _Check, result: dict[str, Any], trouble: dict[str, Any], table: pd.DataFrame) -> BrokenExpectation:
     files = [str(entry["path"]) for entry in result.get("unexpected_index_list") or []]
     if not files and "observed_value" not in result:
         raise RuntimeError(f"Great Expectations could not evaluate {check.name!r}: {trouble}")
     found = table.set_index("path")[check.shows].astype(str).loc[files] if files else ()
     count = f"not so for {len(files)} of {len(table)} images" if files else f"found {result['observed_value'] or 0:g}"
-    return Failure(check.name, f"{check.asks[:-1]}: {count}. {check.remedy}", tuple(files), tuple(found))
+    return BrokenExpectation(check.name, f"{check.asks[:-1]}: {count}. {check.remedy}", tuple(files), tuple(found))
 
 
 def _statistics(table: pd.DataFrame) -> dict[str, str | int]:
@@ -266,11 +266,11 @@ def _common(values: pd.Series) -> str:
     return shorten([f"{value} ({count})" for value, count in counts.items()])
 
 
-def _with_found(failure: Failure) -> str:
+def _with_found(failure: BrokenExpectation) -> str:
     pairs = zip(failure.files, failure.found, strict=True)
     return shorten([f"{file} ({found})" if found else file for file, found in pairs])
 
 
-def _as_json(failure: Failure) -> dict[str, Any]:
+def _as_json(failure: BrokenExpectation) -> dict[str, Any]:
     files = [{"path": path, "found": found} for path, found in zip(failure.files, failure.found, strict=True)]
     return {"expectation": failure.expectation, "explanation": failure.explanation, "files": files}

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from csflow.config import FlowConfig
 from csflow.errors import ModelError
 from csflow.flow.coupling import CouplingBlock
-from csflow.flow.pyramid import Pyramid, check_pyramid, join_scales, latent_count
+from csflow.flow.pyramid import Pyramid, check_levels, join_scales, latent_count
 
 
 class CrossScaleFlow(nn.Module):
@@ -109,7 +109,7 @@ class CrossScaleFlow(nn.Module):
         Raises:
             ModelError: If the number of levels, the channels or the sizes do not fit.
         """
-        check_pyramid(pyramid, *self.given)
+        check_levels(pyramid, *self.given)
         chosen = [pyramid[scale] for scale in self.read]
         return [join_scales(chosen)] if self.config.fusion == "concatenated" else chosen
 
@@ -122,7 +122,7 @@ class CrossScaleFlow(nn.Module):
         Raises:
             ModelError: If the number of levels, the channels or the sizes do not fit.
         """
-        check_pyramid(latents, self.scales, self.channels)
+        check_levels(latents, self.scales, self.channels)
         pyramid = list(latents)
         for block in reversed(self.blocks):
             assert isinstance(block, CouplingBlock)

@@ -34,7 +34,7 @@ def join_scales(pyramid: Sequence[Tensor]) -> Tensor:
     return torch.cat([pyramid[0], *enlarged], dim=1)
 
 
-def check_pyramid(pyramid: Sequence[Tensor], scales: int, channels: int) -> None:
+def check_levels(pyramid: Sequence[Tensor], scales: int, channels: int) -> None:
     """Refuse a pyramid of other scales, channels or sizes than expected.
 
     Args:

@@ -11,9 +11,9 @@ process exits with 128 + signal. The next call with the same configuration resum
 result of an uninterrupted run; an epoch that ended after the last checkpoint is then reported again. The last
 checkpoint stays, for the caller to delete once the flow is saved elsewhere.
 
-With a group of several processes every one of them calls :func:`fit` with the same arguments and gets the same flow:
-that of one process at the same batch size, up to rounding (:mod:`csflow.flow.distributed`). The first process writes
-the checkpoint, all read it, and any number of processes may resume it; a signal to one of them ends all.
+In a group of several processes each one calls :func:`fit_flow` with the same arguments and gets the same flow: that of
+one process at the same batch size, up to rounding (:mod:`csflow.flow.distributed`). The first process writes the
+checkpoint, all read it, and any number of processes may resume it; a signal to one of them ends all.
 
 Others learn about it through ``on_epoch(EpochResult)``; nothing here knows a tracker.
 
@@ -63,7 +63,7 @@ class EpochResult:
     learning_rate: float
 
 
-def fit(
+def fit_flow(
     features: Features,
     flow: FlowConfig,
     training: TrainingConfig,

@@ -26,9 +26,8 @@ from csflow.metrics import (
     paired_bootstrap,
     paired_pixel_bootstrap,
 )
+from csflow.metrics.ranking import Floats
 from csflow.reporting.findings import ImageResult
-
-Floats = npt.NDArray[np.float64]
 
 
 class Side(NamedTuple):

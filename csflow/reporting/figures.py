@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from csflow.metrics import Interval, RocCurve
+from csflow.metrics.ranking import Floats
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
 
     from csflow.reporting.normality import NormalFit
 
-Floats = npt.NDArray[np.float64]
 
 GOOD, DEFECTIVE, INK, FAINT = "#0072b2", "#d55e00", "#333333", "#9a9a9a"  # first two: Okabe and Ito
 

@@ -13,11 +13,11 @@ import numpy as np
 import numpy.typing as npt
 
 from csflow.errors import DataError
+from csflow.metrics.ranking import Floats
 
 if TYPE_CHECKING:
     from csflow.flow.pyramid import Pyramid
 
-Floats = npt.NDArray[np.float64]
 
 DRAWN = 500
 """Features sampled from a pyramid, all with equal probability and always the same ones: none is picked by hand."""

@@ -29,7 +29,7 @@ _PIXELS = 420
 """Longest side of a picture in pixels: a cell at 220 dots per inch."""
 
 
-class Cell(NamedTuple):
+class PictureCell(NamedTuple):
     """A picture and the text around it; an empty cell has none."""
 
     picture: Image.Image | None = None
@@ -55,14 +55,14 @@ def localisation_figure(examples: Sequence[Example], calibration: Calibration, *
     Reference:
         Rudolph et al., WACV 2022, Fig. 7.
     """
-    rows: list[list[Cell]] = []
+    rows: list[list[PictureCell]] = []
     for start in range(0, len(examples), across):
         chunk = examples[start : start + across]
         views = [three_views(example, calibration) for example in chunk]
         below = [_said(example.result, calibration.threshold) for example in chunk]
-        rows.append([Cell(view[0], above=e.result.kind) for view, e in zip(views, chunk, strict=True)])
-        rows.append([Cell(view[1]) for view in views])
-        rows.append([Cell(view[2], below=text) for view, text in zip(views, below, strict=True)])
+        rows.append([PictureCell(view[0], above=e.result.kind) for view, e in zip(views, chunk, strict=True)])
+        rows.append([PictureCell(view[1]) for view in views])
+        rows.append([PictureCell(view[2], below=text) for view, text in zip(views, below, strict=True)])
     figure, strip = _grid(rows, ["image", "map", "overlay"] * (len(rows) // 3))
     _colour_strip(strip, calibration)
     return figure
@@ -76,14 +76,14 @@ def mistakes_figure(samples: Sequence[Sample], calibration: Calibration, *, acro
         calibration: Of the detector that made the overlays.
         across: Mistakes next to each other; further ones go into further rows.
     """
-    rows: list[list[Cell]] = []
+    rows: list[list[PictureCell]] = []
     labels: list[str] = []
     for group, title in (("miss", "missed"), ("false_alarm", "false alarm")):
         members = [sample for sample in samples if sample.group == group]
         for start in range(0, len(members), across):
             chunk = members[start : start + across]
-            rows.append([Cell(sample.image, above=sample.result.kind) for sample in chunk])
-            rows.append([Cell(s.overlay, below=_said(s.result, calibration.threshold)) for s in chunk])
+            rows.append([PictureCell(sample.image, above=sample.result.kind) for sample in chunk])
+            rows.append([PictureCell(s.overlay, below=_said(s.result, calibration.threshold)) for s in chunk])
             labels += [title, "overlay"]
     figure, strip = _grid(rows, labels)
     _colour_strip(strip, calibration)
@@ -97,7 +97,7 @@ def _said(result: ImageResult, threshold: float | None) -> str:
     return "\n".join(lines)
 
 
-def _grid(rows: Sequence[Sequence[Cell]], labels: Sequence[str]) -> tuple[Figure, Axes]:
+def _grid(rows: Sequence[Sequence[PictureCell]], labels: Sequence[str]) -> tuple[Figure, Axes]:
     """Draw pictures in rows with a label at the left of each row, and return flat axes below them all."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -115,7 +115,7 @@ def _grid(rows: Sequence[Sequence[Cell]], labels: Sequence[str]) -> tuple[Figure
     return figure, figure.add_subplot(grid[len(rows), :])
 
 
-def _show(axes: Axes, cell: Cell) -> None:
+def _show(axes: Axes, cell: PictureCell) -> None:
     axes.set(xticks=[], yticks=[])
     axes.spines[:].set_color(FAINT)
     axes.set_title(cell.above, fontsize=9, color=INK)

@@ -22,7 +22,7 @@ from csflow.system.progress import track
 SIDE = 256
 OVERSAMPLING = 2
 JPEG_QUALITY = 78
-VISIBLE = 0.03  # change of a channel (0..1) that counts as part of the defect
+_VISIBLE_CHANGE = 0.03  # change of a channel (0..1) that counts as part of the defect
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,7 @@ def _picture(line: DemoLine, seed: int, defect: str | None) -> Image.Image:
 def _difference(good: Image.Image, bad: Image.Image) -> Image.Image:
     """Mask of the defect: where the piece differs visibly from the same piece without it."""
     change = np.abs(np.asarray(bad, dtype=np.int16) - np.asarray(good, dtype=np.int16)).max(axis=2)
-    differs: NDArray[np.bool_] = change > 255 * VISIBLE
+    differs: NDArray[np.bool_] = change > 255 * _VISIBLE_CHANGE
     closed = binary_closing(np.pad(differs, 6), iterations=4)[6:-6, 6:-6]
     opened = binary_opening(closed)
     return Image.fromarray(opened if opened.any() else closed)

@@ -158,9 +158,9 @@ def _place(rng: np.random.Generator, side: int) -> tuple[float, float]:
     return float(x), float(y)
 
 
-Structure = Callable[[Weave, np.random.Generator], None]
-Surface = Callable[[Array, np.random.Generator], Array]
-FABRIC_DEFECTS: dict[str, tuple[Structure | None, Surface | None]] = {
+_WeaveChange = Callable[[Weave, np.random.Generator], None]
+_SurfaceChange = Callable[[Array, np.random.Generator], Array]
+FABRIC_DEFECTS: dict[str, tuple[_WeaveChange | None, _SurfaceChange | None]] = {
     "broken_thread": (_break_thread, None),
     "cut": (None, _cut),
     "hole": (None, _hole),

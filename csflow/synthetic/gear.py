@@ -183,9 +183,9 @@ def _scratch(colour: Array, gear: Gear, rng: np.random.Generator) -> Array:
     return colour
 
 
-Structure = Callable[[Gear, np.random.Generator], None]
-Surface = Callable[[Array, Gear, np.random.Generator], Array]
-GEAR_DEFECTS: dict[str, tuple[Structure | None, Surface | None]] = {
+_ShapeChange = Callable[[Gear, np.random.Generator], None]
+_SurfaceChange = Callable[[Array, Gear, np.random.Generator], Array]
+GEAR_DEFECTS: dict[str, tuple[_ShapeChange | None, _SurfaceChange | None]] = {
     "bad_hole": (_bad_hole, None),
     "chip": (_chip, None),
     "contamination": (None, _contamination),

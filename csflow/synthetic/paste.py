@@ -16,7 +16,7 @@ from csflow.errors import DataError
 from csflow.synthetic.noise import Array, blend, blot, curve_distance, smooth_noise, smooth_step, wandering_curve
 
 MIN_SIDE = 16  # below this a defect of a few pixels would cover the image
-VISIBLE = 6  # least change of any channel, in levels of 255, counted as defective
+_VISIBLE_LEVELS = 6  # least change of any channel, in levels of 255, counted as defective
 
 
 def paste_defects(images: Sequence[Image.Image], seed: int) -> tuple[list[Image.Image], list[Image.Image]]:
@@ -64,7 +64,7 @@ def _levels(image: Array) -> NDArray[np.uint8]:
 
 def _changed(before: NDArray[np.uint8], after: NDArray[np.uint8]) -> NDArray[np.bool_]:
     change: NDArray[np.int16] = np.abs(after.astype(np.int16) - before.astype(np.int16)).max(axis=2)
-    return change >= VISIBLE
+    return change >= _VISIBLE_LEVELS
 
 
 def _structured_place(image: Array, rng: np.random.Generator) -> tuple[float, float]:

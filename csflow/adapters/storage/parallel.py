@@ -7,15 +7,15 @@ from concurrent.futures import CancelledError, ThreadPoolExecutor
 from threading import Event
 from typing import TypeVar
 
-Item = TypeVar("Item")
-Result = TypeVar("Result")
+_Item = TypeVar("_Item")
+_Result = TypeVar("_Result")
 
 
-def in_parallel(function: Callable[[Item], Result], items: Iterable[Item], workers: int) -> list[Result]:
+def in_parallel(function: Callable[[_Item], _Result], items: Iterable[_Item], workers: int) -> list[_Result]:
     """Results in the order of ``items``; the error of the first that failed is raised."""
     failed = Event()
 
-    def guarded(item: Item) -> Result:
+    def guarded(item: _Item) -> _Result:
         if failed.is_set():
             raise CancelledError
         try:

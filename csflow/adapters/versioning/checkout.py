@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from dvc.api import DVCFileSystem
 
 SITE_CACHE = ".dvc-site"
-REMEDY = (
+_REMEDY = (
     "Where the images are complete, run 'dvc push'; delete damaged copies from the remote and the cache first "
     "(files/md5/XX/REST below each)."
 )
@@ -187,14 +187,14 @@ def _fetch(repository: Path, commit: str, out: TrackedFolder, inside: str, targe
 
 
 @dataclass(frozen=True)
-class Entry:
+class CommittedFile:
     """A file of a tracked folder: its md5, and what spares DVC another search for it."""
 
     md5: str
     info: dict[str, object]
 
 
-def committed_entries(system: DVCFileSystem, out: TrackedFolder) -> dict[str, Entry]:
+def committed_entries(system: DVCFileSystem, out: TrackedFolder) -> dict[str, CommittedFile]:
     """The files of a tracked folder by their path in it, proved by its committed digest.
 
     Raises:
@@ -202,15 +202,15 @@ def committed_entries(system: DVCFileSystem, out: TrackedFolder) -> dict[str, En
     """
     found = system.find(out.folder, detail=True, dvc_only=True)
     entries = {
-        name.lstrip("/").removeprefix(f"{out.folder}/"): Entry(info["dvc_info"]["md5"], info)
+        name.lstrip("/").removeprefix(f"{out.folder}/"): CommittedFile(info["dvc_info"]["md5"], info)
         for name, info in found.items()
     }
     if listing_digest({name: entry.md5 for name, entry in entries.items()}) != out.md5:
-        raise DataError(f"The list of files {out.md5} is damaged in the cache or the remote. {REMEDY}")
+        raise DataError(f"The list of files {out.md5} is damaged in the cache or the remote. {_REMEDY}")
     return entries
 
 
-def _fetch_files(system: DVCFileSystem, prefix: str, entries: dict[str, Entry], target: Path) -> None:
+def _fetch_files(system: DVCFileSystem, prefix: str, entries: dict[str, CommittedFile], target: Path) -> None:
     """Fetch and check file by file, so that each missing or damaged one can be named."""
 
     def fetch(name: str) -> str:
@@ -225,4 +225,4 @@ def _fetch_files(system: DVCFileSystem, prefix: str, entries: dict[str, Entry], 
     with ThreadPoolExecutor() as pool:
         results = list(track(pool.map(fetch, entries), total=len(entries), label="fetch images"))
     if bad := [f"{prefix}{result}" for result in results if result]:
-        raise DataError(f"{len(bad)} of {len(entries)} files cannot be used: {shorten(bad)}. {REMEDY}")
+        raise DataError(f"{len(bad)} of {len(entries)} files cannot be used: {shorten(bad)}. {_REMEDY}")

@@ -17,7 +17,7 @@ from csflow.detector.scoring import scored
 from csflow.features.entries import Shape
 from csflow.flow.cross_scale import CrossScaleFlow
 from csflow.flow.pyramid import Pyramid
-from csflow.flow.training import fit as fit_flow
+from csflow.flow.training import fit_flow
 
 
 class FlowModel(Model):

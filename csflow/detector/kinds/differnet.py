@@ -18,7 +18,7 @@ from csflow.features.entries import Shape
 from csflow.flow.cross_scale import CrossScaleFlow
 from csflow.flow.device import Features
 from csflow.flow.pyramid import Pyramid, join_scales
-from csflow.flow.training import fit as fit_flow
+from csflow.flow.training import fit_flow
 
 
 class PooledFlowModel(Model):

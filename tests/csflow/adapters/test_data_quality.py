@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from csflow.adapters.data_quality import Failure, QualityReport, validate
+from csflow.adapters.data_quality import BrokenExpectation, QualityReport, run_data_gate
 from csflow.config import QualityConfig, RolesConfig
 from csflow.data.inspection import measure
 from csflow.data.manifest import build_manifest
@@ -48,10 +48,10 @@ def root(tmp_path: Path) -> Path:
 
 
 def check(root: Path, bounds: QualityConfig = BOUNDS) -> QualityReport:
-    return validate(build_manifest(root, line="bolts", roles=RolesConfig()), bounds)
+    return run_data_gate(build_manifest(root, line="bolts", roles=RolesConfig()), bounds)
 
 
-def only_failure(report: QualityReport) -> Failure:
+def only_failure(report: QualityReport) -> BrokenExpectation:
     assert [failure.expectation for failure in report.failures] == [report.failures[0].expectation]
     assert not report.success
     return report.failures[0]
@@ -167,7 +167,7 @@ def test_a_copy_inside_train_is_a_warning(root: Path) -> None:
 
 def test_an_empty_manifest_fails_clearly(root: Path) -> None:
     nothing = build_manifest(root, line="bolts", roles=RolesConfig()).rows(label="none of these")
-    report = validate(nothing, BOUNDS)
+    report = run_data_gate(nothing, BOUNDS)
     failure = only_failure(report)
     assert failure.expectation == "not_empty"
     assert "There are images: found 0." in failure.explanation
@@ -185,7 +185,7 @@ def test_all_images_unreadable_is_one_clear_failure(root: Path) -> None:
 def test_a_file_that_vanished_is_unreadable(root: Path) -> None:
     manifest = build_manifest(root, line="bolts", roles=RolesConfig())
     (root / "train/good/0.png").unlink()
-    failure = only_failure(validate(manifest, BOUNDS))
+    failure = only_failure(run_data_gate(manifest, BOUNDS))
     assert failure.files == ("train/good/0.png",)
     assert "No such file" in failure.found[0]
 

@@ -25,7 +25,7 @@ from csflow.flow.cross_scale import CrossScaleFlow
 from csflow.flow.distributed import ALONE, ProcessGroup
 from csflow.flow.pyramid import Pyramid, latent_count
 from csflow.flow.standardization import channel_statistics
-from csflow.flow.training import EpochResult, fit
+from csflow.flow.training import EpochResult, fit_flow
 from csflow.flow.training_run import TrainingRun
 
 CHANNELS, SCALES = 6, 2
@@ -76,7 +76,7 @@ def run(
     group: ProcessGroup = ALONE,
     **changes: object,
 ) -> CrossScaleFlow:
-    return fit(
+    return fit_flow(
         Images() if images is None else images,
         flow,
         TRAINING.model_copy(update=changes),
@@ -405,7 +405,7 @@ def test_nothing_to_train_on(tmp_path: Path) -> None:
 
 def test_features_of_another_backbone_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="Expected 7 channels, got 6"):
-        fit(Images(), PLAIN, TRAINING, channels=7, scales=SCALES, directory=tmp_path)
+        fit_flow(Images(), PLAIN, TRAINING, channels=7, scales=SCALES, directory=tmp_path)
 
 
 def test_bfloat16_stays_near_float32(tmp_path: Path) -> None:
