@@ -18,6 +18,7 @@ import yaml
 from csflow.adapters.versioning.git import git
 from csflow.adapters.versioning.remote import explain_failure
 from csflow.errors import DataError
+from csflow.system.loggers import log_level
 
 Listing = dict[str, str]
 """md5 of each file by its posix path, relative to the folder in question."""
@@ -149,12 +150,5 @@ def _silent_loggers() -> Iterator[None]:
     """DVC logs to the standard output, which belongs to the command; what matters comes as an error."""
     import dvc  # noqa: F401  # importing it sets the levels of its loggers
 
-    loggers = [logging.getLogger(name) for name in ("dvc", "dvc_data", "dvc_objects")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.CRITICAL)
-    try:
+    with log_level(logging.CRITICAL, "dvc", "dvc_data", "dvc_objects"):
         yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)

@@ -121,5 +121,7 @@ def test_wishes_are_taken_from_parameters_and_others_left_alone() -> None:
         wishes_of({"boxes": 1})
 
 
-def test_the_largest_batch_is_allowed() -> None:
+def test_the_largest_batch_is_allowed_and_no_larger_one() -> None:
     check_count(MAX_IMAGES)
+    with pytest.raises(DataError, match=f"contains {MAX_IMAGES + 1} images, expected at most {MAX_IMAGES}"):
+        check_count(MAX_IMAGES + 1)

@@ -21,19 +21,10 @@ from csflow.adapters.versioning import (
 from csflow.adapters.versioning.git import git
 from csflow.config import DataConfig
 from csflow.errors import DataError
+from tests.csflow.adapters.versioning.files import files_of, write
 
 TILE = {"train/good/a.png": "a", "train/good/部品 1.png": "b", "test/crack/x.png": "x"}
 CUP = {"train/good/c.png": "c"}
-
-
-def write(root: Path, files: dict[str, str]) -> None:
-    for name, content in files.items():
-        (root / name).parent.mkdir(parents=True, exist_ok=True)
-        (root / name).write_text(content)
-
-
-def files_of(root: Path) -> dict[str, str]:
-    return {path.relative_to(root).as_posix(): path.read_text() for path in root.rglob("*") if path.is_file()}
 
 
 def objects(remote: Path, content: str) -> list[Path]:

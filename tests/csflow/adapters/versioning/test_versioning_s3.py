@@ -14,19 +14,10 @@ from csflow.adapters.versioning import add_and_push, checkout, create_data_repos
 from csflow.adapters.versioning.git import git
 from csflow.config import DataConfig
 from csflow.errors import DataError
+from tests.csflow.adapters.versioning.files import files_of, write
 from tests.servers import ObjectStore, free_port, object_store
 
 TILE = {"train/good/a.png": "a", "train/good/部品 1.png": "b", "test/crack/x.png": "x"}
-
-
-def write(root: Path, files: dict[str, str]) -> None:
-    for name, content in files.items():
-        (root / name).parent.mkdir(parents=True, exist_ok=True)
-        (root / name).write_text(content)
-
-
-def files_of(root: Path) -> dict[str, str]:
-    return {path.relative_to(root).as_posix(): path.read_text() for path in root.rglob("*") if path.is_file()}
 
 
 def clone_of(repository: Path, target: Path) -> Path:
