@@ -1,4 +1,4 @@
-"""Many transfers at once; the first that fails stops those that have not begun."""
+"""Run many transfers at once; the first that fails stops those that have not begun."""
 
 from __future__ import annotations
 
@@ -12,7 +12,19 @@ _Result = TypeVar("_Result")
 
 
 def in_parallel(function: Callable[[_Item], _Result], items: Iterable[_Item], workers: int) -> list[_Result]:
-    """Results in the order of ``items``; the error of the first that failed is raised."""
+    """Call a function for many items at once.
+
+    Args:
+        function: Called in several threads.
+        items: Its arguments.
+        workers: Number of calls at once.
+
+    Returns:
+        The results in the order of ``items``.
+
+    Raises:
+        Exception: The error of the first call that failed; calls that have not begun by then are not made.
+    """
     failed = Event()
 
     def guarded(item: _Item) -> _Result:

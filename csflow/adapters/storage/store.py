@@ -1,9 +1,9 @@
-"""An S3 bucket's prefix as a store of single objects and directories.
+"""Store single objects and directories below a prefix of an S3 bucket, checked at both ends.
 
-Every object carries the SHA-256 of its bytes as metadata (``sha256``). After an upload the store is asked what it
-holds now; after a download the bytes are hashed. Beside a directory ``KEY/`` lies ``KEY.index.json``, written when all
-of its files are there: a directory without is half of one. (Beside, not in it: what serves a detector from its prefix
-gets the detector's files and no others.)
+Every object carries the SHA-256 of its bytes as metadata (``sha256``). After an upload the store is asked for the
+digest of what it has; after a download the bytes are hashed. The index of a directory ``KEY/`` is ``KEY.index.json``,
+written when all files of the directory are stored: without it the directory is incomplete. It is outside the directory
+because whoever serves a detector from its prefix must get the detector's files and no others.
 """
 
 from __future__ import annotations
@@ -40,7 +40,13 @@ _RIGHTS = (
 
 @dataclass(frozen=True)
 class Stored:
-    """An object as the store lists it: key without the store's prefix, size in bytes, time of its upload."""
+    """An object as the store lists it.
+
+    Attributes:
+        key: Without the store's prefix.
+        size: In bytes.
+        modified: Time of the upload.
+    """
 
     key: str
     size: int
@@ -49,16 +55,16 @@ class Stored:
 
 @dataclass(frozen=True)
 class Store:
-    """What lies below a prefix of a bucket.
+    """The objects below a prefix of a bucket.
 
     Attributes:
         bucket: Name of the bucket.
         prefix: Without slashes at its ends; empty for the whole bucket.
-        endpoint_url: Address of an S3-compatible store; by default what AWS_ENDPOINT_URL names, else AWS.
+        endpoint_url: URL of an S3-compatible store; by default the one in AWS_ENDPOINT_URL, else AWS.
         part_bytes: Larger objects are sent in parts of this size.
-        workers: Transfers at once.
-        attempts: Calls in all before a transfer that keeps breaking is given up.
-        pause: Seconds before a broken transfer is taken up again; doubled each time.
+        workers: Number of transfers at once.
+        attempts: Number of attempts before a transfer that keeps breaking is given up.
+        pause: Seconds before a broken transfer is resumed; doubled each time.
     """
 
     bucket: str
@@ -71,10 +77,10 @@ class Store:
 
     @classmethod
     def from_environment(cls) -> Store | None:
-        """The store that ``CSFLOW_STORE`` names; ``None`` if it names none.
+        """Return the store that ``CSFLOW_STORE`` names; ``None`` if the variable is not set.
 
         Raises:
-            ConfigError: If it is no ``s3://BUCKET/PREFIX``.
+            ConfigError: If it is not of the form ``s3://BUCKET/PREFIX``.
         """
         uri = os.environ.get("CSFLOW_STORE", "").strip()
         if not uri:
@@ -86,37 +92,33 @@ class Store:
 
     @property
     def address(self) -> str:
-        """Where the store is looked for."""
+        """Return the URL of the store, or ``AWS``."""
         return store_address(self.endpoint_url)
 
     def uri(self, key: str) -> str:
-        """``s3://BUCKET/PREFIX/KEY``."""
+        """Return the address of an object, ``s3://BUCKET/PREFIX/KEY``."""
         return f"s3://{self.bucket}/{self._full(key)}"
 
     @cached_property
     def client(self) -> Any:
-        """The boto3 client; it may be used by several threads."""
+        """Return the boto3 client, which several threads may use."""
         with self._explaining(""):
             return make_client(self.endpoint_url, attempts=self.attempts, connections=2 * self.workers)
 
     # -- single objects ------------------------------------------------------------------------------------------
 
     def write(self, key: str, content: bytes) -> None:
-        """Upload bytes; see :meth:`upload_file`."""
-        self._send(key, Content.of(content, self.part_bytes))
+        """Upload bytes, in parts if there are many, and ask the store to confirm their digest.
 
-    def upload_file(self, path: Path, key: str) -> None:
-        """Upload a file, in parts if it is large, and ask the store whether it holds the same now.
-
-        Parts that an interrupted upload of the same content left behind are not sent again. An object of
-        another content is replaced.
+        Parts that an interrupted upload of the same content left behind are not sent again. An object with other
+        content is replaced.
 
         Raises:
             StorageError: If the store refuses.
             StoreUnreachableError: If it does not answer.
-            DamagedObjectError: If it holds something else afterwards.
+            DamagedObjectError: If it stored something else.
         """
-        self._send(key, Content.of(path, self.part_bytes))
+        self._send(key, Content.of(content, self.part_bytes))
 
     def read(self, key: str) -> bytes | None:
         """Download an object and check it; a transfer that breaks is resumed where it stopped.
@@ -125,8 +127,8 @@ class Store:
             The bytes of the object; ``None`` if there is none.
 
         Raises:
-            StorageError: As :meth:`upload_file`.
-            DamagedObjectError: If they are not what was uploaded.
+            StorageError: As :meth:`write`.
+            DamagedObjectError: If they are not the bytes that were uploaded.
         """
         transfer = _Transfer(self.client, {"Bucket": self.bucket, "Key": self._full(key)})
         with self._explaining(key):
@@ -148,7 +150,7 @@ class Store:
         return content
 
     def list(self, prefix: str) -> Iterator[Stored]:
-        """All objects whose keys begin with ``prefix``."""
+        """Yield all objects whose keys begin with ``prefix``."""
         pages = self.client.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=self._full(prefix))
         skipped = len(self._full(""))
         with self._explaining(prefix):
@@ -157,22 +159,26 @@ class Store:
                     yield Stored(found["Key"][skipped:], found["Size"], found["LastModified"])
 
     def delete(self, keys: Collection[str]) -> None:
-        """Delete objects; those that are not there are passed over."""
+        """Delete objects; missing ones are ignored.
+
+        Raises:
+            StorageError: If the store refuses.
+        """
         todo = [{"Key": self._full(key)} for key in keys]
         for start in range(0, len(todo), _DELETED_AT_ONCE):
             batch = {"Objects": todo[start : start + _DELETED_AT_ONCE], "Quiet": True}
             with self._explaining(next(iter(keys))):
                 answer = self.client.delete_objects(Bucket=self.bucket, Delete=batch)
             for failed in answer.get("Errors", []):
-                place = f"s3://{self.bucket}/{failed.get('Key')}"
-                raise StorageError(f"{self.address} does not delete {place}: {failed.get('Code')}. Ask its owner.")
+                uri = f"s3://{self.bucket}/{failed.get('Key')}"
+                raise StorageError(f"{self.address} does not delete {uri}: {failed.get('Code')}. Ask its owner.")
 
     def abort_unfinished(self, prefix: str, before: datetime) -> int:
         """Drop the parts of uploads that began before a time and were never finished.
 
         Args:
-            prefix: Of the keys that are meant; empty for the whole store.
-            before: Younger uploads may be in progress and stay.
+            prefix: Prefix of the keys; empty for the whole store.
+            before: Uploads that began later stay, because they may be in progress.
 
         Returns:
             Number of uploads that were dropped.
@@ -194,12 +200,12 @@ class Store:
     # -- directories ---------------------------------------------------------------------------------------------
 
     def upload_directory(self, folder: Path, key: str) -> None:
-        """Upload all files of a folder, then the index that makes the directory whole.
+        """Upload all files of a folder, then the index that marks the directory as complete.
 
-        Files that are there are not sent again; nothing is ever replaced.
+        Files that are already stored are not sent again; nothing is ever replaced.
 
         Raises:
-            StorageError: If other content lies there, or as :meth:`upload_file`.
+            StorageError: If other content is stored there, or as :meth:`write`.
         """
         key = key.strip("/")
         files = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
@@ -209,7 +215,7 @@ class Store:
         expected = {name: content.sums.sha256 for name, content in contents.items()}
         if extra := sorted(present - set(files)) or (sorted(index) if index not in (None, expected) else []):
             raise StorageError(
-                f"{self.uri(key)}/ holds other content than {folder}: {', '.join(extra[:5])}. "
+                f"{self.uri(key)}/ has other content than {folder}: {', '.join(extra[:5])}. "
                 "Nothing was replaced. Find out who uploaded it, remove it, and upload again."
             )
 
@@ -225,13 +231,21 @@ class Store:
             self.write(f"{key}{INDEX}", json.dumps({"format": 1, "files": expected}, indent=2).encode())
 
     def delete_directory(self, key: str) -> None:
-        """Delete a directory, its index first: what is left of an interrupted deletion is not taken for whole."""
+        """Delete a directory, its index first, so that an interrupted deletion leaves no complete-looking directory."""
         key = key.strip("/")
         self.delete([f"{key}{INDEX}"])
         self.delete([stored.key for stored in self.list(f"{key}/")])
 
     def index_of(self, key: str) -> dict[str, str] | None:
-        """SHA-256 of every file of a whole directory by its name; ``None`` if there is no whole one."""
+        """Read the index of a directory.
+
+        Returns:
+            SHA-256 of every file by its name; ``None`` if there is no complete directory.
+
+        Raises:
+            DamagedObjectError: If the index cannot be read.
+            StorageError: As :meth:`write`.
+        """
         text = self.read(f"{key.strip('/')}{INDEX}")
         if text is None:
             return None
@@ -265,7 +279,7 @@ class Store:
         self._require(key, sums)
 
     def _require(self, key: str, expected: Sums) -> None:
-        """Ask the store whether it holds this content under ``key``."""
+        """Ask the store for the digest of an object and refuse another content than expected."""
         head = self.head(key)
         difference = ("nothing", f"{expected.size} bytes") if head is None else expected.difference(head)
         if difference is not None:
@@ -273,7 +287,7 @@ class Store:
             raise DamagedObjectError(f"{self.uri(key)} has {found}, expected {wanted}. Delete it and upload it again.")
 
     def head(self, key: str) -> Mapping[str, Any] | None:
-        """What the store says of an object; ``None`` if there is none."""
+        """Return the store's description of an object; ``None`` if there is none."""
         from botocore.exceptions import ClientError
 
         where = {"Bucket": self.bucket, "Key": self._full(key)}
@@ -283,7 +297,7 @@ class Store:
                 return head
             except ClientError as error:
                 if not is_missing(error):
-                    # Answers to HEAD have no body that could say why: ask again in a way that has.
+                    # The response to HEAD has no body that could say why, but the one to GET has.
                     self.client.get_object(**where, Range="bytes=0-0")
                     raise
                 try:

@@ -1,8 +1,7 @@
-"""What DVC's remotes say when they fail, in words that name the remote and the remedy.
+"""Explain failures of DVC's remotes in words that name the remote and the remedy.
 
-A remote in an object store is reached with what the environment names, as botocore reads it:
-``AWS_ACCESS_KEY_ID``, ``AWS_SECRET_ACCESS_KEY``, ``AWS_DEFAULT_REGION`` and, for a store other than
-AWS's own, ``AWS_ENDPOINT_URL``. None of it is ever written into a repository.
+The address and the credentials of a remote in an object store come from the environment
+(:mod:`csflow.system.object_store`); none of it is ever written into a repository.
 """
 
 from __future__ import annotations
@@ -19,21 +18,21 @@ _RIGHTS = "s3:ListBucket and s3:GetObject (to add images also s3:PutObject)"
 
 
 def refuse_secrets(remote: str) -> None:
-    """Refuse a remote whose address carries credentials: it would be committed.
+    """Refuse a remote whose address contains credentials, because it would be committed.
 
     Raises:
-        DataError: Without repeating the address.
+        DataError: If it does; the message does not repeat the address.
     """
     parts = urlsplit(remote)
     if parts.password is not None or (parts.scheme == "s3" and parts.username is not None):
         raise DataError(
-            f"The remote's address ({parts.scheme}://…) holds credentials, and it is committed to the repository. "
+            f"The remote's address ({parts.scheme}://…) contains credentials, and it is committed to the repository. "
             f"Leave them out; set {CREDENTIALS} where csflow runs."
         )
 
 
 def explain_failure(error: BaseException, repository: Path) -> str:
-    """Describe why DVC failed: the most telling cause, and the remedy if it is known."""
+    """Describe why DVC failed: the most informative cause, and the remedy if it is known."""
     cause = _innermost(error)
     if not is_botocore_error(cause):
         return _plain(cause)
@@ -41,7 +40,7 @@ def explain_failure(error: BaseException, repository: Path) -> str:
 
 
 def _innermost(error: BaseException) -> BaseException:
-    """DVC wraps a store's own words several times; below those of botocore come only those of sockets."""
+    """Find the cause that says most: DVC wraps the store's error several times, and botocore's wraps only sockets'."""
     while error.__cause__ is not None and not is_botocore_error(error):
         error = error.__cause__
     return error
@@ -55,7 +54,7 @@ def _plain(error: BaseException) -> str:
 
 
 def remote_url(repository: Path) -> str:
-    """Address of a repository's default remote, as its present configuration has it; for messages."""
+    """Return the address of a repository's default remote in its present configuration, for messages."""
     from dvc.config import Config
 
     try:

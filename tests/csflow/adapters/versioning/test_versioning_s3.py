@@ -159,7 +159,7 @@ def test_a_store_that_refuses_is_explained_to_readers_and_writers(
 
 def test_an_address_with_credentials_is_refused_because_it_would_be_committed(tmp_path: Path) -> None:
     for address in ("s3://key:secret@bucket/plant", "s3://key@bucket/plant", "https://me:secret@images.example/plant"):
-        with pytest.raises(DataError, match=r"holds credentials.* Leave them out") as raised:
+        with pytest.raises(DataError, match=r"contains credentials.* Leave them out") as raised:
             create_data_repository(tmp_path / "plant", address)
         assert "secret@" not in str(raised.value)
     assert not (tmp_path / "plant").exists()
