@@ -88,7 +88,7 @@ def turned_mask(root: Path) -> None:
 
 BAD: list[tuple[Callable[[Path], object], str, list[str], str]] = [
     (truncate, "readable", ["train/good/9.jpg"], "damaged"),
-    (lambda r: (r / "train/good/n.png").write_text("not an image"), "readable", ["train/good/n.png"], "no image"),
+    (lambda r: (r / "train/good/n.png").write_text("not an image"), "readable", ["train/good/n.png"], "not an image"),
     (lambda r: (r / "test/good/e.png").touch(), "readable", ["test/good/e.png"], "empty"),
     (lambda r: save(r / "train/scratch/1.png", 30), "only_good_in_train", ["train/scratch/1.png"], "scratch"),
     (leak, "no_leak", ["test/good/5.png"], "train/good/2.png"),
