@@ -1,4 +1,4 @@
-"""Where do the rewritten convolutions of csflow/flow/convolution.py pay? Each shape of the flow, plain and rewritten.
+"""Measure where the rewritten convolutions of csflow/flow/convolution.py pay off, for each shape of the flow.
 
 Prints the time of one forward and backward pass, plain (channels-last) and rewritten, alternating in one run, and the
 relative error (Euclidean norm, the largest of output and gradients) of both against float64.
@@ -33,7 +33,7 @@ def plain_enlarged(x: Tensor, layer: nn.Conv2d) -> Tensor:
 
 
 def run(function: Layer, x: Tensor, layer: nn.Conv2d) -> list[Tensor]:
-    """Output and gradients of one pass whose incoming gradient is the output itself."""
+    """Return output and gradients of one pass whose incoming gradient is the output itself."""
     x = x.detach().requires_grad_()
     layer.zero_grad()
     y = function(x, layer)

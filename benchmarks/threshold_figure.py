@@ -1,4 +1,4 @@
-"""The threshold statement as one picture, made from the result file alone; told apart without colour, too."""
+"""Draw the threshold study from its result file, in one picture that can be read without colour."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def threshold_figure(result: Mapping[str, Any]) -> Figure:
     FigureCanvasAgg(figure)
     top, bottom = figure.subfigures(2, 1, squeeze=False, height_ratios=(1.25, 1)).ravel()
     panels = [*top.subplots(1, 3), bottom.subplots()]
-    # A pool as population differs from the pool in what is known of it, not in its scores.
+    # A pool used as population has the same scores as the pool; only its true rate is known.
     one_each = [row for row in result["rows"] if not row["source"].endswith("population")]
     p_values = [row for row in result["uniformity"] if not row["source"].endswith("population")]
     _rates(panels[0], [row for row in one_each if row["confidence"] is None])
@@ -48,7 +48,7 @@ def threshold_figure(result: Mapping[str, Any]) -> Figure:
 
 
 def _rates(axes: Axes, rows: Sequence[Row]) -> None:
-    """Alpha asked against rate observed, with the range of single draws that must come out."""
+    """Draw the observed rate over the promised alpha, with the exact range of single draws."""
     from matplotlib.ticker import FuncFormatter
 
     first = [row for row in rows if row["source"] == rows[0]["source"]]
@@ -77,14 +77,14 @@ def _single_draws(row: Row) -> tuple[float, float]:
 
 
 def _by_source(rows: Sequence[Row]) -> list[tuple[Row, str, str, float]]:
-    """The first row of every source with its marker, colour and a small shift that keeps marks apart."""
+    """Yield the first row of every source with its marker, its colour and a small shift that keeps markers apart."""
     firsts = list({row["source"]: row for row in reversed(rows)}.values())[::-1]
     shifts = 1.0 + 0.035 * (np.arange(len(firsts)) - (len(firsts) - 1) / 2)
     return list(zip(firsts, cycle(MARKERS), cycle(COLOURS), shifts.tolist(), strict=False))
 
 
 def _kept(axes: Axes, rows: Sequence[Row]) -> None:
-    """Share of draws whose true rate is at most alpha, both rules, beside the exact share."""
+    """Draw the share of draws whose true rate is at most alpha, for both rules, and the exact share."""
     known = [row for row in rows if row["observed_kept"] is not None]
     for tolerance, mark in ((True, "o"), (False, "s")):
         chosen = [row for row in known if (row["confidence"] is not None) == tolerance]
@@ -107,7 +107,7 @@ def _kept(axes: Axes, rows: Sequence[Row]) -> None:
 
 
 def _p_values(axes: Axes, sources: Sequence[Row], grid: Sequence[float], draws: int) -> None:
-    """Cumulative share of p-values less what is uniform, with the range of the Kolmogorov-Smirnov test."""
+    """Draw the cumulative share of p-values minus the uniform one, with the range of the Kolmogorov-Smirnov test."""
     half = float(stats.kstwo.ppf(0.99, draws))
     axes.axhspan(-half, half, color="#e3e3e3", label="99 % of uniform samples")
     axes.axhline(0.0, color=INK, linewidth=1.0)
@@ -119,7 +119,7 @@ def _p_values(axes: Axes, sources: Sequence[Row], grid: Sequence[float], draws: 
 
 
 def _breaks(axes: Axes, cases: Sequence[Row]) -> None:
-    """Rates with the assumption kept (hollow circles) and broken (filled squares)."""
+    """Draw the rates with the assumption kept (hollow circles) and broken (filled squares)."""
     places = np.arange(len(cases))[::-1]
     for broken, mark, face, colour in ((False, "o", "white", SOUND), (True, "s", BROKEN, BROKEN)):
         chosen = [(case["observed_rate"], y) for case, y in zip(cases, places, strict=True) if case["broken"] == broken]

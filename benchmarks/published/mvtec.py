@@ -1,4 +1,4 @@
-"""Table 1: every class of MVTec AD on all its images and on 16 of them, and all classes as one."""
+"""Measure Table 1: every class of MVTec AD on all its images and on 16 of them, and all classes as one."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from published.table import row_of, what_failed, write_result
 
 @dataclass(frozen=True)
 class Class:
-    """A class at hand: its manifest, and what the paper says about it."""
+    """A class that is present: its manifest, and the paper's figures for it."""
 
     name: str
     manifest: Manifest
@@ -35,14 +35,14 @@ class Class:
 
 
 def run_table_1(given: argparse.Namespace, protocol: Protocol, command: str) -> int:
-    """Measure all classes below ``--data``; 0 unless one failed.
+    """Measure all classes below ``--data``; return 0 unless one failed.
 
     Raises:
         ConfigError: If ``--data`` is missing.
         DataError: If it is no folder of classes.
     """
     if given.data is None:
-        raise ConfigError("Table 1 needs --data, a folder with a folder a class in MVTec AD layout.")
+        raise ConfigError("Table 1 needs --data, a folder with one subfolder a class in MVTec AD layout.")
     quoted = PaperTable.model_validate(yaml.safe_load((FOLDER / "table1-paper.yml").read_text()))
     classes = find_classes(given.data, quoted)
     workspace = Workspace.from_environment()
@@ -64,7 +64,7 @@ def run_table_1(given: argparse.Namespace, protocol: Protocol, command: str) -> 
 
 
 def find_classes(root: Path, quoted: PaperTable) -> list[Class]:
-    """The folders below ``root`` that hold ``train/good``, in the paper's order, others after them.
+    """Find the folders below ``root`` that contain ``train/good``, in the paper's order, others after them.
 
     Raises:
         DataError: If there are none, or one is not in MVTec AD layout.
@@ -74,7 +74,7 @@ def find_classes(root: Path, quoted: PaperTable) -> list[Class]:
         raise DataError(_no_class(root))
     missing = sorted(set(quoted.classes) - {folder.name for folder in folders})
     say(f"{root}: {len(folders)} classes{', not ' + ', '.join(missing) if missing else ''}")
-    order = {name: place for place, name in enumerate(quoted.classes)}
+    order = {name: index for index, name in enumerate(quoted.classes)}
     folders.sort(key=lambda folder: (order.get(folder.name, len(order)), folder.name))
     everything = RolesConfig(calibrate=0.0, gate=0.0)
     return [
@@ -85,7 +85,7 @@ def find_classes(root: Path, quoted: PaperTable) -> list[Class]:
 
 
 def _no_class(root: Path) -> str:
-    """What is wrong with a folder, and which one was meant if that can be told."""
+    """Say what is wrong with a folder, and which folder was probably meant."""
     if not root.is_dir():
         return f"--data {root} is not a folder."
     if (root / "train" / "good").is_dir():
@@ -103,10 +103,10 @@ class Study:
     Attributes:
         protocol: What is trained.
         classes: On what.
-        quick: Whether only to show that everything works.
-        workspace: Holds store, models and what was measured before.
+        quick: True to show only that everything works.
+        workspace: Folder of the store, the models and earlier measurements.
         seeds: Instead of the protocol's.
-        run: Takes what is measured to MLflow.
+        run: Logs the measurements to MLflow.
     """
 
     protocol: Protocol
@@ -117,11 +117,11 @@ class Study:
     run: TableRun
 
     def each(self, row: RowSpec) -> Iterator[dict[str, Any]]:
-        """One row a class; a class that fails does not lose the others."""
+        """Measure one row a class; a failing class does not affect the others."""
         return (self._safely(row, one) for one in self.classes)
 
     def joint(self, row: RowSpec) -> Iterator[dict[str, Any]]:
-        """One model fitted to the good images of all classes, judged on each."""
+        """Measure one model fitted to the good images of all classes on each class."""
         try:
             materials = [self._material(row, one) for one in self.classes]
             together, cached = _together(materials), _shared(materials)
@@ -139,7 +139,7 @@ class Study:
         try:
             given = material or self._material(row, one)
             runs = {seed: self._measured(row, one, given, seed) for seed in self._seeds(row)}
-        except Exception as error:  # the others are worth having
+        except Exception as error:  # the other classes are still useful
             say(f"{one.name}: {what_failed(error)}")
             return {"class": one.name, "method": row.method, "paper": paper, "error": what_failed(error)}
         kind = one.paper.kind if one.paper else None
@@ -176,7 +176,7 @@ def _together(materials: Sequence[Material]) -> Manifest:
 
 
 def _shared(materials: Sequence[Material]) -> CacheManifest:
-    """The features of all classes as one list."""
+    """Combine the features of all classes."""
     entries = sorted({sha for material in materials for sha in material.cached.entries})
     return replace(materials[0].cached, entries=tuple(entries))
 

@@ -58,7 +58,7 @@ class PaperTable(Section):
 
 
 class Average(NamedTuple):
-    """Mean image AUROC over those of the paper's classes that were measured.
+    """The mean image AUROC over those of the paper's classes that were measured.
 
     Attributes:
         value: The mean.

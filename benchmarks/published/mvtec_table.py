@@ -1,4 +1,4 @@
-"""Table 1 for a terminal and for a README: our figures and the paper's."""
+"""Format Table 1 for a terminal and for a README: our figures and the paper's."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One run: who takes part, the shared folder, and the rows so far."""
+"""The state of one run: its implementations, the shared folder, and the rows so far."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Peer:
 
 @dataclass
 class Session:
-    """What the works share.
+    """The state that the works share.
 
     Attributes:
         settings: What is measured.
@@ -55,17 +55,17 @@ class Session:
     rows: list[Row] = field(default_factory=list)
 
     def ours(self, role: str) -> Worker:
-        """A process of ours."""
+        """Start a process of ours."""
         return Worker(sys.executable, (role, str(self.folder)), threads=self.settings.threads)
 
     def peer(self, peer: Peer) -> Worker:
-        """A process of a peer."""
+        """Start a process of a peer."""
         arguments = (peer.role, str(self.folder), *peer.arguments)
         return Worker(peer.python, arguments, threads=self.settings.threads)
 
     @contextmanager
     def together(self, role: str, peers: Sequence[Peer]) -> Iterator[dict[str, Worker]]:
-        """Our process for a work and the peers', by name; all end together."""
+        """Start our process for a work and the peers', by name; all end with the block."""
         with ExitStack() as stack:
             workers = {OURS: stack.enter_context(self.ours(role))}
             workers |= {peer.name: stack.enter_context(self.peer(peer)) for peer in peers}
@@ -102,7 +102,7 @@ class Session:
             )
 
     def add_fraction(self, work: str, flops: float, elapsed: float, precision: str) -> None:
-        """Add which part of the machine's matrix product a work reaches, if that was measured."""
+        """Add the share of the machine's matrix product that a work reaches, if that was measured."""
         limit = self.facts.get(f"matmul {precision}")
         if limit:
             self.rows.append(
@@ -111,5 +111,5 @@ class Session:
 
 
 def medians(times: Mapping[str, Sequence[float]]) -> dict[str, float]:
-    """Median of each."""
+    """Return the median of each list."""
     return {name: median(values) for name, values in times.items()}

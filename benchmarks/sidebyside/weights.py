@@ -1,4 +1,4 @@
-"""The same weights under the names of every implementation.
+"""Rename the same weights for every implementation.
 
 Reference:
     docs/guides/official-weights.md; anomalib 2.7.0 keeps the authors' names inside a coupling.
@@ -24,12 +24,12 @@ ANOMALIB = "graph.module_list.{place}.cross_convolution{half}"
 
 
 def to_official(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Our tensors under the authors' names; their couplings lie at places 4, 6, 8 and so on. Buffers are left out."""
+    """Rename our tensors for the authors' code, whose couplings have the indices 4, 6, 8 and so on; omit buffers."""
     return _renamed(state, OFFICIAL, first_place=4)
 
 
 def to_anomalib(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Our tensors under anomalib's names; its couplings lie at places 1, 3, 5 and so on. Buffers are left out."""
+    """Rename our tensors for anomalib, whose couplings have the indices 1, 3, 5 and so on; omit buffers."""
     return _renamed(state, ANOMALIB, first_place=1)
 
 

@@ -97,7 +97,7 @@ BAD: list[tuple[Callable[[Path], object], str, list[str], str]] = [
     (lambda r: save(r / "train/good/s.png", 31, (90, 31)), "large_enough", ["train/good/s.png"], "90 x 31"),
     (lambda r: save(r / "train/good/l.png", 32, (40, 201)), "small_enough", ["train/good/l.png"], "40 x 201"),
     (white, "not_constant", ["train/good/w.png"], "48 x 40"),
-    (lambda r: (r / "ground_truth/cut/1_mask.png").write_text("?"), "mask_readable", ["test/cut/1.png"], "not an image"),
+    (lambda r: (r / "ground_truth/cut/1_mask.png").write_text("?"), "mask_readable", ["test/cut/1.png"], "not an im"),
     (lambda r: save_mask(r / "ground_truth/cut/1_mask.png", (40, 48)), "mask_fits", ["test/cut/1.png"], "40 x 48"),
     (lambda r: save_mask(r / "ground_truth/cut/1_mask.png", value=0), "mask_marks", ["test/cut/1.png"], "48 x 40"),
     (turned_mask, "mask_fits", ["test/cut/7.jpg"], "48 x 40"),
