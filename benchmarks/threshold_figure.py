@@ -59,13 +59,13 @@ def _rates(axes: Axes, rows: Sequence[Row]) -> None:
     for row, mark, colour, shift in _by_source(rows):
         observed = [(r["alpha"] * shift, r["observed_rate"]) for r in rows if r["source"] == row["source"]]
         axes.plot(*np.array(observed).T, mark, color=colour, markerfacecolor="white", markersize=6, label=row["source"])
-    percent = FuncFormatter(lambda value, place: f"{100 * value:g} %")
+    percent = FuncFormatter(lambda value, position: f"{100 * value:g} %")
     axes.set(xscale="log", yscale="log", xticks=alphas, yticks=alphas, xlabel="alpha asked")
     axes.set(ylabel="false-alarm rate observed, mean of all draws")
     axes.minorticks_off()
     axes.xaxis.set_major_formatter(percent)
     axes.yaxis.set_major_formatter(percent)
-    axes.set_title("Conformal: mean rate of all draws beside alpha", loc="left", fontsize=10)
+    axes.set_title("Conformal: mean rate of all draws against alpha", loc="left", fontsize=10)
     axes.legend(fontsize=7.5, frameon=False, loc="upper left")
 
 
@@ -90,9 +90,9 @@ def _kept(axes: Axes, rows: Sequence[Row]) -> None:
         chosen = [row for row in known if (row["confidence"] is not None) == tolerance]
         alphas = sorted({row["alpha"] for row in chosen})
         colour, rule = (SOUND, "tolerance limit") if tolerance else (BROKEN, "conformal")
-        places = [alphas.index(row["alpha"]) for row in chosen]
+        positions = [alphas.index(row["alpha"]) for row in chosen]
         spread = 0.05 * ((np.arange(len(chosen)) // max(1, len(alphas))) - 2.5)
-        axes.plot(places + spread, [row["observed_kept"] for row in chosen], mark, color=colour,
+        axes.plot(positions + spread, [row["observed_kept"] for row in chosen], mark, color=colour,
                   markerfacecolor="white", markersize=5, label=f"{rule}, observed")  # fmt: skip
         exact = [next(row["expected_kept"] for row in chosen if row["alpha"] == alpha) for alpha in alphas]
         axes.hlines(exact, np.arange(len(alphas)) - 0.35, np.arange(len(alphas)) + 0.35, color=colour,
@@ -120,18 +120,20 @@ def _p_values(axes: Axes, sources: Sequence[Row], grid: Sequence[float], draws: 
 
 def _breaks(axes: Axes, cases: Sequence[Row]) -> None:
     """Draw the rates with the assumption kept (hollow circles) and broken (filled squares)."""
-    places = np.arange(len(cases))[::-1]
+    heights = np.arange(len(cases))[::-1]
     for broken, mark, face, colour in ((False, "o", "white", SOUND), (True, "s", BROKEN, BROKEN)):
-        chosen = [(case["observed_rate"], y) for case, y in zip(cases, places, strict=True) if case["broken"] == broken]
+        chosen = [
+            (case["observed_rate"], y) for case, y in zip(cases, heights, strict=True) if case["broken"] == broken
+        ]
         label = "assumption broken" if broken else "assumption kept"
         if chosen:
             axes.plot(*np.array(chosen).T, mark, color=colour, markerfacecolor=face, label=label)
-    for case, y in zip(cases, places, strict=True):
+    for case, y in zip(cases, heights, strict=True):
         axes.annotate(f"{100 * case['observed_rate']:.1f} %", (case["observed_rate"], y), xytext=(9, -3),
                       textcoords="offset points", fontsize=8, color=INK, annotation_clip=False)  # fmt: skip
     alpha = cases[0]["alpha"]
     axes.axvline(alpha, color=INK, linewidth=1.0, linestyle="--")
-    axes.set_yticks(places, [f"{case['source']}: {case['case']}" for case in cases])
+    axes.set_yticks(heights, [f"{case['source']}: {case['case']}" for case in cases])
     axes.set(xlim=(0, 1.05), xlabel=f"false-alarm rate observed; asked {100 * alpha:g} % (dashed)")
     axes.set_title("What breaks it", loc="left", fontsize=10)
     axes.legend(fontsize=7.5, frameon=False, loc="upper right")

@@ -61,12 +61,12 @@ class Family:
     ties: bool = False
 
     def draw(self, generator: np.random.Generator, n: int, fresh: int) -> tuple[Floats, Floats]:
-        """See :class:`Source`."""
+        """Implement :class:`Source`."""
         scores = np.asarray(self.sample(generator, n + fresh), dtype=np.float64)
         return scores[:n], scores[n:]
 
     def rate_above(self, threshold: float) -> float:
-        """See :class:`Source`."""
+        """Implement :class:`Source`."""
         return float(self.survival(threshold))
 
 
@@ -75,7 +75,7 @@ class Split:
     """Random splits of a pool of real images: no image is both calibrated on and judged in one draw.
 
     Given the pool the splits are independent and every one is equally likely, so the exact distributions hold for any
-    pool of different scores: this tests the rule, not whether the pool is like the parts to come.
+    pool of different scores: this tests the rule, and not the likeness of the pool to later parts.
     """
 
     name: str
@@ -83,16 +83,16 @@ class Split:
 
     @property
     def ties(self) -> bool:
-        """See :class:`Source`."""
+        """Implement :class:`Source`."""
         return len(np.unique(self.pool)) < len(self.pool)
 
     def draw(self, generator: np.random.Generator, n: int, fresh: int) -> tuple[Floats, Floats]:
-        """See :class:`Source`."""
+        """Implement :class:`Source`."""
         scores = generator.permutation(self.pool)[: n + fresh]
         return scores[:n], scores[n:]
 
     def rate_above(self, threshold: float) -> None:
-        """See :class:`Source`."""
+        """Implement :class:`Source`."""
         return
 
 
@@ -105,12 +105,12 @@ class Population:
     ties: bool = True
 
     def draw(self, generator: np.random.Generator, n: int, fresh: int) -> tuple[Floats, Floats]:
-        """See :class:`Source`."""
+        """Implement :class:`Source`."""
         scores = generator.choice(self.pool, n + fresh)
         return scores[:n], scores[n:]
 
     def rate_above(self, threshold: float) -> float:
-        """See :class:`Source`."""
+        """Implement :class:`Source`."""
         return float((self.pool > threshold).mean())
 
 
@@ -307,9 +307,9 @@ def uniformity(source: Source, *, n: int, draws: int, seed: int) -> Uniformity:
     """
     generator = np.random.default_rng(seed)
     values = np.empty(draws)
-    for place in range(draws):
+    for index in range(draws):
         held_out, new = source.draw(generator, n, 1)
-        values[place] = p_values(new, held_out)[0]
+        values[index] = p_values(new, held_out)[0]
     filled = values - generator.random(draws) / (n + 1)
     test = stats.kstest(filled, "uniform", alternative="greater" if source.ties else "two-sided")
     cumulative = (values[:, None] <= np.array(P_VALUE_GRID)).mean(axis=0)

@@ -87,13 +87,13 @@ class Study(NamedTuple):
 def studied(sources: Sequence[tuple[Source, int, int]], size: Size, seed: int) -> tuple[list[Row], list[Uniformity]]:
     """Run both rules at every alpha, and the p-values, on every source (with its n and fresh images)."""
     rows, uniform = [], []
-    for place, (source, n, fresh) in enumerate(sources):
+    for index, (source, n, fresh) in enumerate(sources):
         for alpha in size.alphas:
             for confidence in (None, CONFIDENCE):
                 if n >= required_images(alpha, confidence):
                     rule = CalibrationConfig(alpha=alpha, confidence=confidence)
-                    rows.append(judged(source, rule, n=n, fresh=fresh, draws=size.draws, seed=seed + 10 * place))
-        uniform.append(uniformity(source, n=n, draws=size.draws, seed=seed + 10 * place + 1))
+                    rows.append(judged(source, rule, n=n, fresh=fresh, draws=size.draws, seed=seed + 10 * index))
+        uniform.append(uniformity(source, n=n, draws=size.draws, seed=seed + 10 * index + 1))
         say(f"thresholds: {source.name}: {size.draws} draws of {n} calibration and {fresh} fresh images")
     return rows, uniform
 

@@ -1,11 +1,11 @@
 """Measure how much of the accuracy on Magnetic Tile Defects comes from knowing the tile.
 
-Every tile was photographed under six lights (``exp1`` to ``exp6`` in the file names) one right after the other: the
-running numbers (``num_…``) of one tile lie close together, and a wide gap parts it from the next. The authors' split
-deals out pictures, so that nearly every good test picture shows a tile that was also fitted, under another light (96 %
-of them if numbers more than 50 apart are taken for two tiles, all from a gap of 150 on). A factory judges parts it has
-never seen. This parts the good pictures by tile instead: five folds, each judged, together with all defective pictures,
-by what was fitted to the other four. The number of fitted pictures stays about the same.
+Every tile was photographed under six lights (``exp1`` to ``exp6`` in the file names), one right after the other: the
+running numbers (``num_…``) of one tile are close together, and a wide gap separates it from the next. The authors'
+split distributes images, so nearly every good test image shows a tile that was also fitted, under another light (96 %
+of them if numbers more than 50 apart count as two tiles, all of them for gaps of 150 and more). A factory judges parts
+that it has never seen. This study splits the good images by tile instead: five folds, each judged, together with all
+defective images, by a model fitted to the other four. The number of fitted images stays about the same.
 
     python benchmarks/unseen_tiles.py --line mtd --json benchmarks/results/unseen-tiles-mtd.json
 """

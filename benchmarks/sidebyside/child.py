@@ -98,7 +98,7 @@ def kept_for_gradients(model: nn.Module) -> Iterator[Callable[[], float]]:
     """Count, inside the block, what a forward pass keeps for its gradients besides the parameters.
 
     Yields:
-        A function that gives the megabytes so far; a tensor kept twice counts once.
+        A function that returns the megabytes so far; a tensor kept twice counts once.
     """
     import torch
 
@@ -110,7 +110,7 @@ def kept_for_gradients(model: nn.Module) -> Iterator[Callable[[], float]]:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        yield lambda: sum(t.untyped_storage().nbytes() for place, t in kept.items() if place not in own) / 1e6
+        yield lambda: sum(t.untyped_storage().nbytes() for pointer, t in kept.items() if pointer not in own) / 1e6
 
 
 def _megabytes(field: str) -> float:

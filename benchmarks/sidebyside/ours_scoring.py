@@ -32,7 +32,7 @@ class Driver:
         return elapsed
 
     def score(self, indices: list[int]) -> float:
-        """Seconds from encoded images to score, decision and map in the image's size."""
+        """Measure the seconds from encoded images to score, decision and map in the image's size."""
         began = time.perf_counter()
         predictions = self.detector.predict([read_image(self.contents[i]) for i in indices])
         for prediction in predictions:

@@ -64,7 +64,7 @@ class Driver:
         self.memory_above = {"total": memory.peak()}
 
     def memory(self) -> dict[str, float]:
-        """Peak megabytes of the last training, above what was there when it began."""
+        """Return the peak megabytes of the last training, above the use when it began."""
         return self.memory_above
 
     def train(self) -> dict[str, float]:
@@ -82,7 +82,7 @@ class Driver:
         return relative_error(latents, reference)
 
     def kept(self) -> float:
-        """Megabytes that the forward pass of a step keeps for the backward pass, parameters not counted."""
+        """Measure the megabytes that a forward pass keeps for the backward pass, parameters not counted."""
         flow = self._awake()
         with kept_for_gradients(flow) as megabytes:
             latents, log_det = self._forward(flow, self.settings.batch)

@@ -22,11 +22,11 @@ class Peer:
     """Another implementation.
 
     Attributes:
-        name: As in the table.
+        name: Name in the table.
         python: Interpreter that can import it.
         role: Its driver.
-        arguments: What the driver needs beside the folder.
-        whole: Whether it has epochs, trainings and a model file, not just a step and a score.
+        arguments: Arguments of the driver besides the folder.
+        whole: True if it has epochs, trainings and a model file, and not only a step and a score.
     """
 
     name: str
@@ -41,9 +41,9 @@ class Session:
     """The state that the works share.
 
     Attributes:
-        settings: What is measured.
+        settings: The settings of the run.
         folder: Files of the run.
-        peers: Who is measured beside us.
+        peers: The other implementations that are measured.
         facts: Numbers that several works need (parameters, arithmetic, limits, precision).
         rows: Results.
     """
@@ -84,12 +84,12 @@ class Session:
             work: Name of the row.
             unit: Of all values.
             values: Figures by name, ours among them.
-            accuracy: Errors by name of the peer they stand beside; those under ``ours`` stand in every row.
+            accuracy: Errors by name of the peer in whose row they appear; those under ``ours`` appear in every row.
         """
         errors = accuracy or {}
         names: list[str | None] = [name for name in values if name != OURS]
         for name in names or [None]:
-            beside = {**errors.get(OURS, {}), **(errors.get(name, {}) if name else {})}
+            shown = {**errors.get(OURS, {}), **(errors.get(name, {}) if name else {})}
             self.rows.append(
                 Row(
                     work=work,
@@ -97,7 +97,7 @@ class Session:
                     unit=unit,
                     peer=values[name] if name else None,
                     peer_name=name,
-                    accuracy=beside or None,
+                    accuracy=shown or None,
                 )
             )
 

@@ -1,4 +1,4 @@
-"""The findings of an evaluation: given are the images' scores, everything that follows from them is computed."""
+"""The findings of an evaluation, computed from the results of its images."""
 
 from __future__ import annotations
 

@@ -101,7 +101,7 @@ def _shape(gear: Gear) -> tuple[Array, Array]:
 
 
 def _shaded(gear: Gear, solid: Array, height: Array, rng: np.random.Generator) -> Array:
-    """Gear and tray under a lamp from the upper left."""
+    """Shade gear and tray under a lamp from the upper left."""
     side = gear.side
     lamp = rng.normal(-2.3, 0.03)
     slope_y, slope_x = np.gradient(gaussian_filter(height, side / 400))

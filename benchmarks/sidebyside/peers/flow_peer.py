@@ -75,7 +75,7 @@ class FlowPeer(ABC):
         self._peak = {"total": self._measured.peak()}
 
     def memory(self) -> dict[str, float]:
-        """Peak megabytes of the last training, above what was there when it began."""
+        """Return the peak megabytes of the last training, above the use when it began."""
         return self._peak
 
     def train(self) -> dict[str, float]:
@@ -95,7 +95,7 @@ class FlowPeer(ABC):
         return relative_error(self.latents_and_loss(levels)[0], reference)
 
     def kept(self) -> float:
-        """Megabytes that the forward pass of a step keeps for the backward pass, parameters not counted."""
+        """Measure the megabytes that a forward pass keeps for the backward pass, parameters not counted."""
         self.model = self.build("flow").to(self.device).train()
         levels = [level[: self.settings.batch].to(self.device) for level in self.bench.pyramid("features")]
         with kept_for_gradients(self.model) as megabytes:
@@ -121,7 +121,7 @@ class FlowPeer(ABC):
 
     @torch.no_grad()
     def score(self, indices: list[int]) -> float:
-        """Seconds from encoded images to score, decision and map in the image's size."""
+        """Measure the seconds from encoded images to score, decision and map in the image's size."""
         began = time.perf_counter()
         images = self.trunk.decode([self.contents[i] for i in indices]).to(self.device)
         features = self.trunk(images)

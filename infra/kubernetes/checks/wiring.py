@@ -74,10 +74,10 @@ def accounts_find_what_they_name(manifests: Manifests) -> Iterator[str]:
         if not manifests.has(role["kind"], namespace, role["name"]):
             yield f"{where(binding)}: {role['kind']} {role['name']} exists nowhere"
         for subject in binding["subjects"]:
-            place = subject.get("namespace", ""), subject["name"]
-            known = place in EXTERNAL_ACCOUNTS or manifests.has("ServiceAccount", *place)
+            bound = subject.get("namespace", ""), subject["name"]
+            known = bound in EXTERNAL_ACCOUNTS or manifests.has("ServiceAccount", *bound)
             if subject["kind"] != "ServiceAccount" or not known:
-                yield f"{where(binding)}: {subject['kind']} {'/'.join(place)} exists nowhere"
+                yield f"{where(binding)}: {subject['kind']} {'/'.join(bound)} exists nowhere"
 
 
 def selectors_match_pods(manifests: Manifests) -> Iterator[str]:
