@@ -23,7 +23,7 @@ from csflow.adapters.serving.requests import (
     images_of_tensor,
     wishes_of,
 )
-from csflow.adapters.serving.responses import DATATYPES, Description, describe, output_tensors
+from csflow.adapters.serving.responses import DATATYPES, PredictionValues, describe_prediction, output_tensors
 from csflow.adapters.serving.served import ServedDetector
 from csflow.data.images import read_image
 from csflow.detector.engine import Engine
@@ -71,7 +71,7 @@ class DetectorModel(Model):  # type: ignore[misc]
         payload: object,
         headers: dict[str, str] | None = None,
         response_headers: dict[str, str] | None = None,
-    ) -> dict[str, list[Description]] | InferResponse:
+    ) -> dict[str, list[PredictionValues]] | InferResponse:
         """Score the images of one request.
 
         Raises:
@@ -99,7 +99,7 @@ class DetectorModel(Model):  # type: ignore[misc]
     def _count(self, outcome: str) -> None:
         REQUESTS.labels(self.name, outcome).inc()
 
-    def _predict(self, body: object) -> dict[str, list[Description]]:
+    def _predict(self, body: object) -> dict[str, list[PredictionValues]]:
         return {"predictions": self._score(images_of_instances(body), "instances[{}]")}
 
     def _infer(self, request: InferRequest) -> InferResponse:
@@ -117,7 +117,7 @@ class DetectorModel(Model):  # type: ignore[misc]
             requested_outputs=request.request_outputs,
         )
 
-    def _score(self, requested: Sequence[RequestedImage], path: str) -> list[Description]:
+    def _score(self, requested: Sequence[RequestedImage], path: str) -> list[PredictionValues]:
         images = []
         for index, image in enumerate(requested):
             try:
@@ -127,7 +127,7 @@ class DetectorModel(Model):  # type: ignore[misc]
         calibration = self._engine.calibration
         predictions = self._engine.predict(images)
         return [
-            describe(prediction, image, calibration, self._version)
+            describe_prediction(prediction, image, calibration, self._version)
             for prediction, image in zip(predictions, requested, strict=True)
         ]
 

@@ -12,7 +12,7 @@ from csflow.detector.calibration import Calibration
 from csflow.detector.heatmap import heatmap_png
 from csflow.detector.prediction import Prediction
 
-Description = dict[str, object]
+PredictionValues = dict[str, object]
 """A prediction in JSON values."""
 
 OutputTensor = tuple[str, str, list[float | str]]
@@ -30,7 +30,9 @@ DATATYPES = {
 """V2 outputs: ``heatmap`` is a PNG in base64, ``boxes`` a JSON list; both only on request."""
 
 
-def describe(prediction: Prediction, image: RequestedImage, calibration: Calibration, version: str) -> Description:
+def describe_prediction(
+    prediction: Prediction, image: RequestedImage, calibration: Calibration, version: str
+) -> PredictionValues:
     """Describe one prediction.
 
     Args:
@@ -44,7 +46,7 @@ def describe(prediction: Prediction, image: RequestedImage, calibration: Calibra
         request ``heatmap`` (PNG of the image's size, base64) and ``boxes`` (pixels of the image; ``None`` without
         calibration).
     """
-    described: Description = {
+    described: PredictionValues = {
         "score": prediction.score,
         "p_value": prediction.p_value,
         "decision": prediction.decision,
@@ -60,7 +62,7 @@ def describe(prediction: Prediction, image: RequestedImage, calibration: Calibra
     return described
 
 
-def output_tensors(described: Sequence[Description]) -> list[OutputTensor]:
+def output_tensors(described: Sequence[PredictionValues]) -> list[OutputTensor]:
     """Turn the described predictions of one request into V2 outputs.
 
     Values that a detector without calibration does not have are left out, because V2 knows no null.
