@@ -27,7 +27,7 @@ from csflow.detector.prediction import Float32Array, judged
 from csflow.detector.prediction import Prediction as Prediction
 from csflow.features.backbone import Backbone, backbone_from_safetensors, save_trunk
 from csflow.features.cache_manifest import CachedFeatures
-from csflow.flow.cross_scale import Pyramid
+from csflow.flow.pyramid import Pyramid
 from csflow.system.files import new_directory
 
 

@@ -89,7 +89,7 @@ def fit_model(
 
     Raises:
         DataError: If there are too few images.
-        ModelError: If training diverges; see :func:`csflow.flow.training.fit`.
+        ModelError: If training diverges; see :func:`csflow.flow.training.fit_flow`.
     """
     if not len(features):
         raise DataError("There are no images to fit. Add good images, or hold out fewer (roles).")

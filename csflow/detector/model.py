@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from csflow.flow.cross_scale import Pyramid
 from csflow.flow.device import Features
+from csflow.flow.pyramid import Pyramid
 
 if TYPE_CHECKING:
     from csflow.detector.prediction import Float32Array

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from csflow.config import ScoringConfig
-from csflow.flow.cross_scale import Pyramid
+from csflow.flow.pyramid import Pyramid
 
 
 def anomaly_score(latents: Pyramid) -> Tensor:

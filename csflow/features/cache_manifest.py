@@ -17,7 +17,7 @@ import torch
 
 from csflow.errors import CacheError
 from csflow.features.entries import EXTRACT_AGAIN, FeatureSpace, Shape
-from csflow.flow.cross_scale import Pyramid
+from csflow.flow.pyramid import Pyramid
 from csflow.system.files import sha256_json, write_json
 
 _OPEN_MAPS = 16384

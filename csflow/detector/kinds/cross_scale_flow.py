@@ -16,8 +16,9 @@ from csflow.detector.model import Model
 from csflow.detector.model_file import flow_state
 from csflow.detector.scoring import scored
 from csflow.features.entries import Shape
-from csflow.flow.cross_scale import CrossScaleFlow, Pyramid
-from csflow.flow.training import fit as fit_flow
+from csflow.flow.cross_scale import CrossScaleFlow
+from csflow.flow.pyramid import Pyramid
+from csflow.flow.training import fit_flow
 
 
 class FlowModel(Model):

@@ -16,9 +16,10 @@ from csflow.detector.fitting import Fitting, ShapedFeatures
 from csflow.detector.model import Model, pooled
 from csflow.detector.model_file import flow_state
 from csflow.features.entries import Shape
-from csflow.flow.cross_scale import CrossScaleFlow, Pyramid, joined
+from csflow.flow.cross_scale import CrossScaleFlow
 from csflow.flow.device import Features
-from csflow.flow.training import fit as fit_flow
+from csflow.flow.pyramid import Pyramid, join_scales
+from csflow.flow.training import fit_flow
 
 
 class PooledFlowModel(Model):
@@ -48,7 +49,7 @@ class PooledFlowModel(Model):
             _half_mean_square(self.flow([vectors])[0][0]) for vectors in _pooled_rotations(pyramid, self.rotations)
         ]
         once = pyramid[: len(pyramid) // self.rotations]
-        latents, _ = self.flow([joined(once)])
+        latents, _ = self.flow([join_scales(once)])
         return torch.stack(scores).mean(dim=0).flatten(), latents[0].square().sum(dim=1)
 
 

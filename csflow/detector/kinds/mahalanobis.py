@@ -18,8 +18,8 @@ from csflow.detector.kinds.distances import DistanceModel, pooled_all, positions
 from csflow.detector.model import Model, pooled
 from csflow.errors import DataError
 from csflow.features.entries import Shape
-from csflow.flow.cross_scale import Pyramid, joined
 from csflow.flow.device import Features
+from csflow.flow.pyramid import Pyramid, join_scales
 
 
 class Mahalanobis(DistanceModel):
@@ -44,7 +44,7 @@ class Mahalanobis(DistanceModel):
 
     def forward(self, pyramid: Pyramid) -> tuple[Tensor, Tensor]:
         """See :meth:`csflow.detector.model.Model.forward`."""
-        vectors, shape = positions_of(joined(pyramid))
+        vectors, shape = positions_of(join_scales(pyramid))
         return self._distance(pooled(pyramid)), self._distance(vectors).reshape(shape)
 
     def _distance(self, vectors: Tensor) -> Tensor:

@@ -15,8 +15,8 @@ from csflow.detector.fitting import Fitting, ShapedFeatures
 from csflow.detector.kinds.distances import DistanceModel, nearest_of, pooled_all, positions_of, restore_distance
 from csflow.detector.model import Model, pooled
 from csflow.features.entries import Shape
-from csflow.flow.cross_scale import Pyramid, joined
 from csflow.flow.device import Features
+from csflow.flow.pyramid import Pyramid, join_scales
 
 
 class NearestNeighbour(DistanceModel):
@@ -39,7 +39,7 @@ class NearestNeighbour(DistanceModel):
     def forward(self, pyramid: Pyramid) -> tuple[Tensor, Tensor]:
         """See :meth:`csflow.detector.model.Model.forward`."""
         scores, _ = nearest_of(pooled(pyramid) - self.centre, self.memory)
-        vectors, shape = positions_of(joined(pyramid))
+        vectors, shape = positions_of(join_scales(pyramid))
         distances, _ = nearest_of(vectors - self.centre, self.memory)
         return scores, distances.reshape(shape)
 

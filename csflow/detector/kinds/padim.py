@@ -18,8 +18,8 @@ from csflow.detector.kinds.distances import DistanceModel, at_size, batches, res
 from csflow.detector.model import Model
 from csflow.errors import DataError
 from csflow.features.entries import Shape
-from csflow.flow.cross_scale import Pyramid, joined
 from csflow.flow.device import Features
+from csflow.flow.pyramid import Pyramid, join_scales
 
 
 class Padim(DistanceModel):
@@ -47,7 +47,7 @@ class Padim(DistanceModel):
 
     def forward(self, pyramid: Pyramid) -> tuple[Tensor, Tensor]:
         """See :meth:`csflow.detector.model.Model.forward`."""
-        maps = joined(pyramid)[:, self.channels.long()]
+        maps = join_scales(pyramid)[:, self.channels.long()]
         batch, _, height, width = maps.shape
         centred = maps.flatten(2).permute(2, 1, 0) - self.mean  # (h w, d, B)
         distances = (self.whitening @ centred).square().sum(dim=1).sqrt()
@@ -70,12 +70,12 @@ class Padim(DistanceModel):
         count = len(features)
         if count < 2:
             raise DataError(f"A covariance needs at least 2 good images, got {count}. Add good images.")
-        total = joined(features.batch([0])).shape[1]
+        total = join_scales(features.batch([0])).shape[1]
         kept = np.sort(np.random.default_rng(seed).permutation(total)[: config.dimensions])
         channels = torch.from_numpy(kept)
 
         def vectors(rows: range) -> Tensor:
-            return joined(features.batch(rows))[:, channels].flatten(2).permute(2, 0, 1).double()  # (h w, B, d)
+            return join_scales(features.batch(rows))[:, channels].flatten(2).permute(2, 0, 1).double()  # (h w, B, d)
 
         mean = torch.stack([vectors(rows).sum(dim=1) for rows in batches(count)]).sum(dim=0) / count
         scatter = torch.zeros(len(mean), len(channels), len(channels), dtype=torch.float64)

@@ -27,8 +27,8 @@ from csflow.detector.kinds.distances import (
 )
 from csflow.detector.model import Model
 from csflow.features.entries import Shape
-from csflow.flow.cross_scale import Pyramid, joined
 from csflow.flow.device import Features
+from csflow.flow.pyramid import Pyramid, join_scales
 from csflow.system.progress import track
 
 CANDIDATES = 200_000
@@ -146,7 +146,7 @@ def farthest_first(points: Tensor, keep: int, rng: np.random.Generator) -> Tenso
 
 def _patches(pyramid: Pyramid) -> Tensor:
     """Average every position with its neighbours and join the levels, ``(B, D, h, w)``."""
-    return joined([F.avg_pool2d(level, 3, stride=1, padding=1, count_include_pad=False) for level in pyramid])
+    return join_scales([F.avg_pool2d(level, 3, stride=1, padding=1, count_include_pad=False) for level in pyramid])
 
 
 def fit(line: LineConfig, features: ShapedFeatures, fitting: Fitting) -> Model:

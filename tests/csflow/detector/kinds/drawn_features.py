@@ -9,7 +9,7 @@ import torch
 from scipy.ndimage import gaussian_filter, map_coordinates
 
 from csflow.detector.model import Model
-from csflow.flow.cross_scale import Pyramid
+from csflow.flow.pyramid import Pyramid
 
 SIZES = ((6, 8), (5, 4), (5, 2))
 """Channels and side of every level."""
