@@ -6,7 +6,7 @@ from pathlib import Path
 
 from csflow.config import LineConfig
 from csflow.errors import DataError
-from csflow.reporting.sheet import GOOD, judged_sheet
+from csflow.reporting.sheet import GOOD_KIND, judged_sheet
 
 _GOOD_SHOWN, _SHOWN_PER_DEFECT = 4, 2
 
@@ -28,9 +28,9 @@ def choose_parts(line: LineConfig, root: Path) -> list[Path]:
 
     test = build_manifest(root, line=line.line, roles=line.roles).rows(role="test")
     kinds: dict[str, list[Path]] = {}
-    for file in sorted(test.files, key=lambda f: (f.parent.name != GOOD, f.parent.name, f.name)):
+    for file in sorted(test.files, key=lambda f: (f.parent.name != GOOD_KIND, f.parent.name, f.name)):
         shown = kinds.setdefault(file.parent.name, [])
-        if len(shown) < (_GOOD_SHOWN if file.parent.name == GOOD else _SHOWN_PER_DEFECT):
+        if len(shown) < (_GOOD_SHOWN if file.parent.name == GOOD_KIND else _SHOWN_PER_DEFECT):
             shown.append(file)
     if not kinds:
         raise DataError(f"Line {line.line} has no test images to show. Add some: csflow data add {line.line} FOLDER")

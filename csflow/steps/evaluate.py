@@ -67,18 +67,18 @@ def evaluate(
         from csflow.runs.assembly import assemble
 
         manifest, cached = load_manifest(context, Path(manifest_path)), CacheManifest.load(Path(features_path))
-        model = Path(model_path) / "model.safetensors"
-        detector = assemble(context.line, manifest, cached, model, _lineage(context, manifest))
+        model, lineage = Path(model_path) / "model.safetensors", _lineage(context, manifest)
+        detector = assemble(context.line, manifest, cached, model, lineage)
         detector.save(Path(detector_out), examples=_examples(manifest))
         nll = [row["nll"] for row in json.loads((Path(model_path) / "training.json").read_text())]
         evaluation = judge(detector, manifest, cached, nll=nll, features=_features_shown(context, manifest, cached))
         folder = services.workspace.runs / context.run_id / "report"
         shutil.copyfile(write_report(folder, evaluation), report_out)
-        metrics = _metrics(evaluation) | {f"images_{role}": float(n) for role, n in _counts(context, manifest).items()}
+        counts = _counts(context, manifest)
+        metrics = {**_metrics(evaluation), **{f"images_{role}": float(n) for role, n in counts.items()}}
         services.tracker.log_metrics(context.run_id, metrics)
         services.tracker.log_artifact(context.run_id, folder)
-        say(f"evaluate: image AUROC {_text(evaluation.image_auroc)}, pixel AUROC {_text(evaluation.pixel_auroc)}")
-        say(f"evaluate: {evaluation.calibration.statement}")
+        _say_results(evaluation)
         return metrics
 
 
@@ -150,7 +150,7 @@ def _lineage(context: RunContext, manifest: Manifest) -> dict[str, object]:
 
 
 def _counts(context: RunContext, manifest: Manifest) -> dict[str, int]:
-    """Number of images in each role; of *fit* those that were fitted."""
+    """Count the images in each role; of *fit* those that were fitted."""
     counts = {role: len(manifest.rows(role=role)) for role in ("calibrate", "gate", "test")}
     return {"fit": len(images_to_fit(context.line, list(manifest.rows(role="fit").frame["sha256"]))), **counts}
 
@@ -175,3 +175,8 @@ def _metrics(evaluation: Evaluation) -> dict[str, float]:
 
 def _text(value: float | None) -> str:
     return "unknown" if value is None else f"{100 * value:.2f} %"
+
+
+def _say_results(evaluation: Evaluation) -> None:
+    say(f"evaluate: image AUROC {_text(evaluation.image_auroc)}, pixel AUROC {_text(evaluation.pixel_auroc)}")
+    say(f"evaluate: {evaluation.calibration.statement}")
