@@ -74,8 +74,7 @@ def evaluate(
         evaluation = judge(detector, manifest, cached, nll=nll, features=_features_shown(context, manifest, cached))
         folder = services.workspace.runs / context.run_id / "report"
         shutil.copyfile(write_report(folder, evaluation), report_out)
-        counts = _counts(context, manifest)
-        metrics = {**_metrics(evaluation), **{f"images_{role}": float(n) for role, n in counts.items()}}
+        metrics = _metrics(evaluation, _counts(context, manifest))
         services.tracker.log_metrics(context.run_id, metrics)
         services.tracker.log_artifact(context.run_id, folder)
         _say_results(evaluation)
@@ -155,8 +154,8 @@ def _counts(context: RunContext, manifest: Manifest) -> dict[str, int]:
     return {"fit": len(images_to_fit(context.line, list(manifest.rows(role="fit").frame["sha256"]))), **counts}
 
 
-def _metrics(evaluation: Evaluation) -> dict[str, float]:
-    """Final figures of a run, the same names for every run; what does not exist is left out."""
+def _metrics(evaluation: Evaluation, counts: dict[str, int]) -> dict[str, float]:
+    """Name the final figures of a run, alike for every run; what does not exist is left out."""
     calibration = evaluation.calibration
     rates = {"false_alarm_rate": evaluation.false_alarms, "miss_rate": evaluation.misses}
     measured = {
@@ -168,6 +167,7 @@ def _metrics(evaluation: Evaluation) -> dict[str, float]:
         **measured,
         "threshold": calibration.threshold,
         "calibration_images": float(calibration.n),
+        **{f"images_{role}": float(count) for role, count in counts.items()},
         **{name: rate.events / rate.trials if rate and rate.trials else None for name, rate in rates.items()},
     }
     return {name: float(value) for name, value in values.items() if value is not None}
