@@ -4,4 +4,4 @@ Importing this package loads nothing heavy; take what you need from its modules,
 ``from csflow.detector.detector import Detector``.
 """
 
-__version__ = "0.4.0"
+__version__ = "0.5.0"

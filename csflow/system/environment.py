@@ -80,14 +80,14 @@ _OURS = (
         "CSFLOW_IMAGE",
         "Container image that every step runs in.",
         "`csflow-train:VERSION`",
-        "registry.example/csflow-train:0.4.0",
+        "registry.example/csflow-train:0.5.0",
         "compiled pipelines, submission, `--runner docker`",
     ),
     Variable(
         "CSFLOW_SERVE_IMAGE",
         "Container image of the InferenceServices.",
         "the image of the cluster's serving runtime",
-        "registry.example/csflow-serve:0.4.0",
+        "registry.example/csflow-serve:0.5.0",
         "endpoints on a cluster",
     ),
     Variable(

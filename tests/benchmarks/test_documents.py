@@ -13,6 +13,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "benchmarks/results"
+ORDER = ("CS-Flow", "Mahalanobis", "1-NN")
 
 
 def table_after(document: Path, heading: str) -> dict[str, list[str]]:
@@ -42,9 +43,22 @@ def test_the_readme_shows_table_2_as_it_was_measured() -> None:
         auroc, paper = row["image_auroc"], row["paper"]
         several = len(auroc["seeds"]) > 1
         spread = f" ± {100 * auroc['sd']:.2f}" if several else ""
-        each = ", ".join(f"{100 * seed:.2f}" for seed in auroc["seeds"]) if several else "nothing is drawn"
+        each = ", ".join(f"{100 * seed:.2f}" for seed in auroc["seeds"]) if several else "deterministic"
         expected = [f"{100 * auroc['mean']:.2f}{spread}", each, "" if paper is None else f"{100 * paper:.1f}"]
         assert shown[method] == expected, method
+
+
+def test_the_readme_shows_unseen_tiles_beside_the_headline_as_they_were_measured() -> None:
+    lines = (ROOT / "README.md").read_text().splitlines()
+    split, unseen = (
+        next(line for line in lines if line.startswith(f"| {start}")) for start in ("authors' split, as", "tiles that")
+    )
+    shown = [re.findall(r"\d+\.\d+", line) for line in (split, unseen)]
+    measured = {row["method"]: row for row in json.loads((RESULTS / "unseen-tiles-mtd.json").read_text())["rows"]}
+    assert shown[0] == [f"{100 * rows_of(2)[name]['image_auroc']['mean']:.2f}" for name in ORDER]
+    assert shown[1] == [
+        f"{100 * measured[name]['unseen_tiles']['mean']:.1f}" for name in ("CS-Flow (width 64)", *ORDER[1:])
+    ]
 
 
 @pytest.mark.parametrize(
