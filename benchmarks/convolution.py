@@ -1,4 +1,4 @@
-"""Where do the rewritten convolutions of csflow/flow/convolution.py pay? Each shape of the flow, plain and rewritten.
+"""Measure where the rewritten convolutions of csflow/flow/convolution.py pay off, for each shape of the flow.
 
 Prints the time of one forward and backward pass, plain (channels-last) and rewritten, alternating in one run, and the
 relative error (Euclidean norm, the largest of output and gradients) of both against float64.
@@ -33,7 +33,7 @@ def plain_enlarged(x: Tensor, layer: nn.Conv2d) -> Tensor:
 
 
 def run(function: Layer, x: Tensor, layer: nn.Conv2d) -> list[Tensor]:
-    """Output and gradients of one pass whose incoming gradient is the output itself."""
+    """Return output and gradients of one pass whose incoming gradient is the output itself."""
     x = x.detach().requires_grad_()
     layer.zero_grad()
     y = function(x, layer)
@@ -71,7 +71,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--width", type=int, default=1024, help="hidden channels of the flow")
     parser.add_argument("--channels", type=int, default=192, help="channels of the features")
-    parser.add_argument("--places", type=int, default=12, help="side of the finest map")
+    parser.add_argument("--side", type=int, default=12, help="side of the finest map")
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--repeats", type=int, default=5)
     arguments = parser.parse_args()
@@ -82,14 +82,14 @@ def main() -> None:
         "| convolution | plain ms | rewritten ms | ratio | error plain | error rewritten |\n|---|---|---|---|---|---|"
     )
     for kernel in (3, 5):
-        for places in (arguments.places, arguments.places // 2, arguments.places // 4):
+        for side in (arguments.side, arguments.side // 2, arguments.side // 4):
             for inputs, outputs, role in ((half, width, "inner"), (width, both, "own"), (width, both, "up")):
-                if role == "up" and places == arguments.places:
+                if role == "up" and side == arguments.side:
                     continue
                 layer = nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2).to(memory_format=torch.channels_last)
-                x = torch.randn(arguments.batch, inputs, places, places).contiguous(memory_format=torch.channels_last)
+                x = torch.randn(arguments.batch, inputs, side, side).contiguous(memory_format=torch.channels_last)
                 functions = (plain_enlarged, convolve_enlarged) if role == "up" else (plain, convolve)
-                name = f"{role} {inputs} to {outputs}, kernel {kernel}, {places} x {places}"
+                name = f"{role} {inputs} to {outputs}, kernel {kernel}, {side} x {side}"
                 compare(name, functions, layer, x, arguments.repeats)
 
 

@@ -1,4 +1,4 @@
-"""Do the faster forms of training cost accuracy? Paired seeds: plain convolutions, csflow's, and bfloat16.
+"""Test whether faster training costs accuracy, with paired seeds: plain convolutions, csflow's, and bfloat16.
 
 Trains the flow of a line from the same seeds (equal weights at the start, equal batches) in three ways and prints the
 image AUROC on its test images and the held-out NLL of good images:
@@ -32,7 +32,7 @@ from csflow.detector.model import score_stored
 from csflow.features.backbone import load_backbone
 from csflow.features.cache_manifest import CachedFeatures
 from csflow.features.store import FeatureStore
-from csflow.flow.training import fit
+from csflow.flow.training import fit_flow
 from csflow.metrics import image_auroc
 from csflow.runs.checkout import materialise
 from csflow.system.workspace import Workspace
@@ -42,7 +42,7 @@ WAYS = ("plain", "float32", "bfloat16")
 
 @contextmanager
 def plain_convolutions() -> Iterator[None]:
-    """The flow's convolutions as they are written in the paper's network."""
+    """Make the flow compute its convolutions as written in the paper's network, inside of the block."""
 
     def enlarged(x: Tensor, layer: nn.Conv2d) -> Tensor:
         larger = F.interpolate(x, scale_factor=2.0, mode="bilinear", align_corners=False)
@@ -50,17 +50,17 @@ def plain_convolutions() -> Iterator[None]:
         return result
 
     with (
-        patch("csflow.flow.cross_scale.convolve", lambda x, layer: layer(x)),
-        patch("csflow.flow.cross_scale.convolve_enlarged", enlarged),
+        patch("csflow.flow.coupling.convolve", lambda x, layer: layer(x)),
+        patch("csflow.flow.coupling.convolve_enlarged", enlarged),
     ):
         yield
 
 
 def train_and_judge(line: LineConfig, features: dict[str, CachedFeatures], defective: list[bool]) -> dict[str, float]:
-    """Image AUROC (per cent) on the test images and NLL a dimension of the held-out good ones."""
+    """Measure the image AUROC (per cent) on the test images and the NLL a dimension of the held-out good ones."""
     fitted = features["fit"]
     with tempfile.TemporaryDirectory() as folder:
-        flow = fit(
+        flow = fit_flow(
             fitted,
             line.flow,
             line.training,
@@ -76,14 +76,14 @@ def train_and_judge(line: LineConfig, features: dict[str, CachedFeatures], defec
 
 
 def varied(line: LineConfig, way: str, *, seed: int, width: int, epochs: int) -> LineConfig:
-    """The line with the width, length, seed and precision of one training."""
+    """Configure the line with the width, length, seed and precision of one training."""
     precision = "bfloat16" if way == "bfloat16" else "float32"
     training = line.training.model_copy(update={"epochs": epochs, "precision": precision, "seed": seed})
     return line.model_copy(update={"training": training, "flow": line.flow.model_copy(update={"hidden": width})})
 
 
 def features_of(line: LineConfig, manifest: Manifest) -> dict[str, CachedFeatures]:
-    """Features of the line's images by role."""
+    """Return the features of the line's images by role."""
     workspace = Workspace.from_environment()
     cached = FeatureStore(workspace.features).extract(manifest, line.features, load_backbone(line.features))
     roles = ("fit", "calibrate", "test")
@@ -97,7 +97,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=12)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))
-    parser.add_argument("--json", type=Path, help="write the figures there, too")
+    parser.add_argument("--json", type=Path, help="write the figures to this file as well")
     arguments = parser.parse_args()
     line = load_line(arguments.line)
     manifest, _ = materialise(line, Workspace.from_environment())

@@ -1,4 +1,4 @@
-"""The tables of the CS-Flow paper on images at hand, our figures beside the paper's (benchmarks/README.md).
+"""Measure the tables of the CS-Flow paper on your own copy of the images (benchmarks/README.md).
 
 python benchmarks/paper.py --table 2 --line mtd
 python benchmarks/paper.py --table 3 --line mtd --quick

@@ -1,4 +1,4 @@
-"""What many lines cost: disk, core hours, GPU hours and servers, reckoned up from measured figures.
+"""Calculate what many lines cost, in disk space, core hours, GPU hours and servers, from measured figures.
 
     python benchmarks/scale.py                                       # the tables of docs/guides/scale.md
     python benchmarks/scale.py --lines 250 --images 4000 --new 50 --inspected 20000 --gpus 4
@@ -46,17 +46,17 @@ class Profile:
 
     @property
     def entry_bytes(self) -> int:
-        """Of one image in the feature store."""
+        """Return the bytes of one image in the feature store."""
         return FeatureSpace(Path(), self.shapes).entry_bytes
 
     @property
     def parameters(self) -> int:
-        """Of the flow."""
+        """Return the number of parameters of the flow."""
         return _counted(self)[0]
 
     @property
     def training_flops(self) -> int:
-        """Arithmetic of one image in one epoch: forward and backward, plain form, 2 an addition and multiplication."""
+        """Return the FLOPs of one image and epoch: forward and backward, plain form, 2 for a multiply-add."""
         return _counted(self)[1]
 
 
@@ -79,7 +79,7 @@ PAPER = Profile(
 
 @dataclass(frozen=True)
 class Inputs:
-    """What a reader may put in; every field is an option of the command line."""
+    """The inputs of the calculation; every field is an option of the command line."""
 
     lines: int = 0  # 0: the three sizes of the page
     images: int = 1000  # kept of a line, all roles and the test set
@@ -102,7 +102,7 @@ class Inputs:
 
 @cache
 def _counted(profile: Profile) -> tuple[int, int]:
-    """Parameters, and training arithmetic of an image; nothing is allocated."""
+    """Count the parameters and the training FLOPs of an image, without allocating anything."""
     import torch
     from sidebyside.plain import training_flops
 
@@ -115,13 +115,13 @@ def _counted(profile: Profile) -> tuple[int, int]:
 
 
 def measured() -> dict[str, Any]:
-    """The file of ``scale_measured.py``."""
+    """Read the file that ``scale_measured.py`` wrote."""
     found: dict[str, Any] = json.loads(RESULTS.read_text())
     return found
 
 
 def unit_costs() -> list[list[str]]:
-    """Of one image and one line, by profile."""
+    """Make the table of one image and one line, by profile."""
     rows: list[tuple[str, Callable[[Profile], str]]] = [
         ("features of one image", lambda p: f"{p.entry_bytes:,} B"),
         ("parameters of the flow", lambda p: f"{p.parameters / 1e6:.1f} M"),
@@ -135,19 +135,19 @@ def unit_costs() -> list[list[str]]:
 
 
 def gpu_hours(profile: Profile, inputs: Inputs) -> float:
-    """Of one training, all its GPUs together."""
+    """Return the GPU hours of one training, summed over its GPUs."""
     flops = profile.training_flops * profile.epochs * inputs.images * inputs.fitted
     return flops / (inputs.gpu_tflops * 1e12 * inputs.utilisation) / 3600
 
 
 def core_hours(inputs: Inputs) -> float:
-    """Of one training of the embedded profile without a GPU."""
+    """Return the core hours of one training of the embedded profile without a GPU."""
     each = measured()["training"]["core_seconds_an_image_and_epoch"]
     return float(each) * EMBEDDED.epochs * inputs.images * inputs.fitted / 3600
 
 
 def lines_a_node(inputs: Inputs) -> tuple[int, int]:
-    """Lines that one server on a node can hold, and lines whose busiest rate the node's cores can score."""
+    """Return how many lines one server on a node can hold, and for how many its cores can score the busiest rate."""
     serving = measured()["serving"]
     memory = inputs.node_gib * 2**30 * inputs.usable - serving["bytes_of_one_line_and_server"]
     held = 1 + int(memory / serving["bytes_a_further_line"])
@@ -157,7 +157,7 @@ def lines_a_node(inputs: Inputs) -> tuple[int, int]:
 
 
 def shards(images: int, inputs: Inputs) -> int | None:
-    """Pods among which a first extraction is dealt out; None if a pod does not even start in time."""
+    """Return the pods among which a first extraction is divided; None if a pod does not even start in time."""
     left = inputs.deadline - inputs.shard_start
     if left <= 0:
         return None
@@ -166,7 +166,7 @@ def shards(images: int, inputs: Inputs) -> int | None:
 
 
 def fleet(inputs: Inputs) -> list[list[str]]:
-    """What a number of lines costs in all."""
+    """Make the table of what a number of lines costs in all."""
     found = measured()
     counts = [inputs.lines] if inputs.lines else [10, 100, 10_000]
     held, scored = lines_a_node(inputs)
@@ -216,7 +216,7 @@ def fleet(inputs: Inputs) -> list[list[str]]:
 
 
 def one_line(inputs: Inputs) -> list[list[str]]:
-    """What one training, one node and one extraction take."""
+    """Make the table of what one training, one node and one extraction take."""
     held, scored = lines_a_node(inputs)
     found = measured()
     rate = inputs.node_cores * inputs.usable / found["serving"]["core_seconds_a_request"]
@@ -245,7 +245,7 @@ def _scoring_cores(inputs: Inputs) -> float:
 
 
 def measurements() -> list[list[str]]:
-    """What was measured."""
+    """Make the table of the measured figures."""
     found = measured()
     serving = found["serving"]
     return [
@@ -263,7 +263,7 @@ def measurements() -> list[list[str]]:
 
 
 def tables(inputs: Inputs) -> str:
-    """All tables, as Markdown."""
+    """Return all tables as Markdown."""
     assumed = ", ".join(f"`--{f.name.replace('_', '-')} {getattr(inputs, f.name):g}`" for f in fields(inputs)[1:])
     parts = [
         "### Measured",
@@ -293,7 +293,7 @@ def _size(count: float) -> str:
 
 
 def _few(value: float) -> str:
-    """Two or three digits: none of these figures is known better."""
+    """Format a figure with two or three digits, because none of them is known more precisely."""
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}" if value >= 10 else f"{value:.2g}"
 
 
@@ -302,7 +302,7 @@ def _options(arguments: Sequence[str] | None) -> tuple[Inputs, Path | None]:
     for item in fields(Inputs):
         kind = type(item.default)
         parser.add_argument(f"--{item.name.replace('_', '-')}", type=kind, default=item.default, help="(%(default)s)")
-    parser.add_argument("--write", type=Path, help="page whose tables are replaced")
+    parser.add_argument("--write", type=Path, help="page in which to replace the tables")
     options = vars(parser.parse_args(arguments))
     page = options.pop("write")
     return replace(Inputs(), **options), page

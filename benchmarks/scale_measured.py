@@ -1,9 +1,9 @@
-"""What docs/guides/scale.md rests on, measured: core seconds an image, and memory a line in a server that holds many.
+"""Measure the figures behind docs/guides/scale.md: core seconds an image, and memory a line in a server of many lines.
 
     python benchmarks/scale_measured.py --json benchmarks/results/scale.json
 
-Times are processor time on one thread, so that other work on the machine falsifies them less than times by the clock.
-The detector has random weights: what a step, a score and a line in memory take does not depend on their values.
+Times are processor time on one thread, which other work on the machine distorts less than wall-clock time.
+The detector has random weights: the cost of a step, of a score and of a line in memory does not depend on their values.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def main() -> None:
 
 
 def machine() -> dict[str, Any]:
-    """What it was measured on."""
+    """Describe the machine."""
     from csflow.flow.device import choose_device, choose_precision
 
     cpu = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
@@ -70,7 +70,7 @@ def machine() -> dict[str, Any]:
 
 
 def extraction(folder: Path) -> dict[str, float]:
-    """Core seconds an image from file to stored features, and the bytes of an entry."""
+    """Measure the core seconds an image from file to stored features, and the bytes of an entry."""
     from sidebyside.images import draw_images
     from sidebyside.materials import Listing
 
@@ -88,10 +88,10 @@ def extraction(folder: Path) -> dict[str, float]:
 
 
 def training(folder: Path) -> dict[str, float]:
-    """Core seconds an image and epoch."""
+    """Measure the core seconds an image and epoch."""
     import torch
 
-    from csflow.flow.training import fit
+    from csflow.flow.training import fit_flow
 
     levels = [torch.randn(IMAGES, 192, side, side) for side in (12, 6, 3)]
 
@@ -104,7 +104,7 @@ def training(folder: Path) -> dict[str, float]:
 
     ends: list[float] = []
     config = TrainingConfig(epochs=EPOCHS, device="cpu", checkpoint_seconds=1e6)
-    fit(
+    fit_flow(
         Images(),
         LINE.flow,
         config,
@@ -117,9 +117,9 @@ def training(folder: Path) -> dict[str, float]:
 
 
 def serving(folder: Path) -> dict[str, float]:
-    """Resident memory of one server with one line and with several, and core seconds a request."""
+    """Measure the resident memory of one server with one line and with several, and the core seconds a request."""
     first = detector(folder / "line-0")
-    # A copy each: pages of one mapped file would be shared.
+    # A copy for each line, because pages of one mapped file would be shared.
     directories = [first, *(shutil.copytree(first, folder / f"line-{n}") for n in range(1, LINES[-1]))]
     from sidebyside.images import draw_images
 
@@ -148,7 +148,7 @@ def serving(folder: Path) -> dict[str, float]:
 
 
 def detector(directory: Path) -> Path:
-    """A detector of the size of a trained one."""
+    """Save a detector of the size of a trained one."""
     import torch
 
     from csflow.detector.calibration import calibrate
@@ -172,7 +172,7 @@ def detector(directory: Path) -> Path:
 
 @contextmanager
 def server(directories: Sequence[Path]) -> Iterator[tuple[str, int]]:
-    """A csflow server that holds several detectors; its address and process."""
+    """Start a csflow server with several detectors; yield its address and process."""
     import socket
 
     with socket.socket() as free:
@@ -191,7 +191,7 @@ def server(directories: Sequence[Path]) -> Iterator[tuple[str, int]]:
 
 
 def ask(url: str, name: str, picture: bytes) -> None:
-    """Have one image scored."""
+    """Request the score of one image."""
     body = json.dumps({"instances": [{"image": {"b64": base64.b64encode(picture).decode()}}]}).encode()
     request = urllib.request.Request(f"{url}/v1/models/{name}:predict", body, {"Content-Type": "application/json"})
     with urllib.request.urlopen(request, timeout=300) as answer:
@@ -216,7 +216,7 @@ def _tree(pid: int) -> list[int]:
 
 
 def _resident(pid: int) -> float:
-    """Proportional set size: a page that several processes share counts once."""
+    """Return the proportional set size, in which a page that several processes share counts once."""
     found = re.search(r"Pss:\s+(\d+) kB", Path(f"/proc/{pid}/smaps_rollup").read_text())
     assert found is not None
     return 1024.0 * int(found.group(1))

@@ -1,4 +1,4 @@
-"""How fast csflow is, side by side with its peers on the same weights, features and images (benchmarks/README.md).
+"""Measure the speed of csflow and its peers on the same weights, features and images (benchmarks/README.md).
 
 python benchmarks/speed.py --quick
 python benchmarks/speed.py --work train_step,memory --width 1024 --peer official=../cs-flow --json result.json

@@ -1,8 +1,8 @@
-"""Does a per-channel standardisation of the features train better, and which eps of Adam?
+"""Test whether a per-channel standardisation of the features trains better, and with which eps of Adam.
 
-Trains the flow of a line (never MTD: nothing may be chosen on its test images) with and without, over several
-seeds, on the same stored features and prints held-out NLL of good images (nats a dimension, images nobody fitted)
-beside the image AUROC on the line's test images.
+Trains the flow of a line (never MTD: nothing may be chosen on its test images) with and without it, over several
+seeds, on the same stored features, and prints the held-out NLL of good images (nats a dimension, images not fitted)
+and the image AUROC on the line's test images.
 
     python benchmarks/standardization.py demo-texture demo-object --json benchmarks/results/standardization.json
 """
@@ -26,7 +26,7 @@ from csflow.detector.model import score_stored
 from csflow.features.backbone import load_backbone
 from csflow.features.cache_manifest import CachedFeatures, CacheManifest
 from csflow.features.store import FeatureStore
-from csflow.flow.training import fit
+from csflow.flow.training import fit_flow
 from csflow.metrics import image_auroc
 from csflow.runs.checkout import materialise
 from csflow.system.files import write_json
@@ -34,13 +34,13 @@ from csflow.system.workspace import Workspace
 
 
 def measure(line: LineConfig, manifest: Manifest, cached: CacheManifest) -> tuple[float, float]:
-    """Held-out NLL per dimension and image AUROC of one training."""
+    """Measure the held-out NLL per dimension and the image AUROC of one training."""
 
     def features(role: str) -> CachedFeatures:
         return cached.open(list(manifest.rows(role=role).frame["sha256"]))
 
     with tempfile.TemporaryDirectory() as folder:
-        flow = fit(
+        flow = fit_flow(
             features("fit"),
             line.flow,
             line.training,

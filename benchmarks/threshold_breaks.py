@@ -1,7 +1,8 @@
-"""What breaks the promise: simulated lines whose calibration images are not like the parts to come.
+"""Simulate lines whose calibration images are not like the later parts, which breaks the threshold's promise.
 
-A part is a vector of independent normal features of unequal spread, a picture of it the part and a little noise; roles
-come from csflow's own rule and scores from its own Mahalanobis detector. Each broken case has a sound one beside it.
+A part is a vector of independent normal features of unequal spread, and an image of it is the part with a little noise.
+Roles come from csflow's own rule and scores from its own Mahalanobis detector. Each broken case is paired with a sound
+one.
 """
 
 from __future__ import annotations
@@ -19,31 +20,31 @@ from csflow.config import CalibrationConfig, RolesConfig
 from csflow.data.manifest import role_of
 from csflow.detector.kinds.mahalanobis import Mahalanobis
 from csflow.detector.model import score_stored
-from csflow.flow.cross_scale import Pyramid
+from csflow.flow.pyramid import Pyramid
 
 Floats = npt.NDArray[np.float64]
 
 FEATURES, PICTURES, FRESH = 96, 600, 300
-"""Of a simulated line: features of a picture, good pictures to learn from, new parts to judge."""
+"""Of a simulated line: features of an image, good images to learn from, new parts to judge."""
 
 SPREADS = np.logspace(0.0, -1.5, FEATURES)
-"""Standard deviations of the features: unequal, or shrinking the covariance would find the truth by itself."""
+"""Standard deviations of the features. They are unequal, because shrinkage would estimate equal ones exactly."""
 
 NOISE = 0.1
-"""Standard deviation of a picture's features around those of its part, as a share of the feature's."""
+"""Standard deviation of an image's features around those of its part, as a share of the feature's."""
 
 DRIFT = 0.5
-"""How far the drift in lighting moves every fourth feature, as a share of the feature's standard deviation."""
+"""Shift of every fourth feature by the drift in lighting, as a share of the feature's standard deviation."""
 
 
 class Break(NamedTuple):
-    """A way of calibrating and what became of the promise. Rates are fractions.
+    """A way of calibrating, and how well its promise was kept. Rates are fractions.
 
     Attributes:
         source: The line.
-        case: What was done.
-        broken: Whether it breaks the assumption; else it is the sound case beside it.
-        alpha: Rate asked for.
+        case: Description of the calibration.
+        broken: True if it breaks the assumption; False for the sound case that it is compared with.
+        alpha: Promised rate.
         confidence: Of the tolerance rule; None for the conformal one.
         n: Calibration images, on average over the draws.
         images: Good images judged, all draws together.
@@ -67,17 +68,17 @@ class Break(NamedTuple):
 
 
 class Vectors:
-    """Feature vectors as csflow's detectors read them: one level of one place."""
+    """Feature vectors as csflow's detectors read them: one level of one pixel."""
 
     def __init__(self, values: Floats) -> None:
         self.values = torch.from_numpy(values.astype(np.float32))
 
     def __len__(self) -> int:
-        """Number of pictures."""
+        """Return the number of images."""
         return len(self.values)
 
     def batch(self, indices: Sequence[int]) -> Pyramid:
-        """One level ``(B, C, 1, 1)``."""
+        """Return one level ``(B, C, 1, 1)``."""
         return [self.values[list(indices), :, None, None]]
 
 
@@ -97,7 +98,7 @@ def measured(
 
 
 def simulated_breaks(rule: CalibrationConfig, *, draws: int, seed: int) -> list[Break]:
-    """All cases on a simulated line with a detector fitted anew in every draw."""
+    """Run all cases on a simulated line; the detector is fitted again in every draw."""
     cases: tuple[tuple[str, Scenario], ...] = (
         ("one picture a part", Scenario()),
         ("4 pictures a part, with group, one of each counted", Scenario(4, grouped=True, counted=1)),
@@ -113,15 +114,15 @@ def simulated_breaks(rule: CalibrationConfig, *, draws: int, seed: int) -> list[
 
 
 class Scenario(NamedTuple):
-    """How a simulated line is photographed and calibrated.
+    """A way of photographing and calibrating a simulated line.
 
     Attributes:
-        pictures_a_part: Near-duplicates.
-        grouped: Whether ``group`` keeps them in one role.
-        counted: Pictures of a part, at most, that are counted among the calibration images.
-        drift: Of the new parts' lighting.
+        pictures_a_part: Images of the same part, which are near-duplicates.
+        grouped: True if ``group`` keeps them in one role.
+        counted: Images of a part at most that count as calibration images.
+        drift: Shift of the new parts' lighting.
         calibrate_on: Role of the calibration images.
-        broken: Whether this breaks the assumption.
+        broken: True if this breaks the assumption.
     """
 
     pictures_a_part: int = 1
@@ -133,7 +134,7 @@ class Scenario(NamedTuple):
 
 
 def _one_draw(case: Scenario, seed: Sequence[int]) -> tuple[Floats, Floats]:
-    """Scores of the calibration pictures and of pictures of new parts."""
+    """Return the scores of the calibration images and of images of new parts."""
     generator = np.random.default_rng(seed)
     pictures = np.repeat(
         generator.normal(size=(PICTURES // case.pictures_a_part, FEATURES)), case.pictures_a_part, axis=0
@@ -150,18 +151,18 @@ def _one_draw(case: Scenario, seed: Sequence[int]) -> tuple[Floats, Floats]:
 
 
 def _role(case: Scenario, seed: Sequence[int], picture: int) -> str:
-    """As csflow gives it: by the group, or by what the picture holds, which differs from picture to picture."""
+    """Return the role that csflow gives: by the group, or by the content, which differs from image to image."""
     key = f"part {picture // case.pictures_a_part}" if case.grouped else f"picture {picture}"
     return role_of(f"{list(seed)} {key}", RolesConfig())
 
 
 def counted_twice(rule: CalibrationConfig, *, n: int, pictures_a_part: int, draws: int, seed: int) -> Break:
-    """Several pictures of each part among the calibration images, all counted: fewer draws than promised keep it.
+    """Calibrate on several images of each part, all counted: fewer draws than promised keep the promise.
 
     Args:
         rule: The promise, with a confidence.
-        n: Calibration pictures.
-        pictures_a_part: How many of them show the same part.
+        n: Calibration images.
+        pictures_a_part: Number of images of the same part.
         draws: How many.
         seed: Of the generator.
     """

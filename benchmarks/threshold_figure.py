@@ -1,4 +1,4 @@
-"""The threshold statement as one picture, made from the result file alone; told apart without colour, too."""
+"""Draw the threshold study from its result file, in one picture that can be read without colour."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def threshold_figure(result: Mapping[str, Any]) -> Figure:
     FigureCanvasAgg(figure)
     top, bottom = figure.subfigures(2, 1, squeeze=False, height_ratios=(1.25, 1)).ravel()
     panels = [*top.subplots(1, 3), bottom.subplots()]
-    # A pool as population differs from the pool in what is known of it, not in its scores.
+    # A pool used as population has the same scores as the pool; only its true rate is known.
     one_each = [row for row in result["rows"] if not row["source"].endswith("population")]
     p_values = [row for row in result["uniformity"] if not row["source"].endswith("population")]
     _rates(panels[0], [row for row in one_each if row["confidence"] is None])
@@ -48,7 +48,7 @@ def threshold_figure(result: Mapping[str, Any]) -> Figure:
 
 
 def _rates(axes: Axes, rows: Sequence[Row]) -> None:
-    """Alpha asked against rate observed, with the range of single draws that must come out."""
+    """Draw the observed rate over the promised alpha, with the exact range of single draws."""
     from matplotlib.ticker import FuncFormatter
 
     first = [row for row in rows if row["source"] == rows[0]["source"]]
@@ -59,13 +59,13 @@ def _rates(axes: Axes, rows: Sequence[Row]) -> None:
     for row, mark, colour, shift in _by_source(rows):
         observed = [(r["alpha"] * shift, r["observed_rate"]) for r in rows if r["source"] == row["source"]]
         axes.plot(*np.array(observed).T, mark, color=colour, markerfacecolor="white", markersize=6, label=row["source"])
-    percent = FuncFormatter(lambda value, place: f"{100 * value:g} %")
+    percent = FuncFormatter(lambda value, position: f"{100 * value:g} %")
     axes.set(xscale="log", yscale="log", xticks=alphas, yticks=alphas, xlabel="alpha asked")
     axes.set(ylabel="false-alarm rate observed, mean of all draws")
     axes.minorticks_off()
     axes.xaxis.set_major_formatter(percent)
     axes.yaxis.set_major_formatter(percent)
-    axes.set_title("Conformal: mean rate of all draws beside alpha", loc="left", fontsize=10)
+    axes.set_title("Conformal: mean rate of all draws against alpha", loc="left", fontsize=10)
     axes.legend(fontsize=7.5, frameon=False, loc="upper left")
 
 
@@ -77,22 +77,22 @@ def _single_draws(row: Row) -> tuple[float, float]:
 
 
 def _by_source(rows: Sequence[Row]) -> list[tuple[Row, str, str, float]]:
-    """The first row of every source with its marker, colour and a small shift that keeps marks apart."""
+    """Yield the first row of every source with its marker, its colour and a small shift that keeps markers apart."""
     firsts = list({row["source"]: row for row in reversed(rows)}.values())[::-1]
     shifts = 1.0 + 0.035 * (np.arange(len(firsts)) - (len(firsts) - 1) / 2)
     return list(zip(firsts, cycle(MARKERS), cycle(COLOURS), shifts.tolist(), strict=False))
 
 
 def _kept(axes: Axes, rows: Sequence[Row]) -> None:
-    """Share of draws whose true rate is at most alpha, both rules, beside the exact share."""
+    """Draw the share of draws whose true rate is at most alpha, for both rules, and the exact share."""
     known = [row for row in rows if row["observed_kept"] is not None]
     for tolerance, mark in ((True, "o"), (False, "s")):
         chosen = [row for row in known if (row["confidence"] is not None) == tolerance]
         alphas = sorted({row["alpha"] for row in chosen})
         colour, rule = (SOUND, "tolerance limit") if tolerance else (BROKEN, "conformal")
-        places = [alphas.index(row["alpha"]) for row in chosen]
+        positions = [alphas.index(row["alpha"]) for row in chosen]
         spread = 0.05 * ((np.arange(len(chosen)) // max(1, len(alphas))) - 2.5)
-        axes.plot(places + spread, [row["observed_kept"] for row in chosen], mark, color=colour,
+        axes.plot(positions + spread, [row["observed_kept"] for row in chosen], mark, color=colour,
                   markerfacecolor="white", markersize=5, label=f"{rule}, observed")  # fmt: skip
         exact = [next(row["expected_kept"] for row in chosen if row["alpha"] == alpha) for alpha in alphas]
         axes.hlines(exact, np.arange(len(alphas)) - 0.35, np.arange(len(alphas)) + 0.35, color=colour,
@@ -107,7 +107,7 @@ def _kept(axes: Axes, rows: Sequence[Row]) -> None:
 
 
 def _p_values(axes: Axes, sources: Sequence[Row], grid: Sequence[float], draws: int) -> None:
-    """Cumulative share of p-values less what is uniform, with the range of the Kolmogorov-Smirnov test."""
+    """Draw the cumulative share of p-values minus the uniform one, with the range of the Kolmogorov-Smirnov test."""
     half = float(stats.kstwo.ppf(0.99, draws))
     axes.axhspan(-half, half, color="#e3e3e3", label="99 % of uniform samples")
     axes.axhline(0.0, color=INK, linewidth=1.0)
@@ -119,19 +119,21 @@ def _p_values(axes: Axes, sources: Sequence[Row], grid: Sequence[float], draws: 
 
 
 def _breaks(axes: Axes, cases: Sequence[Row]) -> None:
-    """Rates with the assumption kept (hollow circles) and broken (filled squares)."""
-    places = np.arange(len(cases))[::-1]
+    """Draw the rates with the assumption kept (hollow circles) and broken (filled squares)."""
+    heights = np.arange(len(cases))[::-1]
     for broken, mark, face, colour in ((False, "o", "white", SOUND), (True, "s", BROKEN, BROKEN)):
-        chosen = [(case["observed_rate"], y) for case, y in zip(cases, places, strict=True) if case["broken"] == broken]
+        chosen = [
+            (case["observed_rate"], y) for case, y in zip(cases, heights, strict=True) if case["broken"] == broken
+        ]
         label = "assumption broken" if broken else "assumption kept"
         if chosen:
             axes.plot(*np.array(chosen).T, mark, color=colour, markerfacecolor=face, label=label)
-    for case, y in zip(cases, places, strict=True):
+    for case, y in zip(cases, heights, strict=True):
         axes.annotate(f"{100 * case['observed_rate']:.1f} %", (case["observed_rate"], y), xytext=(9, -3),
                       textcoords="offset points", fontsize=8, color=INK, annotation_clip=False)  # fmt: skip
     alpha = cases[0]["alpha"]
     axes.axvline(alpha, color=INK, linewidth=1.0, linestyle="--")
-    axes.set_yticks(places, [f"{case['source']}: {case['case']}" for case in cases])
+    axes.set_yticks(heights, [f"{case['source']}: {case['case']}" for case in cases])
     axes.set(xlim=(0, 1.05), xlabel=f"false-alarm rate observed; asked {100 * alpha:g} % (dashed)")
     axes.set_title("What breaks it", loc="left", fontsize=10)
     axes.legend(fontsize=7.5, frameon=False, loc="upper right")

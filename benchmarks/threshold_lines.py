@@ -1,4 +1,4 @@
-"""Scores of a real line's good images: those its detector never fitted, those it did, and those of unknown lighting."""
+"""Score a real line's good images: those not fitted by its detector, those fitted, and those of unknown lighting."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from threshold_breaks import Break, measured
 from threshold_study import Split, calibrated
 
 from csflow.config import CalibrationConfig, LineConfig, load_line
-from csflow.detector.fitting import load_model
-from csflow.detector.model import Model, round_to_stored, score_stored
+from csflow.detector.model import Model, score_stored
+from csflow.detector.model_file import load_model, round_to_stored
 from csflow.errors import DataError
 from csflow.features.backbone import load_backbone
 from csflow.features.cache_manifest import CachedFeatures, CacheManifest
@@ -28,16 +28,16 @@ Floats = npt.NDArray[np.float64]
 
 
 class OneShot(NamedTuple):
-    """The line as it is: its own calibration images, judged on its own good test images. No draw at all.
+    """The result of the line itself: its own calibration images and its own good test images, without any random draw.
 
     Attributes:
         source: Line and detector.
-        alpha: Rate asked for.
+        alpha: Promised rate.
         n: Calibration images.
         images: Good test images.
-        false_alarms: How many of them are called defective.
-        p_surprise: Probability of at least so many, if they come from the same process.
-        p_same: Two-sample Kolmogorov-Smirnov test, exact: p-values of one calibration depend on one another.
+        false_alarms: Number of them that are called defective.
+        p_surprise: Probability of at least this number if they come from the same process.
+        p_same: Exact two-sample Kolmogorov-Smirnov test, because p-values of one calibration are not independent.
     """
 
     source: str
@@ -66,7 +66,7 @@ class Line(NamedTuple):
 
     @classmethod
     def load(cls, name: str) -> Line:
-        """Check out a line's images and make sure of their features."""
+        """Check out a line's images and extract their features if needed."""
         config, workspace = load_line(name), Workspace.from_environment()
         manifest, _ = materialise(config, workspace)
         good = manifest.rows(label="good")
@@ -74,19 +74,19 @@ class Line(NamedTuple):
         return cls(config, good.frame, cached, workspace)
 
     def with_detector(self, kind: str) -> Line:
-        """The line with another kind of detector."""
+        """Return the line with another kind of detector."""
         return self._replace(config=self.config.model_copy(update={"detector": kind}))
 
     def features(self, chosen: pd.Series[bool]) -> CachedFeatures:
-        """Features of some rows."""
+        """Return the features of some rows."""
         return self.cached.open(list(self.frame.loc[chosen, "sha256"]))
 
     def in_role(self, *roles: str) -> pd.Series[bool]:
-        """Rows with one of the roles."""
+        """Select the rows with one of the roles."""
         return self.frame["role"].isin(roles)
 
     def fitted(self, chosen: pd.Series[bool]) -> Model:
-        """The line's detector, if need be another kind, fitted to some rows and rounded as it would be stored."""
+        """Fit the line's kind of detector to some rows, and round it as it would be stored."""
         images = images_to_fit(self.config, list(self.frame.loc[chosen, "sha256"]))
         folder = find_or_fit(self.config, self.cached, images, self.workspace.models)
         model = load_model(folder / "model.safetensors", self.config, self.cached.shapes)
@@ -94,17 +94,17 @@ class Line(NamedTuple):
         return model
 
     def scores(self, model: Model, chosen: pd.Series[bool]) -> Floats:
-        """Scores of some rows in float64."""
+        """Return the scores of some rows in float64."""
         return score_stored(model, self.features(chosen))[0].astype(np.float64)
 
 
 def pool(name: str, line: Line, model: Model) -> Split:
-    """All good images that were not fitted. Nothing is chosen here, so the good test images may be among them."""
+    """Collect all good images that were not fitted, test images included, because nothing is chosen here."""
     return Split(name, line.scores(model, line.in_role("calibrate", "gate", "test")))
 
 
 def one_shot(name: str, line: Line, model: Model, alpha: float) -> OneShot:
-    """Calibrate on the images held out for it, judge the good test images, once."""
+    """Calibrate once on the images held out for it, and judge the good test images."""
     held_out = line.scores(model, line.in_role("calibrate"))
     new = line.scores(model, line.in_role("test"))
     calibration = calibrated(held_out, CalibrationConfig(alpha=alpha))
@@ -115,7 +115,7 @@ def one_shot(name: str, line: Line, model: Model, alpha: float) -> OneShot:
 
 
 def fitted_images(name: str, line: Line, model: Model, rule: CalibrationConfig) -> list[Break]:
-    """Calibration on images that were fitted, beside that on images that were not."""
+    """Compare a calibration on fitted images with one on images that were not fitted."""
     new = line.scores(model, line.in_role("gate", "test"))
     roles = (("images that were not fitted", "calibrate", False), ("images that were fitted", "fit", True))
     return [
@@ -125,7 +125,7 @@ def fitted_images(name: str, line: Line, model: Model, rule: CalibrationConfig) 
 
 
 def unknown_lighting(line: Line, pattern: str, rule: CalibrationConfig, *, least: int = 20) -> list[Break]:
-    """For each condition a file name tells: fit and calibrate on the others only, judge good images of this one.
+    """Judge the good images of each lighting condition after fitting and calibrating on the other conditions only.
 
     Args:
         line: The line.
@@ -134,7 +134,7 @@ def unknown_lighting(line: Line, pattern: str, rule: CalibrationConfig, *, least
         least: Conditions with fewer good images are left out.
 
     Raises:
-        DataError: If the pattern tells no two conditions apart.
+        DataError: If the pattern does not distinguish two conditions.
     """
     condition = line.frame["path"].map(lambda path: (re.findall(pattern, path) or [""])[0])
     counts = condition.value_counts().sort_index()

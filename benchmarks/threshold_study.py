@@ -1,8 +1,8 @@
-"""Random calibration draws with csflow's own rule, beside what must come out exactly.
+"""Compare random calibration draws under csflow's own rule with the exact result.
 
 Of m fresh good images, exchangeable with n calibration images, the number above the k-th smallest calibration score is
-beta-binomial with parameters n - k + 1 and k, whatever the scores' distribution, if scores are never equal. Where they
-can be equal it is stochastically smaller, so there only the side that would break the promise is tested.
+beta-binomial with parameters n - k + 1 and k, for any distribution of the scores, if scores are never equal. If they
+can be equal it is stochastically smaller, so only the side that would break the promise is tested.
 """
 
 from __future__ import annotations
@@ -23,25 +23,25 @@ Floats = npt.NDArray[np.float64]
 Counts = npt.NDArray[np.int64]
 
 P_VALUE_GRID = tuple(round(0.02 * step, 2) for step in range(51))
-"""Where the distribution of the p-values is written down."""
+"""Values at which the distribution of the p-values is recorded."""
 
 
 class Source(Protocol):
-    """Where calibration and fresh scores come from."""
+    """A source of calibration scores and of fresh scores."""
 
     @property
     def name(self) -> str:
-        """For tables and plots."""
+        """Return the name for tables and plots."""
 
     @property
     def ties(self) -> bool:
-        """Whether two images can have the same score."""
+        """Return True if two images can have the same score."""
 
     def draw(self, generator: np.random.Generator, n: int, fresh: int) -> tuple[Floats, Floats]:
-        """Scores of n calibration images and of fresh ones."""
+        """Draw the scores of n calibration images and of fresh images."""
 
     def rate_above(self, threshold: float) -> float | None:
-        """False-alarm rate of a threshold over all images that could ever come; None if nobody knows it."""
+        """Return the false-alarm rate of a threshold over the whole population; None if it is unknown."""
 
 
 @dataclass(frozen=True)
@@ -50,9 +50,9 @@ class Family:
 
     Attributes:
         name: Of the distribution.
-        sample: Draws so many scores.
+        sample: Draws a number of scores.
         survival: Share of scores strictly above a value.
-        ties: Whether scores can be equal.
+        ties: True if scores can be equal.
     """
 
     name: str
@@ -61,21 +61,21 @@ class Family:
     ties: bool = False
 
     def draw(self, generator: np.random.Generator, n: int, fresh: int) -> tuple[Floats, Floats]:
-        """See :class:`Source`."""
+        """Implement :class:`Source`."""
         scores = np.asarray(self.sample(generator, n + fresh), dtype=np.float64)
         return scores[:n], scores[n:]
 
     def rate_above(self, threshold: float) -> float:
-        """See :class:`Source`."""
+        """Implement :class:`Source`."""
         return float(self.survival(threshold))
 
 
 @dataclass(frozen=True)
 class Split:
-    """Random splits of a pool of real images: none is calibrated on and judged in one draw.
+    """Random splits of a pool of real images: no image is both calibrated on and judged in one draw.
 
     Given the pool the splits are independent and every one is equally likely, so the exact distributions hold for any
-    pool of different scores: this tests the rule, not whether the pool is like the parts to come.
+    pool of different scores: this tests the rule, and not the likeness of the pool to later parts.
     """
 
     name: str
@@ -83,39 +83,39 @@ class Split:
 
     @property
     def ties(self) -> bool:
-        """See :class:`Source`."""
+        """Implement :class:`Source`."""
         return len(np.unique(self.pool)) < len(self.pool)
 
     def draw(self, generator: np.random.Generator, n: int, fresh: int) -> tuple[Floats, Floats]:
-        """See :class:`Source`."""
+        """Implement :class:`Source`."""
         scores = generator.permutation(self.pool)[: n + fresh]
         return scores[:n], scores[n:]
 
     def rate_above(self, threshold: float) -> None:
-        """See :class:`Source`."""
+        """Implement :class:`Source`."""
         return
 
 
 @dataclass(frozen=True)
 class Population:
-    """A line whose parts are exactly those of a pool: drawn with replacement, so the true rate is known."""
+    """A line whose parts are exactly those of a pool, drawn with replacement, so that the true rate is known."""
 
     name: str
     pool: Floats
     ties: bool = True
 
     def draw(self, generator: np.random.Generator, n: int, fresh: int) -> tuple[Floats, Floats]:
-        """See :class:`Source`."""
+        """Implement :class:`Source`."""
         scores = generator.choice(self.pool, n + fresh)
         return scores[:n], scores[n:]
 
     def rate_above(self, threshold: float) -> float:
-        """See :class:`Source`."""
+        """Implement :class:`Source`."""
         return float((self.pool > threshold).mean())
 
 
 class Draws(NamedTuple):
-    """Outcome of many calibration draws under one rule.
+    """The results of many calibration draws under one rule.
 
     Attributes:
         false_alarms: Fresh images called defective in each draw.
@@ -127,12 +127,12 @@ class Draws(NamedTuple):
 
 
 class Row(NamedTuple):
-    """One source under one rule. Rates are fractions; ``p_…`` are p-values of the tests, small if something is wrong.
+    """The result of one source under one rule. Rates are fractions; ``p_…`` are p-values, small if something is wrong.
 
     Attributes:
         source: Name of the source.
-        ties: Whether its scores can be equal; then the tests are one-sided.
-        alpha: Rate asked for.
+        ties: True if its scores can be equal; then the tests are one-sided.
+        alpha: Promised rate.
         confidence: Of the tolerance rule; None for the conformal one.
         n: Calibration images of a draw.
         fresh: Fresh images of a draw.
@@ -142,7 +142,7 @@ class Row(NamedTuple):
         low: 2.5 % of the draws have a lower rate among their fresh images.
         high: 2.5 % of the draws have a higher one.
         expected_kept: Exact share of draws whose true rate is at most alpha, for scores that are never equal.
-        observed_kept: That share; None where the true rate is unknown.
+        observed_kept: The observed share; None if the true rate is unknown.
         p_total: Of all draws' false alarms together.
         p_shape: Of their distribution over the draws.
         p_kept: Of ``observed_kept``.
@@ -167,7 +167,7 @@ class Row(NamedTuple):
 
 
 class Uniformity(NamedTuple):
-    """p-values of good images of one source, one fresh image a draw, which makes them independent.
+    """The p-values of good images of one source, from one fresh image a draw, so that they are independent.
 
     Attributes:
         source: Name of the source.
@@ -183,7 +183,7 @@ class Uniformity(NamedTuple):
 
 
 def families() -> tuple[Family, ...]:
-    """Simulated lines of different shapes: harmless, skewed, without a variance, with equal scores, of two lamps."""
+    """Make simulated lines of different shapes: regular, skewed, without variance, with equal scores, of two lamps."""
     lognormal, heavy, coarse = stats.lognorm(0.6), stats.t(2), stats.poisson(3.0)
     return (
         Family("normal", lambda g, size: g.normal(size=size), lambda x: float(stats.norm.sf(x))),
@@ -204,7 +204,7 @@ def _above_two_lamps(score: float) -> float:
 
 
 def calibrated(scores: Floats, rule: CalibrationConfig) -> Calibration:
-    """Csflow's own calibration; a study of scores has no maps, so each is its own map of one place."""
+    """Calibrate with csflow's own rule; because the study has no maps, each score is its own map of one pixel."""
     return calibrate(scores, scores[:, None, None], rule)
 
 
@@ -212,7 +212,7 @@ def repeated(source: Source, rule: CalibrationConfig, *, n: int, fresh: int, dra
     """Calibrate and judge fresh good images many times.
 
     Args:
-        source: Where the scores come from.
+        source: Source of the scores.
         rule: The promise.
         n: Calibration images of a draw.
         fresh: Fresh images of a draw.
@@ -231,7 +231,7 @@ def repeated(source: Source, rule: CalibrationConfig, *, n: int, fresh: int, dra
 
 
 def judged(source: Source, rule: CalibrationConfig, *, n: int, fresh: int, draws: int, seed: int) -> Row:
-    """Compare many draws with what must come out; arguments as in `repeated`."""
+    """Compare many draws with the exact result; arguments as in `repeated`."""
     result = repeated(source, rule, n=n, fresh=fresh, draws=draws, seed=seed)
     rank = threshold_rank(n, rule.alpha, rule.confidence)
     observed = result.false_alarms / fresh
@@ -259,14 +259,14 @@ def judged(source: Source, rule: CalibrationConfig, *, n: int, fresh: int, draws
 
 
 def total_test(false_alarms: Counts, *, n: int, fresh: int, rank: int, ties: bool) -> float:
-    """Exact test of all false alarms together: their sum over independent draws.
+    """Test all false alarms together, exactly: their sum over independent draws.
 
     Args:
         false_alarms: Of each draw.
         n: Calibration images of a draw.
         fresh: Fresh images of a draw.
-        rank: Which calibration score is the threshold, from 1.
-        ties: Whether scores can be equal; then only too many are evidence.
+        rank: Rank of the calibration score that is the threshold, from 1.
+        ties: True if scores can be equal; then only too many are evidence.
     """
     single = stats.betabinom.pmf(np.arange(fresh + 1), fresh, n - rank + 1, rank)
     size = len(false_alarms) * fresh + 1
@@ -277,39 +277,39 @@ def total_test(false_alarms: Counts, *, n: int, fresh: int, rank: int, ties: boo
 
 
 def shape_test(false_alarms: Counts, *, n: int, fresh: int, rank: int, ties: bool, seed: int) -> float:
-    """Test how false alarms vary from draw to draw: exact, after chance has filled the steps of the distribution.
+    """Test how false alarms vary from draw to draw, exactly, with the steps of the distribution filled at random.
 
-    Arguments as in `total_test`, and the seed of that chance.
+    Arguments as in `total_test`, and the seed of the random filling.
     """
     pmf = stats.betabinom.pmf(np.arange(fresh + 1), fresh, n - rank + 1, rank)
     below = np.concatenate([[0.0], np.cumsum(pmf)])
     filled = below[false_alarms] + np.random.default_rng(seed).random(len(false_alarms)) * pmf[false_alarms]
-    # Values too high, which are false alarms too many, make the cumulative share less than uniform.
+    # Too many false alarms give too high values, which make the cumulative share less than uniform.
     alternative = "less" if ties else "two-sided"
     return float(stats.kstest(np.clip(filled, 0.0, 1.0), "uniform", alternative=alternative).pvalue)
 
 
 def kept_test(kept: int, draws: int, expected: float, *, ties: bool) -> float:
-    """Exact test of how many draws keep the promise; with ties only too few are evidence."""
+    """Test exactly how many draws keep the promise; with ties only too few are evidence."""
     return float(stats.binomtest(kept, draws, expected, alternative="less" if ties else "two-sided").pvalue)
 
 
 def uniformity(source: Source, *, n: int, draws: int, seed: int) -> Uniformity:
     """Test the p-values of good images, each against calibration images of its own.
 
-    A p-value of n calibration images is one of n + 1 equally likely steps; chance fills the step below it.
+    A p-value of n calibration images is one of n + 1 equally likely steps; the step below it is filled at random.
 
     Args:
-        source: Where the scores come from.
+        source: Source of the scores.
         n: Calibration images of a draw.
         draws: How many.
         seed: Of the generator.
     """
     generator = np.random.default_rng(seed)
     values = np.empty(draws)
-    for place in range(draws):
+    for index in range(draws):
         held_out, new = source.draw(generator, n, 1)
-        values[place] = p_values(new, held_out)[0]
+        values[index] = p_values(new, held_out)[0]
     filled = values - generator.random(draws) / (n + 1)
     test = stats.kstest(filled, "uniform", alternative="greater" if source.ties else "two-sided")
     cumulative = (values[:, None] <= np.array(P_VALUE_GRID)).mean(axis=0)
@@ -317,7 +317,7 @@ def uniformity(source: Source, *, n: int, draws: int, seed: int) -> Uniformity:
 
 
 def smallest_p(rows: Sequence[Row], uniformities: Sequence[Uniformity]) -> tuple[float, int]:
-    """Smallest p-value of all tests, and how many tests there were."""
+    """Return the smallest p-value of all tests and the number of tests."""
     found = [p for row in rows for p in (row.p_total, row.p_shape, row.p_kept) if p is not None]
     found += [test.p_uniform for test in uniformities]
     return min(found), len(found)

@@ -1,4 +1,4 @@
-"""Does the threshold keep its promise? Many random calibration draws, beside what must come out exactly.
+"""Test whether the threshold keeps its promise, by comparing many random calibration draws with the exact result.
 
     python benchmarks/thresholds.py --quick                          # simulated lines only, small; what CI runs
     python benchmarks/thresholds.py --line mtd --lighting '(exp[0-9])' --json result.json --plot thresholds.png
@@ -44,19 +44,19 @@ from csflow.detector.calibration import required_images
 from csflow.system.progress import say
 
 LEVEL = 0.01
-"""Probability that a sound rule fails any of the tests, all together."""
+"""Probability that a sound rule fails any of all the tests."""
 
 CONFIDENCE, SHOWN_ALPHA = 0.95, 0.05
-"""Of the tolerance rule; of the broken cases."""
+"""Confidence of the tolerance rule, and alpha of the broken cases."""
 
 PACKAGES = ("numpy", "scipy", "scikit-learn", "torch")
 
 
 class Size(NamedTuple):
-    """How much is drawn.
+    """The size of the study.
 
     Attributes:
-        alphas: Rates asked for.
+        alphas: Promised rates.
         n: Calibration images of a draw on simulated lines.
         fresh: Fresh images of a draw on simulated lines.
         draws: Number of draws.
@@ -75,7 +75,7 @@ QUICK = Size((0.02, 0.05, 0.2), n=150, fresh=150, draws=200, breaks=5)
 
 
 class Study(NamedTuple):
-    """Everything that was found, and the configuration of each detector that was fitted to a line."""
+    """All results, and the configuration of each detector that was fitted to a line."""
 
     rows: list[Row]
     uniformity: list[Uniformity]
@@ -85,21 +85,21 @@ class Study(NamedTuple):
 
 
 def studied(sources: Sequence[tuple[Source, int, int]], size: Size, seed: int) -> tuple[list[Row], list[Uniformity]]:
-    """Both rules at every alpha, and p-values, on every source (with its n and fresh images)."""
+    """Run both rules at every alpha, and the p-values, on every source (with its n and fresh images)."""
     rows, uniform = [], []
-    for place, (source, n, fresh) in enumerate(sources):
+    for index, (source, n, fresh) in enumerate(sources):
         for alpha in size.alphas:
             for confidence in (None, CONFIDENCE):
                 if n >= required_images(alpha, confidence):
                     rule = CalibrationConfig(alpha=alpha, confidence=confidence)
-                    rows.append(judged(source, rule, n=n, fresh=fresh, draws=size.draws, seed=seed + 10 * place))
-        uniform.append(uniformity(source, n=n, draws=size.draws, seed=seed + 10 * place + 1))
+                    rows.append(judged(source, rule, n=n, fresh=fresh, draws=size.draws, seed=seed + 10 * index))
+        uniform.append(uniformity(source, n=n, draws=size.draws, seed=seed + 10 * index + 1))
         say(f"thresholds: {source.name}: {size.draws} draws of {n} calibration and {fresh} fresh images")
     return rows, uniform
 
 
 def study(arguments: argparse.Namespace) -> Study:
-    """All that the arguments ask for."""
+    """Run everything that the arguments ask for."""
     size: Size = QUICK if arguments.quick else FULL
     sources: list[tuple[Source, int, int]] = [(family, size.n, size.fresh) for family in families()]
     conformal = CalibrationConfig(alpha=SHOWN_ALPHA)
@@ -126,7 +126,7 @@ def study(arguments: argparse.Namespace) -> Study:
 def of_line(
     arguments: argparse.Namespace, rule: CalibrationConfig
 ) -> tuple[list[Split], list[Any], list[Break], dict[str, Any]]:
-    """Pools of scores nobody fitted, the line as it is, its broken cases, and how each detector was made."""
+    """Study a line: pools of scores not fitted, the line itself, its broken cases, each detector's configuration."""
     from threshold_lines import Line, fitted_images, one_shot, pool, unknown_lighting
 
     own = Line.load(arguments.line)
@@ -145,7 +145,7 @@ def of_line(
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Detectors as small as the simulated ones lose time to threads."""
+    """Run on one thread inside the block, because detectors as small as the simulated ones lose time to threads."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     with threadpool_limits(1):
@@ -154,7 +154,7 @@ def one_thread() -> Iterator[None]:
 
 
 def required() -> list[dict[str, float | int | None]]:
-    """Fewest calibration images of each promise."""
+    """Return the fewest calibration images of each promise."""
     return [
         {"alpha": alpha, "confidence": confidence, "images": required_images(alpha, confidence)}
         for alpha in FULL.alphas
@@ -163,7 +163,7 @@ def required() -> list[dict[str, float | int | None]]:
 
 
 def as_json(found: Study, arguments: argparse.Namespace, seconds: float) -> dict[str, Any]:
-    """The result for programs."""
+    """Return the results as JSON values."""
     size = QUICK if arguments.quick else FULL
     smallest, count = smallest_p(found.rows, found.uniformity)
     return {
@@ -188,7 +188,7 @@ def as_json(found: Study, arguments: argparse.Namespace, seconds: float) -> dict
 
 
 def table(found: Study) -> str:
-    """The figures as Markdown tables, rates in per cent."""
+    """Format the results as Markdown tables, with rates in per cent."""
     lines = [
         "| source | rule | alpha | mean rate | exact | draws that keep it | exact |",
         "|---|---|--:|--:|--:|--:|--:|",
@@ -217,12 +217,12 @@ def _percent(value: float | None) -> str:
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="smaller draws; takes seconds")
-    parser.add_argument("--line", help="a real line, too; simulated ones only without")
+    parser.add_argument("--line", help="also study a real line; by default simulated ones only")
     parser.add_argument("--kinds", default="mahalanobis", help="detectors fitted to the line (default: %(default)s)")
     parser.add_argument("--lighting", help="regular expression whose group names the lighting in a path; first kind")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--json", type=Path, help="write every figure there")
-    parser.add_argument("--plot", type=Path, help="write the picture (PNG) there")
+    parser.add_argument("--json", type=Path, help="write every figure to this file")
+    parser.add_argument("--plot", type=Path, help="write the picture to this file (PNG)")
     return parser.parse_args(argv)
 
 

@@ -1,11 +1,11 @@
-"""How much of the accuracy on Magnetic Tile Defects is knowing the tile?
+"""Measure how much of the accuracy on Magnetic Tile Defects comes from knowing the tile.
 
-Every tile was photographed under six lights (``exp1`` to ``exp6`` in the file names) one right after the other: the
-running numbers (``num_…``) of one tile lie close together, and a wide gap parts it from the next. The authors' split
-deals out pictures, so that nearly every good test picture shows a tile that was also fitted, under another light (96 %
-of them if numbers more than 50 apart are taken for two tiles, all from a gap of 150 on). A factory judges parts it has
-never seen. This parts the good pictures by tile instead: five folds, each judged, together with all defective pictures,
-by what was fitted to the other four. The number of fitted pictures stays about the same.
+Every tile was photographed under six lights (``exp1`` to ``exp6`` in the file names), one right after the other: the
+running numbers (``num_…``) of one tile are close together, and a wide gap separates it from the next. The authors'
+split distributes images, so nearly every good test image shows a tile that was also fitted, under another light (96 %
+of them if numbers more than 50 apart count as two tiles, all of them for gaps of 150 and more). A factory judges parts
+that it has never seen. This study splits the good images by tile instead: five folds, each judged, together with all
+defective images, by a model fitted to the other four. The number of fitted images stays about the same.
 
     python benchmarks/unseen_tiles.py --line mtd --json benchmarks/results/unseen-tiles-mtd.json
 """
@@ -40,7 +40,7 @@ METHODS = ("1-NN", "Mahalanobis", "CS-Flow (width 64)")
 
 
 def tiles_of(paths: Sequence[str]) -> list[int]:
-    """Which tile each picture shows, by the gaps between running numbers.
+    """Assign images to tiles by the gaps between their running numbers.
 
     Raises:
         DataError: If a name holds no number.
@@ -48,13 +48,13 @@ def tiles_of(paths: Sequence[str]) -> list[int]:
     found = [re.search(r"num_(\d+)", path) for path in paths]
     if not all(found):
         nameless = next(path for path, match in zip(paths, found, strict=True) if not match)
-        raise DataError(f"{nameless} is not named like a picture of Magnetic Tile Defects (exp1_num_1234.jpg).")
+        raise DataError(f"{nameless} is not named like an image of Magnetic Tile Defects (exp1_num_1234.jpg).")
     numbers = pd.Series([int(match[1]) for match in found if match]).sort_values()
     return list((numbers.diff() > GAP).cumsum().sort_index())
 
 
 def folds_by_tile(manifest: Manifest, folds: int) -> Iterator[tuple[Manifest, Manifest]]:
-    """Pictures to fit and to judge, fold by fold: no tile is in both."""
+    """Yield the images to fit and to judge, fold by fold; no tile is in both."""
     good = manifest.rows(label="good").frame
     tiles = pd.Series(tiles_of(list(good["path"])), index=good.index)
     for fold in range(folds):
@@ -64,7 +64,7 @@ def folds_by_tile(manifest: Manifest, folds: int) -> Iterator[tuple[Manifest, Ma
 
 
 def known_tiles(manifest: Manifest) -> float:
-    """Share of good test pictures whose tile is also in training."""
+    """Return the share of good test images whose tile is also in training."""
     good = manifest.rows(label="good").frame
     tiles = pd.Series(tiles_of(list(good["path"])), index=good.index)
     test = good["split"] == "test"
@@ -76,7 +76,7 @@ def _part(manifest: Manifest, frame: pd.DataFrame) -> Manifest:
 
 
 def study(protocol: Protocol, row: RowSpec, name: str, folds: int) -> Iterator[dict[str, Any]]:
-    """What is known of a method after each fold."""
+    """Yield the results of a method after each fold."""
     workspace = Workspace.from_environment()
     line = protocol.line(row, 0, name=name, data=load_line(name).data)
     manifest, _ = materialise(line, workspace)
@@ -103,7 +103,7 @@ def study(protocol: Protocol, row: RowSpec, name: str, folds: int) -> Iterator[d
 
 
 def main() -> None:
-    """Measure, writing the result file anew after every fold."""
+    """Measure, and write the result file after every fold."""
     parser = argparse.ArgumentParser(description="Image AUROC on tiles that were never fitted.")
     parser.add_argument("--line", default="mtd")
     parser.add_argument("--folds", type=int, default=5)

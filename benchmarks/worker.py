@@ -1,4 +1,4 @@
-"""One implementation in a process of its own; ``speed.py`` starts it and talks to it (not for people).
+"""Run one implementation in a process of its own; ``speed.py`` starts it and talks to it (not for people).
 
 python benchmarks/worker.py ROLE FOLDER [CHECKOUT]
 """

@@ -10,7 +10,7 @@ from typing import Any
 from csflow.config import LineConfig
 from csflow.errors import DeployError
 from csflow.reporting.demonstration import choose_parts, write_overview
-from csflow.reporting.sheet import GOOD
+from csflow.reporting.sheet import GOOD_KIND
 from csflow.runs.services import Services
 from csflow.runs.summary import RunSummary
 from pipelines.local import run_locally
@@ -51,7 +51,7 @@ def _score_over_http(line: str, images: list[Path], services: Services) -> list[
     return [
         {
             "image": f"{file.parent.name}/{file.name}",
-            "label": GOOD if file.parent.name == GOOD else "defective",
+            "label": GOOD_KIND if file.parent.name == GOOD_KIND else "defective",
             "score": answer["score"],
             "decision": answer["decision"],
         }

@@ -20,15 +20,8 @@ from pipelines.placement import local
 NAME = "csflow-retrain"
 
 
-def retrain_on(place: Callable[..., None], *, here: bool = False) -> BaseComponent:
-    """The pipeline, its tasks placed.
-
-    Args:
-        place: Told every task, for instance a :class:`pipelines.placement.Placement`.
-        here: For kfp's local runner. It knows the loops of a nested pipeline only where the outermost one branches or
-            loops too (``has_control_flow`` in ``kfp.local.pipeline_orchestrator``), so a branch that is never taken is
-            added.
-    """
+def _extract_on(place: Callable[..., None]) -> BaseComponent:
+    """The nested pipeline that extracts features in shards."""
 
     @dsl.pipeline(name="csflow-extract", description="The features of a line's images, in shards.")
     def extract(context: dsl.Input[dsl.Artifact], manifest: dsl.Input[dsl.Dataset], shards: int) -> List[str]:  # noqa: UP006
@@ -50,6 +43,21 @@ def retrain_on(place: Callable[..., None], *, here: bool = False) -> BaseCompone
         place(planned, part)
         done: List[str] = dsl.Collected(part.output)  # noqa: UP006
         return done
+
+    nested: BaseComponent = extract
+    return nested
+
+
+def retrain_on(place: Callable[..., None], *, here: bool = False) -> BaseComponent:
+    """The pipeline, its tasks placed.
+
+    Args:
+        place: Told every task, for instance a :class:`pipelines.placement.Placement`.
+        here: For kfp's local runner. It knows the loops of a nested pipeline only where the outermost one branches or
+            loops too (``has_control_flow`` in ``kfp.local.pipeline_orchestrator``), so a branch that is never taken is
+            added.
+    """
+    extract = _extract_on(place)
 
     @dsl.pipeline(name=NAME, description="One product line: images in, a served detector out.")
     def retrain(line: str, force: bool = False, shards: int = 1) -> str:

@@ -89,10 +89,10 @@ def test_a_fresh_clone_pulls_what_is_recorded(pulled: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(DEMO_LINES))
 def test_each_demo_line_passes_its_own_data_gate(pulled: Path, name: str) -> None:
-    from csflow.adapters.data_quality import validate
+    from csflow.adapters.data_quality import run_data_gate
 
     line = load_line(ROOT / "lines" / f"{name}.yaml")
-    report = validate(build_manifest(pulled / name, line=name, roles=line.roles), line.quality)
+    report = run_data_gate(build_manifest(pulled / name, line=name, roles=line.roles), line.quality)
     assert report.success, report.explanation(name)
     assert not report.warnings
     assert report.statistics["masks"] == report.statistics["defective images in test"]

@@ -81,7 +81,7 @@ def test_the_page_of_commands_has_every_command_and_option() -> None:
 def test_the_page_of_keys_has_every_key_and_preset() -> None:
     page = line_yaml.page()
     assert {key.path for key in ALL_KEYS} | {"preset", *presets()} <= headings(page)
-    assert "### training.averaging\n\nMean of the weights" in page
+    assert "### training.averaging\n\nKeep the mean of the weights" in page
     assert "**Allowed:** number, above 0, at most 1, or null. **Default:** `null`." in page
     assert "```yaml\ntraining: {averaging: 0.25}\n```" in page
 

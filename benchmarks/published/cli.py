@@ -29,15 +29,15 @@ Runs = dict[str, dict[int, dict[str, Any]]]
 
 @dataclass(frozen=True)
 class Job:
-    """One table on one line.
+    """A table to measure on one line.
 
     Attributes:
         protocol: The table.
         name: Of the line.
         data: Where its images are.
-        quick: Whether only to show that everything works.
-        workspace: Holds store, models and what was measured before.
-        run: Takes what is measured to MLflow.
+        quick: True to show only that everything works.
+        workspace: Folder of the store, the models and earlier measurements.
+        run: Logs the measurements to MLflow.
     """
 
     protocol: Protocol
@@ -50,12 +50,12 @@ class Job:
 
     @property
     def results(self) -> Path:
-        """Folder of what was measured before."""
+        """Return the folder of earlier measurements."""
         return self.workspace.root / "paper" / self.name
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure and print a table; 0 unless a row failed."""
+    """Measure and print a table; return 0 unless a row failed."""
     given = _parser().parse_args(arguments)
     if given.json is None and not (given.quick or given.method or given.seeds or given.protocol):
         given.json = RESULTS / f"table{given.table}-{'mvtec' if given.table == 1 else given.line}.json"
@@ -71,7 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _protocol(given: argparse.Namespace) -> Protocol:
-    """The rows that are asked for.
+    """Select the requested rows.
 
     Raises:
         ConfigError: If there is no such protocol, or no such row in it.
@@ -96,7 +96,7 @@ def _run(given: argparse.Namespace, protocol: Protocol) -> int:
 
 
 def _measure(given: argparse.Namespace, job: Job) -> int:
-    """Measure row after row, writing the result file anew after each; then print, draw and log."""
+    """Measure row after row and write the result file after each; then print, draw and log."""
     protocol, run = job.protocol, job.run
     runs: Runs = {}
     rows: list[dict[str, Any]] = []
@@ -104,7 +104,7 @@ def _measure(given: argparse.Namespace, job: Job) -> int:
         try:
             runs[row.method] = run_row(job, row, given.seeds)
             rows.append(row_of(row.method, row.paper, runs[row.method]))
-        except Exception as error:  # the others are worth having
+        except Exception as error:  # the other classes are still useful
             say(f"{row.method}: {what_failed(error)}")
             rows.append({"method": row.method, "paper": row.paper, "error": what_failed(error)})
         if given.json:
@@ -124,7 +124,7 @@ def _measure(given: argparse.Namespace, job: Job) -> int:
 
 
 def run_row(job: Job, row: RowSpec, seeds: Sequence[int] | None = None) -> dict[int, dict[str, Any]]:
-    """What a row's seeds measured."""
+    """Measure all seeds of a row."""
     found = {}
     for seed in seeds or row.seeds or job.protocol.seeds[: 1 if job.quick else None]:
         line = job.protocol.line(row, seed, name=job.name, data=job.data, quick=job.quick)
@@ -136,7 +136,7 @@ def run_row(job: Job, row: RowSpec, seeds: Sequence[int] | None = None) -> dict[
 
 
 def _curves(job: Job, runs: Runs) -> bytes:
-    """ROC curves of the first seed of every method (the paper's figure 6) as PNG."""
+    """Draw the ROC curves of the first seed of every method (the paper's figure 6) as PNG."""
     from csflow.metrics import roc_curve
     from csflow.reporting.figures import png, roc_comparison
 
@@ -159,7 +159,7 @@ def _labels(job: Job) -> list[bool]:
 
 
 def repeatable(given: argparse.Namespace) -> str:
-    """The command that measures the same again, without the paths of this machine."""
+    """Return the command that repeats the measurement, without the paths of this machine."""
     words = ["--table", str(given.table), *(["--data", "MVTEC_ROOT"] if given.table == 1 else ["--line", given.line])]
     words += ["--quick"] if given.quick else []
     words += ["--protocol", Path(given.protocol).name] if given.protocol else []
@@ -172,7 +172,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="paper.py", description="The tables of the CS-Flow paper on images at hand.")
     parser.add_argument("--table", type=int, choices=(1, 2, 3, 4), required=True)
     parser.add_argument("--line", default="mtd", help="line whose images are judged (tables 2 to 4)")
-    parser.add_argument("--data", type=Path, help="folder of MVTec AD, a folder a class (table 1)")
+    parser.add_argument("--data", type=Path, help="folder of MVTec AD with one subfolder a class (table 1)")
     parser.add_argument("--protocol", help="YAML of the rows; by default that of the table")
     parser.add_argument("--method", action="append", help="only this row; may be repeated")
     parser.add_argument("--seeds", type=int, nargs="+", help="instead of the protocol's")
@@ -180,7 +180,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--json",
         type=Path,
-        help="result file, written anew after every row; "
+        help="result file, rewritten after every row; "
         "by default that in benchmarks/results/, if nothing is shortened or left out",
     )
     parser.add_argument("--figure", type=Path, help="PNG of the ROC curves, one a row (tables 2 to 4)")

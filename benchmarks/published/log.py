@@ -1,4 +1,4 @@
-"""A table in MLflow: one run for the table, and nested in it one for every row and seed."""
+"""Log a table to MLflow: one run for the table, and a nested one for every row and seed."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ class TableRun:
 
     @contextmanager
     def open(self) -> Iterator[None]:
-        """Around everything that is measured: what ends it early marks the parent run as failed or killed."""
+        """Surround the measurements: an early end marks the parent run as failed or killed."""
         with raised_on_sigterm(), self.tracker.step(self.parent, "table"):
             yield
 
     def add(self, method: str, line: LineConfig, measured: Mapping[str, Any]) -> None:
-        """Log what one row and seed measured."""
+        """Log the measurements of one row and seed."""
         run = self.tracker.start_run(
             self.experiment,
             params=flat_params(line),

@@ -1,4 +1,4 @@
-"""Table 1: every class of MVTec AD on all its images and on 16 of them, and all classes as one."""
+"""Measure Table 1: every class of MVTec AD on all its images and on 16 of them, and all classes as one."""
 
 from __future__ import annotations
 
@@ -6,86 +6,28 @@ import argparse
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from statistics import mean
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any
 
 import pandas as pd
 import yaml
-from pydantic import Field
 
-from csflow.config import DataConfig, LineConfig, RolesConfig, Section
+from csflow.config import DataConfig, LineConfig, RolesConfig
 from csflow.data.manifest import Manifest, build_manifest
 from csflow.errors import ConfigError, DataError
 from csflow.features.cache_manifest import CacheManifest
 from csflow.system.progress import say
 from csflow.system.workspace import Workspace
 from published.log import TableRun
+from published.mvtec_paper import Average, Group, PaperClass, PaperTable, averages
+from published.mvtec_table import markdown, show
 from published.protocol import FOLDER, Protocol, RowSpec
 from published.runs import Material, gather, measure
 from published.table import row_of, what_failed, write_result
 
-Kind = Literal["texture", "object"]
-Group = Literal["textures", "objects", "average"]
-
-
-class PaperClass(Section):
-    """What the paper reports for a class: all fractions, ``others`` by method."""
-
-    kind: Kind
-    full: float
-    shots: float
-    others: dict[str, float] = Field(default={})
-
-
-class PaperAverage(Section):
-    """What the paper prints as an average of classes."""
-
-    full: float
-    shots: float
-    others: dict[str, float]
-
-
-class PaperTable(Section):
-    """The figures of Table 1.
-
-    Attributes:
-        classes: By the name of the class's folder.
-        averages: Of textures, objects and all.
-        joint: Average over the classes of one model fitted to all of them (section 4.5).
-    """
-
-    classes: dict[str, PaperClass]
-    averages: dict[Group, PaperAverage]
-    joint: float
-
-    def of(self, group: Group) -> list[str]:
-        """Names of the classes that an average is taken over."""
-        kinds = {"textures": ("texture",), "objects": ("object",), "average": ("texture", "object")}[group]
-        return [name for name, one in self.classes.items() if one.kind in kinds]
-
-
-class Average(NamedTuple):
-    """Mean image AUROC over those of the paper's classes that were measured.
-
-    Attributes:
-        value: The mean.
-        classes: How many were measured.
-        of: How many there are in the paper.
-    """
-
-    value: float
-    classes: int
-    of: int
-
-    @property
-    def is_complete(self) -> bool:
-        """Whether it can be laid beside the paper's."""
-        return self.classes == self.of
-
 
 @dataclass(frozen=True)
 class Class:
-    """A class at hand: its manifest, and what the paper says about it."""
+    """A class that is present: its manifest, and the paper's figures for it."""
 
     name: str
     manifest: Manifest
@@ -93,14 +35,14 @@ class Class:
 
 
 def run_table_1(given: argparse.Namespace, protocol: Protocol, command: str) -> int:
-    """Measure all classes below ``--data``; 0 unless one failed.
+    """Measure all classes below ``--data``; return 0 unless one failed.
 
     Raises:
         ConfigError: If ``--data`` is missing.
         DataError: If it is no folder of classes.
     """
     if given.data is None:
-        raise ConfigError("Table 1 needs --data, a folder with a folder a class in MVTec AD layout.")
+        raise ConfigError("Table 1 needs --data, a folder with one subfolder a class in MVTec AD layout.")
     quoted = PaperTable.model_validate(yaml.safe_load((FOLDER / "table1-paper.yml").read_text()))
     classes = find_classes(given.data, quoted)
     workspace = Workspace.from_environment()
@@ -122,7 +64,7 @@ def run_table_1(given: argparse.Namespace, protocol: Protocol, command: str) -> 
 
 
 def find_classes(root: Path, quoted: PaperTable) -> list[Class]:
-    """The folders below ``root`` that hold ``train/good``, in the paper's order, others after them.
+    """Find the folders below ``root`` that contain ``train/good``, in the paper's order, others after them.
 
     Raises:
         DataError: If there are none, or one is not in MVTec AD layout.
@@ -132,7 +74,7 @@ def find_classes(root: Path, quoted: PaperTable) -> list[Class]:
         raise DataError(_no_class(root))
     missing = sorted(set(quoted.classes) - {folder.name for folder in folders})
     say(f"{root}: {len(folders)} classes{', not ' + ', '.join(missing) if missing else ''}")
-    order = {name: place for place, name in enumerate(quoted.classes)}
+    order = {name: index for index, name in enumerate(quoted.classes)}
     folders.sort(key=lambda folder: (order.get(folder.name, len(order)), folder.name))
     everything = RolesConfig(calibrate=0.0, gate=0.0)
     return [
@@ -143,7 +85,7 @@ def find_classes(root: Path, quoted: PaperTable) -> list[Class]:
 
 
 def _no_class(root: Path) -> str:
-    """What is wrong with a folder, and which one was meant if that can be told."""
+    """Say what is wrong with a folder, and which folder was probably meant."""
     if not root.is_dir():
         return f"--data {root} is not a folder."
     if (root / "train" / "good").is_dir():
@@ -161,10 +103,10 @@ class Study:
     Attributes:
         protocol: What is trained.
         classes: On what.
-        quick: Whether only to show that everything works.
-        workspace: Holds store, models and what was measured before.
+        quick: True to show only that everything works.
+        workspace: Folder of the store, the models and earlier measurements.
         seeds: Instead of the protocol's.
-        run: Takes what is measured to MLflow.
+        run: Logs the measurements to MLflow.
     """
 
     protocol: Protocol
@@ -175,11 +117,11 @@ class Study:
     run: TableRun
 
     def each(self, row: RowSpec) -> Iterator[dict[str, Any]]:
-        """One row a class; a class that fails does not lose the others."""
+        """Measure one row a class; a failing class does not affect the others."""
         return (self._safely(row, one) for one in self.classes)
 
     def joint(self, row: RowSpec) -> Iterator[dict[str, Any]]:
-        """One model fitted to the good images of all classes, judged on each."""
+        """Measure one model fitted to the good images of all classes on each class."""
         try:
             materials = [self._material(row, one) for one in self.classes]
             together, cached = _together(materials), _shared(materials)
@@ -192,12 +134,12 @@ class Study:
     def _safely(self, row: RowSpec, one: Class, material: Material | None = None) -> dict[str, Any]:
         paper = None
         if one.paper is not None and not row.joint:
-            paper = one.paper.shots if _few(row) else one.paper.full
+            paper = one.paper.shots if row.fits_few else one.paper.full
         say(f"{one.name}, {self.classes.index(one) + 1} of {len(self.classes)}: {row.method}")
         try:
             given = material or self._material(row, one)
             runs = {seed: self._measured(row, one, given, seed) for seed in self._seeds(row)}
-        except Exception as error:  # the others are worth having
+        except Exception as error:  # the other classes are still useful
             say(f"{one.name}: {what_failed(error)}")
             return {"class": one.name, "method": row.method, "paper": paper, "error": what_failed(error)}
         kind = one.paper.kind if one.paper else None
@@ -224,98 +166,6 @@ class Study:
         return self.workspace.root / "paper" / "table1"
 
 
-def averages(rows: Sequence[Mapping[str, Any]], method: str, quoted: PaperTable) -> dict[Group, Average]:
-    """Mean image AUROC of a method over textures, objects and all classes of the paper, as far as they were measured.
-
-    A class that is not the paper's is in none of them.
-    """
-    measured = {
-        row["class"]: row["image_auroc"]["mean"] for row in rows if row["method"] == method and "error" not in row
-    }
-    found: dict[Group, Average] = {}
-    for group in get_args(Group):
-        names = quoted.of(group)
-        values = [measured[name] for name in names if name in measured]
-        if values:
-            found[group] = Average(mean(values), len(values), len(names))
-    return found
-
-
-def show(
-    rows: Sequence[Mapping[str, Any]], quoted: PaperTable, methods: Sequence[RowSpec], *, quick: bool = False
-) -> None:
-    """Print one line a class, the averages, and what failed; what is only quoted stands on the right."""
-    from rich.console import Console
-    from rich.markup import escape
-    from rich.table import Table
-
-    table = Table(title="Table 1: MVTec AD, image AUROC in %; ours beside the paper's", title_justify="left")
-    first, *others = _headings(quoted, methods)
-    table.add_column(first)
-    for heading in others:
-        table.add_column(escape(heading), justify="right")
-    for cells in _class_lines(rows, quoted, methods):
-        table.add_row(*map(escape, cells))
-    table.add_section()
-    for cells in _average_lines(rows, quoted, methods):
-        table.add_row(*map(escape, cells))
-    console = Console(width=max(Console().width, 150))
-    console.print(table)
-    for row in rows:
-        if "error" in row:
-            console.print(f"Failed: {row['class']}, {row['method']}: {row['error']}", highlight=False, markup=False)
-    if quick:
-        console.print("Ours: a quick run that says nothing about quality.", highlight=False)
-
-
-def markdown(rows: Sequence[Mapping[str, Any]], quoted: PaperTable, methods: Sequence[RowSpec]) -> str:
-    """The table for a README."""
-    head = [heading.replace("\n", ", ") for heading in _headings(quoted, methods)]
-    lines = [head, ["---", *["--:"] * (len(head) - 1)]]
-    lines += [*_class_lines(rows, quoted, methods), *_average_lines(rows, quoted, methods)]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
-
-
-def _headings(quoted: PaperTable, methods: Sequence[RowSpec]) -> list[str]:
-    ours = [f"{method.method}\nours / paper" for method in methods]
-    return ["class", *ours, *(f"{other}\nquoted" for other in quoted.averages["average"].others)]
-
-
-def _class_lines(
-    rows: Sequence[Mapping[str, Any]], quoted: PaperTable, methods: Sequence[RowSpec]
-) -> Iterator[list[str]]:
-    for name in dict.fromkeys(row["class"] for row in rows):
-        by_method = {row["method"]: row for row in rows if row["class"] == name}
-        theirs = quoted.classes[name].others if name in quoted.classes else {}
-        figures = [_per_cent(theirs.get(other)) for other in quoted.averages["average"].others]
-        yield [name, *(_cell(by_method.get(method.method)) for method in methods), *figures]
-
-
-def _average_lines(
-    rows: Sequence[Mapping[str, Any]], quoted: PaperTable, methods: Sequence[RowSpec]
-) -> Iterator[list[str]]:
-    for group in get_args(Group):
-        theirs = quoted.averages[group].others
-        figures = [_per_cent(theirs[other]) for other in quoted.averages["average"].others]
-        yield [group.capitalize(), *(_average_cell(rows, method, group, quoted) for method in methods), *figures]
-
-
-def _average_cell(rows: Sequence[Mapping[str, Any]], method: RowSpec, group: Group, quoted: PaperTable) -> str:
-    """Ours beside the paper's if ours is of the same classes; else of how many it is."""
-    found = averages(rows, method.method, quoted).get(group)
-    if found is None:
-        return ""
-    if not found.is_complete:
-        return f"{_per_cent(found.value)} ({found.classes} of {found.of})"
-    foreign = {row["class"] for row in rows if row["method"] == method.method} - set(quoted.classes)
-    if method.joint and foreign:  # its one model was fitted to them, too: another task than the paper's
-        return f"{_per_cent(found.value)} (fitted to {len(foreign)} more)"
-    printed = quoted.averages[group]
-    joint = quoted.joint if group == "average" else None
-    theirs = joint if method.joint else printed.shots if _few(method) else printed.full
-    return f"{_per_cent(found.value)} / {_per_cent(theirs)}"
-
-
 def _together(materials: Sequence[Material]) -> Manifest:
     first = materials[0].cached
     for material in materials:
@@ -326,7 +176,7 @@ def _together(materials: Sequence[Material]) -> Manifest:
 
 
 def _shared(materials: Sequence[Material]) -> CacheManifest:
-    """The features of all classes as one list."""
+    """Combine the features of all classes."""
     entries = sorted({sha for material in materials for sha in material.cached.entries})
     return replace(materials[0].cached, entries=tuple(entries))
 
@@ -345,22 +195,6 @@ def _write(file: Path, protocol: Protocol, rows: Sequence[Mapping[str, Any]], qu
 
 def _as_json(found: Mapping[Group, Average]) -> dict[str, dict[str, float]]:
     return {group: {"value": round(one.value, 5), "classes": one.classes, "of": one.of} for group, one in found.items()}
-
-
-def _few(row: RowSpec) -> bool:
-    """Whether a row fits few images only."""
-    return "shots" in row.set.get("roles", {})
-
-
-def _cell(row: Mapping[str, Any] | None) -> str:
-    if row is None:
-        return ""
-    ours = "failed" if "error" in row else f"{100 * row['image_auroc']['mean']:.1f}"
-    return f"{ours} / {_per_cent(row['paper'])}"
-
-
-def _per_cent(value: float | None) -> str:
-    return "-" if value is None else f"{100 * value:.1f}"
 
 
 def _line_name(folder: str) -> str:

@@ -1,4 +1,4 @@
-"""What a table's rows are: one YAML a table, read strictly."""
+"""The rows of a table: one YAML file a table, read strictly."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class RowSpec(Section):
         paper: The paper's figure, as a fraction; None if the paper has no such row.
         set: Keys of the line's YAML, over those of the protocol.
         seeds: Seeds to train from; the protocol's by default.
-        joint: Whether one model is fitted to all classes (table 1).
+        joint: True if one model is fitted to all classes (table 1).
     """
 
     method: str
@@ -31,6 +31,11 @@ class RowSpec(Section):
     paper: float | None = None
     set: dict[str, Any] = Field(default={})
     seeds: tuple[int, ...] | None = None
+
+    @property
+    def fits_few(self) -> bool:
+        """Return True if the row fits a few images only."""
+        return "shots" in self.set.get("roles", {})
 
 
 class QuotedRow(Section):
@@ -45,13 +50,13 @@ class Protocol(Section):
 
     Attributes:
         table: Its number in the paper.
-        title: What it shows.
-        paper_data: What the paper measured on, and with which features.
-        note: What differs here.
+        title: Its title.
+        paper_data: The paper's data and features.
+        note: Differences from the paper.
         base: Keys of the line's YAML, common to all rows.
         seeds: Seeds to train from.
-        rows: What is measured.
-        quoted: What is only quoted.
+        rows: Rows that are measured.
+        quoted: Rows that are only quoted.
         compare: Method whose scores are compared with every other one's, image by image.
         quick: Keys over all others for a run that shows that everything works, and says nothing about quality.
     """
@@ -76,7 +81,7 @@ class Protocol(Section):
         return self
 
     def line(self, row: RowSpec, seed: int, *, name: str, data: DataConfig, quick: bool = False) -> LineConfig:
-        """The complete configuration of a row.
+        """Return the complete configuration of a row.
 
         Raises:
             ConfigError: If a key is wrong.

@@ -1,4 +1,4 @@
-"""One row and seed: features from the store, a model by its content, metrics of the test images; done once."""
+"""Measure one row and seed, once: features from the store, a model by its content, metrics of the test images."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ import numpy as np
 
 from csflow.config import LineConfig
 from csflow.data.manifest import Manifest
-from csflow.detector.fitting import load_model
-from csflow.detector.model import round_to_stored, score_stored
+from csflow.detector.model import score_stored
+from csflow.detector.model_file import load_model, round_to_stored
 from csflow.features.backbone import load_backbone
 from csflow.features.cache_manifest import CacheManifest
 from csflow.features.store import FeatureStore
@@ -28,12 +28,12 @@ from csflow.system.progress import say
 from csflow.system.workspace import Workspace
 
 FORMAT = 2
-"""Of the files: 1 had no bound of what binning changes."""
+"""Format of the files; format 1 had no bound of the binning error."""
 
 
 @dataclass(frozen=True)
 class Material:
-    """Images of a row, and their features.
+    """The images of a row, and their features.
 
     Attributes:
         fit: Good images to fit, before ``roles.shots`` draws from them.
@@ -47,25 +47,25 @@ class Material:
 
 
 def gather(line: LineConfig, manifest: Manifest, workspace: Workspace) -> Material:
-    """Compute what the store lacks of a line's features."""
+    """Extract those of a line's features that the store lacks."""
     backbone = load_backbone(line.features)
     cached = FeatureStore(workspace.features).extract(manifest, line.features, backbone)
     return Material(manifest.rows(role="fit"), manifest.rows(role="test"), cached)
 
 
 def measure(line: LineConfig, material: Material, workspace: Workspace, results: Path) -> dict[str, Any]:
-    """Metrics of one configuration, from its file if it was measured before.
+    """Measure the metrics of one configuration, or read its file if it was measured before.
 
     Args:
         line: The configuration, seed included.
         material: From :func:`gather`.
-        workspace: Holds store and models.
+        workspace: Folder of the store and the models.
         results: Folder of the files.
 
     Returns:
         ``metrics`` (value, low, high of each), ``binning_error`` (bound of each pixel metric), ``by_defect``
         (value, low, high of the image AUROC of each type), ``scores`` of the test images in the order of the manifest,
-        number of ``images`` fitted and ``seconds`` of fitting (of looking it up, if it was there).
+        number of ``images`` fitted and ``seconds`` of fitting (or of finding an earlier model).
     """
     images = images_to_fit(line, list(material.fit.frame["sha256"]))
     judged = list(material.test.frame["sha256"])

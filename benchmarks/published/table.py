@@ -1,4 +1,4 @@
-"""From measured rows to the result file and the table on the screen."""
+"""Turn measured rows into the result file and the table on the screen."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ METRICS = ("image_auroc", "average_precision", "f1_max", "fpr_at_95_tpr", "pixel
 
 
 def row_of(method: str, paper: float | None, runs: Mapping[int, Mapping[str, Any]]) -> dict[str, Any]:
-    """One row of the result file.
+    """Make one row of the result file.
 
     Args:
         method: Its name.
         paper: The paper's figure, as a fraction.
-        runs: What was measured, by seed.
+        runs: Measurements by seed.
 
     Returns:
         ``method``, ``paper``, for every metric ``{mean, sd, seeds, low, high}`` as fractions (``sd`` is that of a
         sample, 0 for one seed; ``low`` and ``high`` are the means of the ends of each seed's 95 % interval, so they
         tell of the images and not of the seeds), ``interval`` of each seed's image AUROC, ``by_defect`` with
         ``{value, low, high}`` of the image AUROC of each type (means over the seeds), ``binning_error`` (largest bound
-        of each pixel metric over the seeds; missing if the runs know none), ``images`` fitted.
+        of each pixel metric over the seeds; missing if the runs have none), ``images`` fitted.
     """
     first = next(iter(runs.values()))
     names = [name for name in METRICS if name in first["metrics"]]
@@ -58,10 +58,10 @@ def row_of(method: str, paper: float | None, runs: Mapping[int, Mapping[str, Any
 def differences(
     runs: Mapping[str, Mapping[int, Mapping[str, Any]]], labels: Sequence[bool], *, of: str
 ) -> list[dict[str, Any]]:
-    """How much one method separates better than every other one, image by image, on the first seed of both.
+    """Measure how much better one method separates than every other one, image by image, on the first seed of both.
 
     Args:
-        runs: What was measured, by method and seed.
+        runs: Measurements by method and seed.
         labels: ``(n,)``, True = defective.
         of: The method that is compared.
 
@@ -86,7 +86,7 @@ def differences(
 def write_result(
     path: Path, protocol: Protocol, rows: Sequence[Mapping[str, Any]], *, command: str, **more: Any
 ) -> None:
-    """Write the result file: where it comes from, then the rows."""
+    """Write the result file: its origin, then the rows."""
     about = {
         "table": protocol.table,
         "title": protocol.title,
@@ -103,7 +103,7 @@ def write_result(
 
 
 def what_failed(error: Exception) -> str:
-    """The error as a row says it; csflow's own say all themselves."""
+    """Describe an error for a row; csflow's own errors need no class name."""
     return str(error) if isinstance(error, CsflowError) else f"{type(error).__name__}: {error}"
 
 
@@ -128,7 +128,7 @@ def show(protocol: Protocol, rows: Sequence[Mapping[str, Any]], *, measured_on: 
 
 
 def markdown(protocol: Protocol, rows: Sequence[Mapping[str, Any]], *, measured_on: str) -> str:
-    """The table for a README."""
+    """Format the table for a README."""
     lines = [
         f"| method | image AUROC %, {measured_on} | each seed | paper %, {protocol.paper_data} |",
         "|---|--:|--:|--:|",
@@ -158,7 +158,7 @@ def _paired(
 
 
 def _spread(measured: Sequence[Sequence[float]]) -> dict[str, Any]:
-    """Of one metric, (value, low, high) of each seed."""
+    """Summarise one metric from (value, low, high) of each seed."""
     values = [value for value, _, _ in measured]
     deviation = stdev(values) if len(values) > 1 else 0.0
     _, low, high = _means(measured)
@@ -171,7 +171,7 @@ def _means(measured: Sequence[Sequence[float]]) -> list[float]:
 
 
 def _binning_error(runs: Mapping[int, Mapping[str, Any]]) -> dict[str, dict[str, float]]:
-    """Largest bound of each pixel metric over the seeds; not rounded, as a bound must not become smaller."""
+    """Return the largest bound of each pixel metric over the seeds, unrounded, because a bound must not get smaller."""
     known = [run.get("binning_error") or {} for run in runs.values()]
     if not all(known):
         return {}

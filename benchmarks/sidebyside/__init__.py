@@ -1,4 +1,4 @@
-"""csflow and its peers, each in a process of its own, measured by turns.
+"""Measure csflow and its peers alternately, each in a process of its own.
 
 Modules import torch and csflow inside the functions that use them: a peer's interpreter has no csflow, and what a
 process imports decides its load time.

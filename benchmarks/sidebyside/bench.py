@@ -1,4 +1,4 @@
-"""The folder that all processes of one run share, and what lies where."""
+"""The folder that all processes of one run share, and its files."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class Bench:
-    """Files of one run.
+    """The files of one run.
 
     Attributes:
         folder: Holds all of them.
@@ -28,46 +28,46 @@ class Bench:
 
     @cached_property
     def images(self) -> list[Path]:
-        """The image files, the same for everyone."""
+        """Return the image files, the same for everyone."""
         return [Path(name) for name in json.loads((self.folder / "images.json").read_text())]
 
     @property
     def detector(self) -> Path:
-        """Our detector directory."""
+        """Return our detector directory."""
         return self.folder / "detector"
 
     @property
     def store(self) -> Path:
-        """Root of our feature store."""
+        """Return the root of our feature store."""
         return self.folder / "store"
 
     def save(self, name: str, values: Mapping[str, Any]) -> None:
-        """Keep JSON values."""
+        """Save JSON values."""
         (self.folder / f"{name}.json").write_text(json.dumps(values))
 
     def read(self, name: str) -> dict[str, Any]:
-        """Read what :meth:`save` kept."""
+        """Read the values that :meth:`save` wrote."""
         values: dict[str, Any] = json.loads((self.folder / f"{name}.json").read_text())
         return values
 
     def save_tensors(self, name: str, tensors: Mapping[str, Tensor]) -> None:
-        """Keep tensors by name."""
+        """Save tensors by name."""
         import torch
 
         torch.save(dict(tensors), self.folder / f"{name}.pt")
 
     def tensors(self, name: str) -> dict[str, Tensor]:
-        """Read what :meth:`save_tensors` kept, on the CPU."""
+        """Read the tensors that :meth:`save_tensors` wrote, on the CPU."""
         import torch
 
         state: dict[str, Tensor] = torch.load(self.folder / f"{name}.pt", map_location="cpu", weights_only=True)
         return state
 
     def pyramid(self, name: str) -> list[Tensor]:
-        """Levels kept as tensors ``0``, ``1``, …, finest first."""
+        """Read levels saved as tensors ``0``, ``1``, …, finest first."""
         state = self.tensors(name)
         return [state[str(i)] for i in range(len(state))]
 
     def save_pyramid(self, name: str, levels: list[Tensor]) -> None:
-        """Keep levels, finest first."""
+        """Save levels, finest first."""
         self.save_tensors(name, {str(i): level for i, level in enumerate(levels)})

@@ -1,4 +1,4 @@
-"""How wrong a fast result may be before it does not count."""
+"""The errors above which a fast result does not count."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ LATENTS = {"float32": 1e-4, "bfloat16": 2e-2}
 """Relative error of the latents against float64, by precision."""
 
 LEARNED = {"float32": 1e-2, "bfloat16": 1e-1}
-"""Relative difference to the authors' code of what equal steps from equal weights take off the loss.
+"""Relative difference from the authors' code in how far equal steps from equal weights reduce the loss.
 
 Wider than the latents': it is a small difference of two losses, and each step adds to what the one before rounded.
 """
@@ -24,7 +24,7 @@ SCORES = 1e-3
 
 
 def broken(rows: Sequence[Row], precision: str) -> list[str]:
-    """One sentence for every bound that does not hold; a figure that is no number holds none.
+    """State every bound that does not hold, one sentence each; a figure that is not a number meets no bound.
 
     Only our own results are bounded: what a peer computes is shown, not judged.
     """

@@ -1,4 +1,4 @@
-"""A process that answers calls, one JSON line each, and measures its own memory."""
+"""Answer calls in a process of its own, one JSON line each, and measure its memory."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ _STATUS = Path("/proc/self/status")
 
 
 class Channel:
-    """Requests ``{"call": name, "with": {...}}`` in, answers ``{"value": ...}`` or ``{"error": traceback}`` out."""
+    """Requests ``{"call": name, "with": {...}}`` and answers ``{"value": ...}`` or ``{"error": traceback}``."""
 
     def __init__(self) -> None:
-        """Take over standard output: libraries print, and only answers may reach whoever reads it."""
+        """Take over standard output, because libraries print and only answers may reach its reader."""
         self._answers = os.fdopen(os.dup(1), "w")
         os.dup2(2, 1)
 
     def receive(self) -> Any:
-        """The next request; ``None`` when the other side has hung up."""
+        """Read the next request; ``None`` at the end of the input."""
         line = sys.stdin.readline()
         return json.loads(line) if line else None
 
@@ -37,7 +37,7 @@ class Channel:
 
 
 def serve(make: Callable[[Channel], object]) -> None:
-    """Make a driver at the first request and run its methods as they are asked for, until the input ends."""
+    """Create a driver at the first request and run the requested methods until the input ends."""
     channel = Channel()
     driver: object | None = None
     while (request := channel.receive()) is not None:
@@ -51,7 +51,7 @@ def serve(make: Callable[[Channel], object]) -> None:
 
 
 def warm_torch(device: object = "cpu") -> None:
-    """Let torch import what its optimisers import at first use (some 200 MB, 2 s), or it would count as training.
+    """Make torch import what its optimisers import at first use (200 MB, 2 s), which would count as training otherwise.
 
     Which process has done so already depends on nothing but what else it imported.
     """
@@ -66,7 +66,7 @@ def warm_torch(device: object = "cpu") -> None:
 
 
 class Memory:
-    """Peak of this process, or of its GPU, above what it held when measuring began.
+    """The peak memory of this process, or of its GPU, above its use when measuring began.
 
     Args:
         device: ``cuda`` measures what torch allocates there, anything else the process itself.
@@ -80,12 +80,12 @@ class Memory:
             torch.cuda.reset_peak_memory_stats()
             self.baseline = torch.cuda.memory_allocated() / 1e6
         else:
-            # The kernel forgets the peak so far, which importing may have set.
+            # Make the kernel forget the former peak, which importing may have set.
             Path("/proc/self/clear_refs").write_text("5")
             self.baseline = _megabytes("VmRSS")
 
     def peak(self) -> float:
-        """Megabytes above the beginning."""
+        """Return the megabytes above the use at the beginning."""
         if self._cuda:
             import torch
 
@@ -95,10 +95,10 @@ class Memory:
 
 @contextmanager
 def kept_for_gradients(model: nn.Module) -> Iterator[Callable[[], float]]:
-    """Inside, count what a forward pass keeps for its gradients besides the parameters.
+    """Count, inside the block, what a forward pass keeps for its gradients besides the parameters.
 
     Yields:
-        A function that gives the megabytes so far; a tensor kept twice counts once.
+        A function that returns the megabytes so far; a tensor kept twice counts once.
     """
     import torch
 
@@ -110,7 +110,7 @@ def kept_for_gradients(model: nn.Module) -> Iterator[Callable[[], float]]:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        yield lambda: sum(t.untyped_storage().nbytes() for place, t in kept.items() if place not in own) / 1e6
+        yield lambda: sum(t.untyped_storage().nbytes() for pointer, t in kept.items() if pointer not in own) / 1e6
 
 
 def _megabytes(field: str) -> float:

@@ -1,4 +1,4 @@
-"""The command line: settings, the works in order, the table, the JSON file, the exit status."""
+"""The command line: read the settings, run the works in order, print the table, write the JSON file."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SCORING = frozenset({"score_one", "score_batch", "load", "model_file"})
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure; 0 if every result is right, 1 if one is wrong or an implementation failed, 2 for a wrong call."""
+    """Measure; return 0 if every result is right, 1 if one is wrong or an implementation failed, 2 for wrong usage."""
     parser = _parser()
     given = parser.parse_args(arguments)
     try:
@@ -53,7 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def measure(session: Session) -> dict[str, Any]:
-    """Run every work asked for; gives the description of the machine."""
+    """Run the requested works and return the description of the machine."""
     works = session.settings.works
     machine = _limits(session)
     _materials(session)
@@ -85,7 +85,7 @@ def measure(session: Session) -> dict[str, Any]:
 
 
 def _limits(session: Session) -> dict[str, Any]:
-    """Describe the machine and, if asked for, measure what it can do."""
+    """Describe the machine and, if requested, measure its limits."""
     _say("machine")
     with session.ours("limits") as worker:
         machine: dict[str, Any] = worker.call("describe")
@@ -102,7 +102,7 @@ def _limits(session: Session) -> dict[str, Any]:
 
 
 def _materials(session: Session) -> None:
-    """Make what everyone gets."""
+    """Make the materials that every implementation gets."""
     if set(session.settings.works) <= {"limit"}:
         return
     _say("images, features, weights")
@@ -123,7 +123,7 @@ def _parser() -> argparse.ArgumentParser:
         "--peer", action="append", default=[], metavar="NAME=WHERE", help="official=PATH, anomalib=PYTHON"
     )
     parser.add_argument("--quick", action="store_true", help="tiny sizes, under two minutes: checks results, not speed")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the result there too")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the result to this file as well")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument(
         "--images", dest="folder", metavar="FOLDER", help="images to use, at any depth (default: drawn)"

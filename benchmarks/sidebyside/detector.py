@@ -1,4 +1,4 @@
-"""A detector of known answers: its scores by an eager trunk and the plain flow in float32.
+"""A detector with known answers: its scores by an eager trunk and the plain flow in float32.
 
 The right answers are those of the weights as trained, so a score's error holds what rounding the file costs too.
 """
@@ -14,7 +14,7 @@ from csflow.config import CalibrationConfig, DataConfig, FlowConfig, LineConfig
 from csflow.detector.calibration import Calibration, calibrate
 from csflow.detector.detector import Detector
 from csflow.detector.kinds.cross_scale_flow import FlowModel
-from csflow.detector.model import round_to_stored
+from csflow.detector.model_file import round_to_stored
 from csflow.features.backbone import Backbone
 from csflow.flow.cross_scale import CrossScaleFlow
 from sidebyside.bench import Bench
@@ -22,16 +22,16 @@ from sidebyside.peers.eager import Trunk
 from sidebyside.plain import plain_flow, plain_scores
 
 COPIES = 40
-"""Equal calibration scores: their order statistic is the threshold wanted."""
+"""Equal calibration scores, so that their order statistic is the wanted threshold."""
 
 
 def make_detector(bench: Bench, backbone: Backbone, line: LineConfig) -> None:
-    """Save the detector and what it has to answer (``reference.json``)."""
+    """Save the detector and its correct answers (``reference.json``)."""
     scores, map_maximum = _reference(bench)
     ordered = np.sort(scores)
     middle = ordered[len(ordered) // 4 : 3 * len(ordered) // 4 + 1]
     gap = int(np.argmax(np.diff(middle)))
-    # In the widest gap of the middle half: no decision hangs on rounding.
+    # In the widest gap of the middle half, so that no decision depends on rounding.
     threshold = float(middle[gap : gap + 2].mean())
     calibration: Calibration = calibrate(
         np.full(COPIES, threshold), np.full((COPIES, 1, 1), map_maximum), CalibrationConfig()
@@ -47,14 +47,14 @@ def make_detector(bench: Bench, backbone: Backbone, line: LineConfig) -> None:
 
 
 def line_of(bench: Bench, features: Any) -> LineConfig:
-    """Configuration of the detector."""
+    """Return the configuration of the detector."""
     shape = FlowConfig(hidden=bench.settings.width)
     return LineConfig(line="speed", data=DataConfig(path="images"), features=features, flow=shape)
 
 
 @torch.inference_mode()
 def _reference(bench: Bench) -> tuple[np.ndarray[Any, np.dtype[np.float64]], float]:
-    """Scores of all images, and the median of their maps' maxima."""
+    """Return the scores of all images, and the median of their maps' maxima."""
     trunk, state, scale = Trunk(bench), bench.tensors("flow"), bench.tensors("scale")
     mean, std = scale["mean"][:, :, None, None], scale["std"][:, :, None, None]
     scores, maxima = [], []

@@ -1,4 +1,4 @@
-"""Pictures to measure on: the user's, or drawn ones."""
+"""Provide the images to measure on: the user's, or drawn ones."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ DEFECT_EVERY = 4
 
 
 def find_images(folder: Path, count: int) -> list[Path]:
-    """The first ``count`` image files below a folder, by path; ground-truth masks are none.
+    """Return the first ``count`` image files below a folder, by path, without ground-truth masks.
 
     Raises:
         ValueError: If there are fewer.
@@ -25,12 +25,12 @@ def find_images(folder: Path, count: int) -> list[Path]:
     files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
     images = [path.resolve() for path in files if "ground_truth" not in path.parts]
     if len(images) < count:
-        raise ValueError(f"{folder} holds {len(images)} images, needed are {count}. Name another folder or --count.")
+        raise ValueError(f"{folder} holds {len(images)} images, expected {count}. Name another folder or --count.")
     return images[:count]
 
 
 def draw_images(folder: Path, count: int, seed: int) -> list[Path]:
-    """Draw pictures of the demo's fabric, every fourth with a defect; noise on a machine without scipy."""
+    """Draw pictures of the demo's fabric, every fourth with a defect; without scipy draw noise."""
     import numpy as np
     from PIL import Image
 
@@ -59,7 +59,7 @@ def _fabric(seed: int, number: int) -> NDArray[np.float32]:
 
 
 def _noise(seed: int) -> NDArray[np.float32]:
-    """Smooth noise: random values of a coarse grid, enlarged."""
+    """Make smooth noise: random values on a coarse grid, enlarged."""
     import numpy as np
     from PIL import Image
 

@@ -1,4 +1,4 @@
-"""What the machine itself can do: a large matrix product in the same precision, a memory copy; and what it is."""
+"""Describe the machine, and measure its limits: a large matrix product in the same precision, and a memory copy."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ PACKAGES = ("torch", "timm", "onnxruntime", "numpy", "pillow")
 
 
 class Driver:
-    """Describes and measures the machine."""
+    """Driver that describes and measures the machine."""
 
     def __init__(self, folder: Path, channel: Channel) -> None:
         self.settings = Bench(folder).settings
         self.device = torch.device(self.settings.device)
 
     def describe(self) -> dict[str, Any]:
-        """The machine in words, without a name or a path of it, and the precision our training chooses."""
+        """Describe the machine, without its name or any path, and the precision that our training chooses."""
         training = TrainingConfig(precision=self.settings.precision, device=self.settings.device)  # type: ignore[arg-type]
         return {
             "cpu": _cpu_model(),
@@ -50,13 +50,13 @@ class Driver:
         }
 
     def matmul(self, precision: str) -> float:
-        """GFLOP/s of a large square matrix product."""
+        """Measure the GFLOP/s of a large square matrix product."""
         side = SIDES[self.device.type]
         a = torch.randn(side, side, device=self.device, dtype=getattr(torch, precision))
         return 2 * side**3 / self._time(lambda: a @ a) / 1e9
 
     def copy(self) -> float:
-        """GB/s copied within memory; each byte is read once and written once, and counts once."""
+        """Measure the GB/s copied within memory; a byte that is read and written counts once."""
         size = COPIED[self.device.type]
         source = torch.ones(size // 4, device=self.device)
         target = torch.empty_like(source)
@@ -69,7 +69,7 @@ class Driver:
                 torch.cuda.synchronize()
 
         once()
-        # A limit is what is possible, so the best time counts and not the middle one.
+        # A limit is what is possible, so the best time counts and not the median.
         return min(seconds(once) for _ in range(REPEATS))
 
 

@@ -1,4 +1,4 @@
-"""Making what every implementation gets: images, trunk, features, weights, a detector, and what is right."""
+"""Make the materials of every implementation: images, trunk, features, weights, a detector, and correct results."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ if TYPE_CHECKING:
 
 STAGE = 6
 REFERENCE_IMAGES = 2
-"""Latents of an image do not depend on the others, and float64 is slow."""
+"""Images of the float64 reference; few, because float64 is slow and the latents of an image do not depend on others."""
 
 _Row = namedtuple("_Row", ["path", "sha256"])
 
 
 def feature_config(settings: Settings) -> FeatureConfig:
-    """Preprocessing of the authors' code, so that everyone computes the same."""
+    """Return the preprocessing of the authors' code, so that all implementations compute the same."""
     return FeatureConfig(
         backbone=settings.backbone,
         stage=STAGE,
@@ -48,7 +48,7 @@ def feature_config(settings: Settings) -> FeatureConfig:
 
 
 def make_backbone(settings: Settings) -> Backbone:
-    """Real weights where they lie in a package, else random ones with settled batch norms."""
+    """Load real weights if a package has them, else random ones with settled batch norms."""
     features = feature_config(settings)
     if settings.backbone == PACKAGE_BACKBONE and util.find_spec(PACKAGE):
         return load_backbone(features)
@@ -62,7 +62,7 @@ def make_backbone(settings: Settings) -> Backbone:
 
 
 def start_flow(settings: Settings, channels: int) -> CrossScaleFlow:
-    """The flow a training with this seed starts from."""
+    """Make the flow from which a training with this seed starts."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
         return CrossScaleFlow(
@@ -71,7 +71,7 @@ def start_flow(settings: Settings, channels: int) -> CrossScaleFlow:
 
 
 class Listing:
-    """Stands in for a manifest: the two columns that extraction reads, without pandas."""
+    """A substitute for a manifest with the two columns that extraction reads, without pandas."""
 
     def __init__(self, files: list[Path]) -> None:
         self.root = Path("/")
@@ -79,26 +79,26 @@ class Listing:
 
     @property
     def frame(self) -> Self:
-        """Itself: the table."""
+        """Return the table, which is this object itself."""
         return self
 
     def __getitem__(self, columns: list[str]) -> Self:
-        """All columns there are."""
+        """Return the names of the columns."""
         return self
 
     def itertuples(self, index: bool = False) -> Iterator[Any]:
-        """One row an image."""
+        """Return one row an image."""
         return iter(self.rows)
 
     @property
     def manifest(self) -> Manifest:
-        """As the type that extraction is declared with."""
+        """Return this object as the type that extraction declares."""
         return cast("Manifest", self)
 
 
 @dataclass
 class Driver:
-    """Makes materials, one call each, in the order of the methods."""
+    """Driver that makes materials, one call each, in the order of the methods."""
 
     folder: Path
     channel: Channel
@@ -107,7 +107,7 @@ class Driver:
         self.bench = Bench(self.folder)
 
     def images(self) -> None:
-        """Find or draw the images; copies with other content serve the works that need new ones."""
+        """Find or draw the images, and make copies with other content for the works that need new images."""
         settings = self.bench.settings
         if settings.folder:
             files = find_images(Path(settings.folder), settings.images)
@@ -116,7 +116,7 @@ class Driver:
         (self.folder / "images.json").write_text(json.dumps([str(path) for path in files]))
 
     def features(self) -> dict[str, Any]:
-        """Trunk, stored features of all images, and the same standardised, in memory."""
+        """Make the trunk, the stored features of all images, and the same standardised, in memory."""
         bench, settings = self.bench, self.bench.settings
         backbone = make_backbone(settings)
         bench.save_tensors("trunk", trunk_state(backbone))
@@ -138,7 +138,7 @@ class Driver:
         return {"shapes": cached.shapes}
 
     def weights(self) -> dict[str, float]:
-        """Two sets of weights: as training starts, and with gammas that are not zero; and the right latents."""
+        """Make two sets of weights, as training starts and with non-zero gammas, and the correct latents."""
         bench, settings = self.bench, self.bench.settings
         flow = start_flow(settings, bench.read("trunk")["channels"])
         bench.save_tensors("start", flow.state_dict())
@@ -158,7 +158,7 @@ class Driver:
         return {"parameters": sum(p.numel() for p in flow.parameters()), "step_flops": training_flops(state, shapes)}
 
     def detector(self) -> None:
-        """A detector directory and its right answers."""
+        """Make a detector directory and its correct answers."""
         from sidebyside.detector import line_of, make_detector
 
         make_detector(
@@ -167,7 +167,7 @@ class Driver:
 
 
 def _statistics(level: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and deviation ``(C,)`` of every channel; a dead channel keeps its scale."""
+    """Return mean and deviation ``(C,)`` of every channel; a dead channel keeps its scale."""
     values = level.double().transpose(0, 1).flatten(1)
     std = values.std(dim=1)
     return values.mean(dim=1).float(), std.clamp(min=0.01 * float(std.square().mean().sqrt())).float()
@@ -175,7 +175,7 @@ def _statistics(level: Tensor) -> tuple[Tensor, Tensor]:
 
 @torch.no_grad()
 def _settle(model: nn.Module, size: int) -> None:
-    """Let random weights give features of ordinary size: batch norms take the statistics of noise."""
+    """Make random weights give features of ordinary size: batch norms take the statistics of noise."""
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.momentum = 1.0
@@ -185,5 +185,5 @@ def _settle(model: nn.Module, size: int) -> None:
 
 
 def stored(bench: Bench) -> CacheManifest:
-    """The features extracted for this run."""
+    """Return the features extracted for this run."""
     return CacheManifest.load(bench.folder / "features.json")

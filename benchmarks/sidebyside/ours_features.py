@@ -1,4 +1,4 @@
-"""csflow's extraction, through ``csflow.features.store.FeatureStore`` alone."""
+"""Measure csflow's extraction, through ``csflow.features.store.FeatureStore`` alone."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from sidebyside.process import seconds
 
 
 class Driver:
-    """Extracts the images into a store of its own."""
+    """Driver that extracts the images into a store of its own."""
 
     def __init__(self, folder: Path, channel: Channel) -> None:
         self.bench = Bench(folder)
@@ -26,24 +26,24 @@ class Driver:
         self.entries: set[str] = set()
 
     def extract(self, images: int | None = None) -> float:
-        """Seconds to extract the first ``images`` (all by default) of which none is in the store."""
+        """Measure the seconds to extract the first ``images`` (by default all), none of which is in the store."""
         for path in [path for path in self.store.root.rglob("*") if path.name in self.entries]:
             path.unlink()
         return self.again(images)
 
     def again(self, images: int | None = None) -> float:
-        """Seconds to extract the first ``images``, whatever is in the store already."""
+        """Measure the seconds to extract the first ``images``, whatever the store has already."""
         listing = Listing(self.bench.images[:images])
         self.entries |= {row.sha256 for row in listing.rows}
         return seconds(lambda: self.store.extract(listing.manifest, self.features, self.backbone))
 
     def fresh(self) -> float:
-        """Seconds to extract everything where nothing is, not even the folder."""
+        """Measure the seconds to extract everything into a store that does not exist yet."""
         shutil.rmtree(self.store.root, ignore_errors=True)
         return self.again()
 
     def decode(self) -> float:
-        """Seconds to decode and size all images, on all threads as extraction does."""
+        """Measure the seconds to decode and resize all images, on all threads as extraction does."""
 
         def work(path: Path) -> object:
             return to_pyramid_levels(read_image(path), self.features)
@@ -52,7 +52,7 @@ class Driver:
             return seconds(lambda: list(pool.map(work, self.bench.images)))
 
     def error(self) -> float:
-        """Relative error of what is stored against eager float32 timm, rounded as stored."""
+        """Measure the relative error of the stored features against eager float32 timm, rounded as stored."""
         listing = Listing(self.bench.images)
         manifest = self.store.extract(listing.manifest, self.features, self.backbone)
         found = manifest.open([row.sha256 for row in listing.rows]).batch(range(len(listing.rows)))

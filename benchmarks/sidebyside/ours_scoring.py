@@ -1,4 +1,4 @@
-"""csflow's scoring, through ``csflow.detector.engine.Engine`` as the server uses it (``Detector`` on a GPU)."""
+"""Measure csflow's scoring, through ``csflow.detector.engine.Engine`` as in the server (``Detector`` on a GPU)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from sidebyside.child import Channel
 
 
 class Driver:
-    """Scores encoded images with a detector directory."""
+    """Driver that scores encoded images with a detector directory."""
 
     def __init__(self, folder: Path, channel: Channel) -> None:
         self.bench = Bench(folder)
@@ -23,7 +23,7 @@ class Driver:
         self.decided: dict[int, str | None] = {}
 
     def load(self) -> float:
-        """Read the detector; seconds without imports."""
+        """Read the detector and return the seconds, without imports."""
         reader = _reader(self.bench.settings.device)
         began = time.perf_counter()
         self.detector = reader(self.bench.detector)
@@ -32,7 +32,7 @@ class Driver:
         return elapsed
 
     def score(self, indices: list[int]) -> float:
-        """Seconds from encoded images to score, decision and map in the image's size."""
+        """Measure the seconds from encoded images to score, decision and map in the image's size."""
         began = time.perf_counter()
         predictions = self.detector.predict([read_image(self.contents[i]) for i in indices])
         for prediction in predictions:
@@ -43,11 +43,11 @@ class Driver:
         return elapsed
 
     def answers(self) -> dict[str, Any]:
-        """Scores and decisions so far, by image."""
+        """Return the scores and decisions so far, by image."""
         return {"scores": self.scored, "decisions": self.decided}
 
     def model_megabytes(self) -> float:
-        """Size of the flow's file."""
+        """Return the megabytes of the flow's file."""
         return (self.bench.detector / "model.safetensors").stat().st_size / 1e6
 
 

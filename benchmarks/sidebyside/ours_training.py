@@ -1,4 +1,4 @@
-"""csflow's training, through ``csflow.flow.training.fit`` alone."""
+"""Measure csflow's training, through ``csflow.flow.training.fit_flow`` alone."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from csflow.config import FlowConfig, TrainingConfig
-from csflow.flow.cross_scale import CrossScaleFlow, Pyramid
+from csflow.flow.cross_scale import CrossScaleFlow
 from csflow.flow.device import Features, choose_precision
-from csflow.flow.training import EpochResult, fit
+from csflow.flow.pyramid import Pyramid
+from csflow.flow.training import EpochResult, fit_flow
 from sidebyside.bench import Bench
 from sidebyside.child import Channel, Memory, kept_for_gradients, warm_torch
 from sidebyside.errors import relative_error
@@ -25,11 +26,11 @@ if TYPE_CHECKING:
 
 ENDLESS = 10**6
 LOSS_OFFSET = 0.5 * math.log(2 * math.pi)
-"""Ours is the exact negative log-likelihood; the authors' loss leaves this constant out."""
+"""Constant of the exact negative log-likelihood, which the authors' loss leaves out."""
 
 
 class Driver:
-    """Trains on one batch (an epoch is then a step), or on the store."""
+    """Driver that trains on one batch (an epoch is then a step), or on the store."""
 
     def __init__(self, folder: Path, channel: Channel) -> None:
         self.bench = Bench(folder)
@@ -40,7 +41,7 @@ class Driver:
         warm_torch(self.device)
 
     def training(self, source: str) -> None:
-        """Train; answers after every epoch and waits for ``step`` (go on) or anything else (stop).
+        """Train, answer after every epoch, and wait for ``step`` (go on) or anything else (stop).
 
         Answers hold the seconds since ``step`` was asked for and the authors' loss of the epoch.
         """
@@ -50,7 +51,7 @@ class Driver:
 
         def on_epoch(result: EpochResult) -> None:
             self._synchronise()
-            # Building the flow is no part of the first step.
+            # Building the flow is not part of the first step.
             elapsed = time.perf_counter() - asked_at[-1] if asked_at else result.seconds
             self.channel.send(value={"seconds": elapsed, "loss": result.nll - LOSS_OFFSET})
             request = self.channel.receive()
@@ -63,11 +64,11 @@ class Driver:
         self.memory_above = {"total": memory.peak()}
 
     def memory(self) -> dict[str, float]:
-        """Peak megabytes of the last training, above what was there when it began."""
+        """Return the peak megabytes of the last training, above the use when it began."""
         return self.memory_above
 
     def train(self) -> dict[str, float]:
-        """Seconds from nothing to the trained flow, from the store."""
+        """Measure the seconds of a whole training on the stored features."""
         features, losses = self._features("store"), []
         began = time.perf_counter()
         self._fit(features, self.settings.epochs, lambda result: losses.append(result.nll - LOSS_OFFSET))
@@ -75,13 +76,13 @@ class Driver:
         return {"seconds": time.perf_counter() - began, "loss": losses[-1] - self._standardisation()}
 
     def latent_error(self) -> float:
-        """Relative error of the latents, in the precision of training, against float64."""
+        """Measure the relative error of the latents, in the precision of training, against float64."""
         reference = self.bench.pyramid("latents")
         latents, _ = self._forward(self._awake(), len(reference[0]))
         return relative_error(latents, reference)
 
     def kept(self) -> float:
-        """Megabytes that the forward pass of a step keeps for the backward pass, parameters not counted."""
+        """Measure the megabytes that a forward pass keeps for the backward pass, parameters not counted."""
         flow = self._awake()
         with kept_for_gradients(flow) as megabytes:
             latents, log_det = self._forward(flow, self.settings.batch)
@@ -89,7 +90,7 @@ class Driver:
             return megabytes()
 
     def _awake(self) -> CrossScaleFlow:
-        """The flow with the weights that scores are compared by, as training holds it."""
+        """Return the flow with the weights for comparing scores, as training keeps it."""
         state = self.bench.tensors("flow")
         channels = state["blocks.0.permutation"].shape[1]
         flow = CrossScaleFlow(self._flow(), channels=channels, scales=self.settings.scales)
@@ -105,7 +106,7 @@ class Driver:
         return found
 
     def store_read(self) -> float:
-        """GB/s of float16 values read from the store in shuffled batches."""
+        """Measure the GB/s of float16 values read from the store in shuffled batches."""
         features = self._features("store")
         order = torch.randperm(len(features), generator=torch.Generator().manual_seed(0)).tolist()
         size, values = self.settings.batch, 0
@@ -115,7 +116,7 @@ class Driver:
         return 2 * values / (time.perf_counter() - began) / 1e9
 
     def _standardisation(self) -> float:
-        """What standardising inside the flow adds to the loss; peers get features standardised before."""
+        """Return what standardisation inside the flow adds to the loss; peers get standardised features."""
         std = self.bench.tensors("scale")["std"].double().log().sum(dim=1)
         levels = [level[0] for level in self.bench.pyramid("features")]
         added = sum(float(s) * level[0].numel() for s, level in zip(std, levels, strict=True))
@@ -132,7 +133,7 @@ class Driver:
     def _fit(self, features: Features, epochs: int, on_epoch: Any) -> None:
         channels = features.batch([0])[0].shape[1]
         with tempfile.TemporaryDirectory() as folder:
-            fit(
+            fit_flow(
                 features,
                 self._flow(standardize=not isinstance(features, InMemory)),
                 self._training(epochs),
@@ -146,7 +147,7 @@ class Driver:
         return FlowConfig(hidden=self.settings.width, standardize=standardize)
 
     def _training(self, epochs: int) -> TrainingConfig:
-        """Optimiser of the authors' code: Adam's usual betas, eps 1e-4."""
+        """Return the optimiser of the authors' code: Adam's usual betas, eps 1e-4."""
         return TrainingConfig(
             epochs=epochs,
             batch_size=self.settings.batch,
@@ -164,19 +165,19 @@ class Driver:
 
 
 class InMemory:
-    """Features of a batch, held in memory as float32."""
+    """The features of a batch, in memory as float32."""
 
     def __init__(self, levels: list[Tensor]) -> None:
         self.levels = levels
 
     def __len__(self) -> int:
-        """Number of images."""
+        """Return the number of images."""
         return len(self.levels[0])
 
     def batch(self, indices: Sequence[int]) -> Pyramid:
-        """Levels of some images."""
+        """Return the levels of some images."""
         return [level[list(indices)] for level in self.levels]
 
 
 class _Stopped(Exception):
-    """Nobody wants another step."""
+    """No further step is wanted."""

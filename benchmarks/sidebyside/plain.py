@@ -1,4 +1,4 @@
-"""The flow in its plainest form: what every fast one is held against, and whose arithmetic is counted.
+"""The flow in its plainest form, with which every fast one is compared and whose arithmetic is counted.
 
 Written from docs/guides/official-weights.md alone; it shares no code with ``csflow.flow.cross_scale``.
 """
@@ -15,7 +15,7 @@ CLAMP = 3.0
 
 
 def plain_flow(state: Mapping[str, Tensor], pyramid: Sequence[Tensor]) -> tuple[list[Tensor], Tensor]:
-    """Latents and ``log_det`` ``(B,)`` of a pyramid.
+    """Return the latents and ``log_det`` ``(B,)`` of a pyramid.
 
     Args:
         state: State dict of a ``CrossScaleFlow`` without standardisation, in any floating dtype.
@@ -38,23 +38,23 @@ def plain_flow(state: Mapping[str, Tensor], pyramid: Sequence[Tensor]) -> tuple[
 
 
 def plain_loss(latents: Sequence[Tensor], log_det: Tensor) -> Tensor:
-    """The authors' loss: mean of ``(z²/2 - log_det) / D``."""
+    """Return the authors' loss: the mean of ``(z²/2 - log_det) / D``."""
     squares = sum(0.5 * z.square().flatten(1).sum(dim=1) for z in latents)
     return ((squares - log_det) / sum(z[0].numel() for z in latents)).mean()
 
 
 def plain_scores(latents: Sequence[Tensor]) -> Tensor:
-    """The authors' anomaly score ``(B,)``: mean of ``z² / 2`` over all latents."""
+    """Return the authors' anomaly score ``(B,)``: the mean of ``z² / 2`` over all latents."""
     return torch.cat([z.flatten(1) for z in latents], dim=1).square().mean(dim=1) / 2
 
 
 def training_flops(state: Mapping[str, Tensor], shapes: Sequence[tuple[int, ...]]) -> int:
-    """Arithmetic of the plain form: one forward and backward pass over levels of these shapes, as torch counts it."""
+    """Count the FLOPs of the plain form: one forward and backward pass over levels of these shapes, as torch counts."""
     from torch.utils.flop_counter import FlopCounterMode
 
     weights = {name: _on_meta(tensor) for name, tensor in state.items()}
     pyramid = [torch.empty(shape, device="meta") for shape in shapes]
-    # Meta tensors cannot be indexed by meta permutations without data; order does not change the count.
+    # Meta permutations have no data and cannot index meta tensors; the order does not change the count.
     identity = torch.arange(shapes[0][1], device="meta").expand(len(shapes), -1)
     weights |= {name: identity for name in state if name.endswith("permutation")}
     with FlopCounterMode(display=False) as counter:

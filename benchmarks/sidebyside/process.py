@@ -1,4 +1,4 @@
-"""The other side of ``child.py``: starting implementations and measuring them by turns."""
+"""Start implementations (``child.py``) and measure them alternately."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ WORKER = Path(__file__).resolve().parent.parent / "worker.py"
 ROOT = WORKER.parent.parent
 
 DISTURBED = 2.0
-"""Repeats further apart than this are pointed out: something else was running."""
+"""Ratio of repeats above which a note says that something else was running."""
 
 Name = TypeVar("Name")
 
@@ -52,7 +52,7 @@ class Worker:
         )
 
     def call(self, method: str, **arguments: Any) -> Any:
-        """Run a method of the driver and wait for its answer.
+        """Run a method of the driver and return its answer.
 
         Raises:
             WorkerError: With the traceback of the other side.
@@ -73,7 +73,7 @@ class Worker:
         return answer["value"]
 
     def seconds(self, method: str, **arguments: Any) -> float:
-        """:meth:`call` for methods that give a number."""
+        """Run a method that returns a number."""
         return float(self.call(method, **arguments))
 
     def __enter__(self) -> Self:
@@ -93,7 +93,7 @@ class Worker:
 
 
 def by_turns(work: Mapping[Name, Callable[[], float]], repeats: int) -> dict[Name, list[float]]:
-    """Measure several implementations alternately: what disturbs the machine disturbs all of them."""
+    """Measure several implementations alternately, so that a disturbance of the machine affects all of them."""
     results: dict[Name, list[float]] = {name: [] for name in work}
     for _ in range(repeats):
         for name, measure in work.items():
@@ -105,7 +105,7 @@ def by_turns(work: Mapping[Name, Callable[[], float]], repeats: int) -> dict[Nam
 
 
 def seconds(work: Callable[[], object]) -> float:
-    """Wall-clock time of one call."""
+    """Return the wall-clock time of one call, in seconds."""
     began = time.perf_counter()
     work()
     return time.perf_counter() - began

@@ -1,4 +1,4 @@
-"""Which driver plays which role; each imports only what it measures."""
+"""Map roles to drivers, each of which imports only what it measures."""
 
 from __future__ import annotations
 
@@ -20,6 +20,6 @@ ROLES = {
 
 
 def driver(role: str, folder: Path, channel: Channel, *arguments: str) -> object:
-    """The object whose methods can be called; every module of ``ROLES`` has a class ``Driver``."""
+    """Make the driver of a role; every module of ``ROLES`` has a class ``Driver``."""
     made: object = import_module(ROLES[role]).Driver(folder, channel, *arguments)
     return made

@@ -1,4 +1,4 @@
-"""One line of the result, the table and the JSON file."""
+"""The rows of the result, as a table and as JSON."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ SMALLER_IS_BETTER = frozenset({"s", "ms", "MB"})
 
 @dataclass(frozen=True)
 class Row:
-    """One measured work.
+    """The measurement of one work.
 
     Attributes:
         work: Name of the work, with what part of it in brackets.
@@ -34,18 +34,18 @@ class Row:
 
     @property
     def ratio(self) -> float | None:
-        """How many times better ours is; above 1 ours wins, for times and sizes too."""
+        """Return how many times better ours is; above 1 ours is better, for times and sizes as well."""
         if self.peer is None or not (self.ours > 0 and self.peer > 0):
             return None
         return self.ours / self.peer if self.unit in LARGER_IS_BETTER else self.peer / self.ours
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON values, the ratio included."""
+        """Return the row as JSON values, with the ratio."""
         return {**asdict(self), "ratio": self.ratio}
 
 
 def table(rows: Sequence[Row]) -> str:
-    """All rows as a Markdown table."""
+    """Format all rows as a Markdown table."""
     lines = ["| work | ours | peer | unit | ratio | peer is | accuracy |", "|---|--:|--:|---|--:|---|---|"]
     for row in rows:
         ratio = "" if row.ratio is None else f"{row.ratio:.2f}×"
@@ -56,7 +56,7 @@ def table(rows: Sequence[Row]) -> str:
 
 
 def write_json(path: Path, *, machine: Mapping[str, Any], settings: Mapping[str, Any], rows: Sequence[Row]) -> None:
-    """The result for programs."""
+    """Return the results as JSON values."""
     result = {"machine": machine, "settings": settings, "rows": [row.to_json() for row in rows]}
     path.write_text(json.dumps(result, indent=2, allow_nan=False) + "\n")
 

@@ -1,4 +1,4 @@
-"""One run: who takes part, the shared folder, and the rows so far."""
+"""The state of one run: its implementations, the shared folder, and the rows so far."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ class Peer:
     """Another implementation.
 
     Attributes:
-        name: As in the table.
+        name: Name in the table.
         python: Interpreter that can import it.
         role: Its driver.
-        arguments: What the driver needs beside the folder.
-        whole: Whether it has epochs, trainings and a model file, not just a step and a score.
+        arguments: Arguments of the driver besides the folder.
+        whole: True if it has epochs, trainings and a model file, and not only a step and a score.
     """
 
     name: str
@@ -38,12 +38,12 @@ class Peer:
 
 @dataclass
 class Session:
-    """What the works share.
+    """The state that the works share.
 
     Attributes:
-        settings: What is measured.
+        settings: The settings of the run.
         folder: Files of the run.
-        peers: Who is measured beside us.
+        peers: The other implementations that are measured.
         facts: Numbers that several works need (parameters, arithmetic, limits, precision).
         rows: Results.
     """
@@ -55,17 +55,17 @@ class Session:
     rows: list[Row] = field(default_factory=list)
 
     def ours(self, role: str) -> Worker:
-        """A process of ours."""
+        """Start a process of ours."""
         return Worker(sys.executable, (role, str(self.folder)), threads=self.settings.threads)
 
     def peer(self, peer: Peer) -> Worker:
-        """A process of a peer."""
+        """Start a process of a peer."""
         arguments = (peer.role, str(self.folder), *peer.arguments)
         return Worker(peer.python, arguments, threads=self.settings.threads)
 
     @contextmanager
     def together(self, role: str, peers: Sequence[Peer]) -> Iterator[dict[str, Worker]]:
-        """Our process for a work and the peers', by name; all end together."""
+        """Start our process for a work and the peers', by name; all end with the block."""
         with ExitStack() as stack:
             workers = {OURS: stack.enter_context(self.ours(role))}
             workers |= {peer.name: stack.enter_context(self.peer(peer)) for peer in peers}
@@ -84,12 +84,12 @@ class Session:
             work: Name of the row.
             unit: Of all values.
             values: Figures by name, ours among them.
-            accuracy: Errors by name of the peer they stand beside; those under ``ours`` stand in every row.
+            accuracy: Errors by name of the peer in whose row they appear; those under ``ours`` appear in every row.
         """
         errors = accuracy or {}
         names: list[str | None] = [name for name in values if name != OURS]
         for name in names or [None]:
-            beside = {**errors.get(OURS, {}), **(errors.get(name, {}) if name else {})}
+            shown = {**errors.get(OURS, {}), **(errors.get(name, {}) if name else {})}
             self.rows.append(
                 Row(
                     work=work,
@@ -97,12 +97,12 @@ class Session:
                     unit=unit,
                     peer=values[name] if name else None,
                     peer_name=name,
-                    accuracy=beside or None,
+                    accuracy=shown or None,
                 )
             )
 
     def add_fraction(self, work: str, flops: float, elapsed: float, precision: str) -> None:
-        """Add which part of the machine's matrix product a work reaches, if that was measured."""
+        """Add the share of the machine's matrix product that a work reaches, if that was measured."""
         limit = self.facts.get(f"matmul {precision}")
         if limit:
             self.rows.append(
@@ -111,5 +111,5 @@ class Session:
 
 
 def medians(times: Mapping[str, Sequence[float]]) -> dict[str, float]:
-    """Median of each."""
+    """Return the median of each list."""
     return {name: median(values) for name, values in times.items()}

@@ -1,4 +1,4 @@
-"""What is measured, as it is handed from process to process."""
+"""The settings of a run, as they are passed from process to process."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SCALES = 3  # the authors' code and anomalib know no other number
 
 @dataclass(frozen=True)
 class Settings:
-    """Everything that decides a run.
+    """The settings of a run.
 
     Attributes:
         works: Which works, names of ``WORKS``.
@@ -53,11 +53,11 @@ class Settings:
     folder: str | None = None
 
     def save(self, path: Path) -> None:
-        """Write as JSON."""
+        """Write the settings as JSON."""
         path.write_text(json.dumps(asdict(self)))
 
     @classmethod
     def load(cls, path: Path) -> Settings:
-        """Read what :meth:`save` wrote."""
+        """Read the settings that :meth:`save` wrote."""
         fields = json.loads(path.read_text())
         return cls(**{**fields, "works": tuple(fields["works"])})

@@ -1,4 +1,4 @@
-"""The same weights under the names of every implementation.
+"""Rename the same weights for every implementation.
 
 Reference:
     docs/guides/official-weights.md; anomalib 2.7.0 keeps the authors' names inside a coupling.
@@ -19,28 +19,28 @@ _PARTS = {
     **{f"up.{i}": f"up_conv{i + 1}{i}" for i in range(SCALES - 1)},
     **{f"down.{i}": f"down_conv{i}{i + 1}" for i in range(SCALES - 1)},
 }
-OFFICIAL = "module_list.{place}.s{half}"
-ANOMALIB = "graph.module_list.{place}.cross_convolution{half}"
+OFFICIAL = "module_list.{index}.s{half}"
+ANOMALIB = "graph.module_list.{index}.cross_convolution{half}"
 
 
 def to_official(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Our tensors under the authors' names; their couplings lie at places 4, 6, 8 and so on. Buffers are left out."""
-    return _renamed(state, OFFICIAL, first_place=4)
+    """Rename our tensors for the authors' code, whose couplings have the indices 4, 6, 8 and so on; omit buffers."""
+    return _renamed(state, OFFICIAL, first=4)
 
 
 def to_anomalib(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Our tensors under anomalib's names; its couplings lie at places 1, 3, 5 and so on. Buffers are left out."""
-    return _renamed(state, ANOMALIB, first_place=1)
+    """Rename our tensors for anomalib, whose couplings have the indices 1, 3, 5 and so on; omit buffers."""
+    return _renamed(state, ANOMALIB, first=1)
 
 
-def _renamed(state: Mapping[str, Tensor], prefix: str, *, first_place: int) -> dict[str, Tensor]:
+def _renamed(state: Mapping[str, Tensor], prefix: str, *, first: int) -> dict[str, Tensor]:
     renamed: dict[str, Tensor] = {}
     for name, tensor in state.items():
         parts = name.split(".")
         if parts[0] != "blocks" or parts[2] == "permutation":
             continue
         block, half, inside = int(parts[1]), parts[2].removeprefix("subnet_"), ".".join(parts[3:5])
-        theirs = prefix.format(place=first_place + 2 * block, half=half)
+        theirs = prefix.format(index=first + 2 * block, half=half)
         if inside == "gamma":
             renamed |= {f"{theirs}.gamma{i}": tensor[i : i + 1] for i in range(len(tensor))}
         else:

@@ -1,4 +1,4 @@
-"""Works about features: extraction, and a retrain on unchanged and on grown data."""
+"""Measure the works about features: extraction, and a retrain on unchanged and on grown data."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ GROWTH = 1.1
 
 
 def extract(session: Session) -> None:
-    """From image files to features; ours also hashes and stores them."""
+    """Measure extraction from image files to features; ours also hashes and stores them."""
     settings = session.settings
     eager = Peer(EAGER, sys.executable, "timm")
     with session.together("ours-features", [eager]) as workers:
@@ -39,7 +39,7 @@ def extract(session: Session) -> None:
 
 
 def retrain(session: Session) -> None:
-    """Extraction again when nothing has changed, and when a tenth of the images is new."""
+    """Measure repeated extraction, when nothing has changed and when a tenth of the images is new."""
     works, count = session.settings.works, session.settings.images
     before = min(round(count / GROWTH), count - 1)
     with session.ours("ours-features") as worker:

@@ -1,4 +1,4 @@
-"""Works about a finished detector: scoring, loading, the size of its file."""
+"""Measure the works about a finished detector: scoring, loading, the size of its file."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from sidebyside.process import by_turns
 from sidebyside.session import OURS, Peer, Session, medians
 
 SINGLES = 20
-"""Single images scored at least: the 95th percentile needs some."""
+"""Least number of single images to score, because the 95th percentile needs some."""
 
 
 def score(session: Session) -> None:
-    """One image and a batch, from encoded bytes to score, decision and map."""
+    """Measure one image and a batch, from encoded bytes to score, decision and map."""
     settings, works = session.settings, session.settings.works
     batch = [i % settings.images for i in range(settings.score_batch)]
     with session.together("ours-scoring", session.peers) as workers:
@@ -46,7 +46,7 @@ def score(session: Session) -> None:
 
 
 def load(session: Session) -> None:
-    """From nothing to a first score, in a new process every time; and the reading of the files alone."""
+    """Measure the time to a first score, in a new process every time, and the reading of the files alone."""
     whole: dict[str, list[float]] = {}
     reading: dict[str, list[float]] = {}
     for _ in range(max(1, session.settings.repeats // 2)):
@@ -62,7 +62,7 @@ def load(session: Session) -> None:
 
 
 def model_file(session: Session) -> None:
-    """Megabytes of the flow's file; the scores of a detector read from it are those of ``score``."""
+    """Compare the megabytes of the flow's file; the scores of a detector read from it are those of ``score``."""
     peers = [peer for peer in session.peers if peer.whole]
     with session.ours("ours-scoring") as worker:
         sizes = {OURS: worker.call("model_megabytes")}
@@ -80,7 +80,7 @@ def _saved(session: Session, peer: Peer) -> float:
 
 
 def _accuracy(session: Session, answers: Mapping[str, Any]) -> dict[str, dict[str, float]]:
-    """Largest relative error of a score and share of other decisions, against the float32 torch pipeline."""
+    """Return the largest error of a score and the share of changed decisions, against the float32 torch pipeline."""
     right = json.loads((session.folder / "reference.json").read_text())
     accuracy: dict[str, dict[str, float]] = {}
     for name, answer in answers.items():

@@ -1,4 +1,4 @@
-"""Works about training: a step, its memory, an epoch, a whole run, and reading the store."""
+"""Measure the works about training: a step, its memory, an epoch, a whole run, and reading the store."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ ADAM_BYTES = 12
 """A parameter's weight and two moments, float32."""
 
 RESOLUTION = 2.0**-22
-"""What rounding four losses between 0.5 and 2 to float32 can add up to; a step takes off 2e-6 at first."""
+"""Sum of the rounding of four float32 losses between 0.5 and 2; a first step reduces the loss by 2e-6."""
 
 PAPER = {"epochs": 240, "images": 209, "size": 768, "width": 1024}
 PAPER_SECONDS = 45 * 60
@@ -22,7 +22,7 @@ PAPER_SECONDS = 45 * 60
 
 
 def train_step(session: Session) -> None:
-    """Steps on one batch by turns, then memory, loss and latents of the same processes."""
+    """Measure steps on one batch alternately, then memory, loss and latents of the same processes."""
     settings, works = session.settings, session.settings.works
     with session.together("ours-training", session.peers) as workers:
         losses: dict[str, list[float]] = {name: [] for name in workers}
@@ -51,7 +51,7 @@ def train_step(session: Session) -> None:
 
 
 def epoch(session: Session) -> None:
-    """Epochs over all stored features by turns."""
+    """Measure epochs over all stored features alternately."""
     peers = [peer for peer in session.peers if peer.whole]
     with session.together("ours-training", peers) as workers:
         for worker in workers.values():
@@ -64,7 +64,7 @@ def epoch(session: Session) -> None:
 
 
 def train(session: Session) -> None:
-    """A training from nothing to the last epoch, once each."""
+    """Measure a whole training, once each."""
     peers = [peer for peer in session.peers if peer.whole]
     settings = session.settings
     with session.together("ours-training", peers) as workers:
@@ -83,7 +83,7 @@ def train(session: Session) -> None:
 
 
 def store_read(session: Session) -> None:
-    """Shuffled batches from the store; the first pass only warms the page cache."""
+    """Measure shuffled batches from the store; the first pass only warms the page cache."""
     with session.ours("ours-training") as worker:
         worker.call("store_read")
         rate = median(worker.call("store_read") for _ in range(session.settings.repeats))
@@ -95,16 +95,16 @@ def store_read(session: Session) -> None:
 
 
 def _difference(ours: Sequence[float], theirs: Sequence[float]) -> float:
-    """Relative difference of what the loss fell by from the first step to the last.
+    """Return the relative difference in how far the loss fell from the first step to the last.
 
-    The loss itself would hide a wrong optimiser: a few steps hardly change it.
+    The loss itself would hide a wrong optimiser, because a few steps hardly change it.
     """
     fell, expected = ours[0] - ours[-1], theirs[0] - theirs[-1]
     return max(0.0, abs(fell - expected) - RESOLUTION) / abs(expected)
 
 
 def _epoch(worker: Worker, losses: list[float], method: str, **arguments: str) -> float:
-    """One epoch of a worker; remembers its loss."""
+    """Run one epoch of a worker, record its loss, and return the seconds."""
     result = worker.call(method, **arguments)
     losses.append(result["loss"])
     seconds: float = result["seconds"]

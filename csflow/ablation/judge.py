@@ -11,11 +11,11 @@ import numpy as np
 import numpy.typing as npt
 
 from csflow.ablation.timing import TIMED_IMAGES
+from csflow.config import KINDS, LineConfig
 from csflow.metrics import Measured
 from csflow.runs.identity import detector_code
 
 if TYPE_CHECKING:
-    from csflow.config import LineConfig
     from csflow.data.manifest import Manifest
     from csflow.detector.model import Model
     from csflow.features.backbone import Backbone
@@ -33,8 +33,7 @@ class VariantJudge:
     """
 
     def __init__(self, line: LineConfig, folder: Path, cached: CacheManifest, manifest: Manifest) -> None:
-        from csflow.detector.fitting import load_model
-        from csflow.detector.model import round_to_stored
+        from csflow.detector.model_file import load_model, round_to_stored
 
         self.line, self.cached, self.manifest = line, cached, manifest
         self.test = manifest.rows(role="test")
@@ -57,7 +56,11 @@ class VariantJudge:
     def graph(self) -> list[Any]:
         """Return everything that determines the time per image: all but the values of the weights."""
         line = self.line
-        parts = line.model_dump(mode="json", include={"detector", "features", "flow", "scoring", "padim", "patchcore"})
+        parts = line.model_dump(
+            mode="json",
+            include={"detector", "features", "scoring", *KINDS[line.detector].sections},
+            exclude={"training"},  # how long the graph takes does not depend on how it was trained
+        )
         shapes = {name: list(tensor.shape) for name, tensor in self.model.state_dict().items()}
         return [parts, shapes, detector_code(line)]
 

@@ -1,4 +1,4 @@
-"""The data gate: a Great Expectations suite over a line's measured images."""
+"""Judge a line's images in the data gate, a Great Expectations suite over their measurements."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import pandas as pd
 
 from csflow.config import QualityConfig
-from csflow.data.inspection import measure
+from csflow.data.inspection import inspect_images
 from csflow.data.manifest import Manifest, shorten
 
 if TYPE_CHECKING:
@@ -21,13 +21,13 @@ Severity = Literal["critical", "warning"]
 
 
 @dataclass(frozen=True)
-class Failure:
+class BrokenExpectation:
     """A broken expectation.
 
     Attributes:
         expectation: Its short name, for instance ``readable``.
-        explanation: What was expected, what was found, what to do.
-        files: Offending images, relative to the line's folder; empty if it is a matter of counts.
+        explanation: What was expected, what was found, and what to do.
+        files: Offending images, relative to the line's folder; empty if the expectation is about counts.
         found: What was found in each of ``files``.
     """
 
@@ -39,36 +39,36 @@ class Failure:
 
 @dataclass(frozen=True)
 class QualityReport:
-    """What the data gate found.
+    """The result of the data gate.
 
     Attributes:
         line: Name of the line.
-        checks: Every expectation by name, with what it asks for.
-        failures: Those that stop the pipeline.
-        warnings: Those that do not.
+        checks: What every expectation asks for, by its name.
+        failures: Broken expectations that stop the pipeline.
+        warnings: Broken expectations that do not.
         statistics: Counts and ranges of the images.
-        validation: The result in Great Expectations' own words.
+        validation: The result as Great Expectations states it.
     """
 
     line: str
     checks: dict[str, str]
-    failures: tuple[Failure, ...]
-    warnings: tuple[Failure, ...]
+    failures: tuple[BrokenExpectation, ...]
+    warnings: tuple[BrokenExpectation, ...]
     statistics: dict[str, str | int]
     validation: dict[str, Any]
 
     @property
     def success(self) -> bool:
-        """Whether the pipeline may go on."""
+        """Return True if the pipeline may go on."""
         return not self.failures
 
     def explanation(self, line: str) -> str:
-        """The failures as text for a terminal, each with its first offending files."""
+        """Describe the failures as text for a terminal, each with its first offending files."""
         reasons = [f"- {f.explanation}" + (f" Files: {_with_found(f)}." if f.files else "") for f in self.failures]
         return f"The data gate refuses the images of {line}:\n" + "\n".join(reasons)
 
     def to_json(self) -> dict[str, Any]:
-        """Everything as JSON values."""
+        """Return the whole report as JSON values."""
         return {
             "line": self.line,
             "success": self.success,
@@ -80,7 +80,7 @@ class QualityReport:
         }
 
     def html(self) -> str:
-        """One page that needs nothing from outside."""
+        """Render the report as one self-contained page."""
         from jinja2 import Environment
 
         template = (resources.files("csflow.reporting") / "templates" / "quality.html.j2").read_text()
@@ -90,7 +90,7 @@ class QualityReport:
 
 @dataclass(frozen=True)
 class _Check:
-    """One expectation: ``asks`` is what holds for good data, ``remedy`` what to do, ``shows`` the telling column."""
+    """An expectation: ``asks`` states what is true of good data, ``shows`` names the column that explains a failure."""
 
     name: str
     asks: str
@@ -107,17 +107,17 @@ class _Check:
         return made
 
 
-def validate(manifest: Manifest, quality: QualityConfig) -> QualityReport:
-    """Measure the images of a line and hold them against its bounds.
+def run_data_gate(manifest: Manifest, quality: QualityConfig) -> QualityReport:
+    """Measure the images of a line and compare them with the line's bounds.
 
     Args:
         manifest: The line's images.
-        quality: Bounds of the line.
+        quality: The line's bounds.
     """
-    table = _with_verdicts(measure(manifest))
+    table = _with_verdicts(inspect_images(manifest))
     checks = list(_checks(quality)) if len(table) else [_NOT_EMPTY]
     result = _run(table, checks)
-    failures: dict[Severity, list[Failure]] = {"critical": [], "warning": []}
+    failures: dict[Severity, list[BrokenExpectation]] = {"critical": [], "warning": []}
     for check, outcome in zip(checks, result.results, strict=True):
         if not outcome.success:
             failures[check.severity].append(_failure(check, outcome.result, outcome.exception_info, table))
@@ -132,7 +132,7 @@ def validate(manifest: Manifest, quality: QualityConfig) -> QualityReport:
 
 
 def _with_verdicts(table: pd.DataFrame) -> pd.DataFrame:
-    """Columns that the expectations are about; None where one does not apply."""
+    """Add the columns that the expectations are about; None where one does not apply."""
     train, good = table["split"] == "train", table["label"] == "good"
     return table.assign(
         train_is_good=~train | good,
@@ -156,22 +156,22 @@ _NOT_EMPTY = _Check(
 
 
 def _checks(quality: QualityConfig) -> Iterator[_Check]:
-    """The suite, in the order in which a reader wants to know."""
+    """Yield the expectations in the order in which a reader wants to see them."""
     yield _NOT_EMPTY
     yield _each("readable", True, "Every image can be read.", "Copy or export these files again, or remove them.",
                 "readable", "problem")  # fmt: skip
     yield _each("only_good_in_train", True, "There are only good images in train.",
                 "Move defective images to test/DEFECT.", "train_is_good", "defect")  # fmt: skip
     yield _each("no_leak", False, "No image is in both train and test.",
-                "Remove it from one of them: a detector must not be judged on what it learned from.",
+                "Remove it from one of them: a detector must not be tested on images that it learned from.",
                 "leaked", "leaked_from")  # fmt: skip
     yield _each("one_label", False, "No image is both good and defective.", "Remove the wrong one.",
                 "contradicted", "contradicts")  # fmt: skip
-    yield _each("no_copies", False, "No image is twice in the same split.",
+    yield _each("no_copies", False, "No image occurs twice in the same split.",
                 "Copies count twice; remove them, or name them as one group in groups.csv.",
                 "copied", "copy_of", severity="warning")  # fmt: skip
     yield _Check("large_enough", f"The shorter side has at least {quality.min_side} pixels.",
-                 "Take larger pictures, or lower quality.min_side if the detail suffices.",
+                 "Take larger images, or lower quality.min_side if the detail is sufficient.",
                  "ExpectColumnValuesToBeBetween", {"column": "short_side", "min_value": quality.min_side},
                  "size")  # fmt: skip
     yield _Check("small_enough", f"The longer side has at most {quality.max_side} pixels.",
@@ -182,7 +182,7 @@ def _checks(quality: QualityConfig) -> Iterator[_Check]:
                  "Convert the files, or add the mode to quality.modes.",
                  "ExpectColumnValuesToBeInSet", {"column": "mode", "value_set": list(quality.modes)},
                  "mode")  # fmt: skip
-    yield _each("not_constant", False, "No image is of one single colour.",
+    yield _each("not_constant", False, "No image has a single colour only.",
                 "The camera saw nothing: remove them.", "constant", "size")  # fmt: skip
     yield _each("mask_readable", True, "Every mask can be read.", "Copy or export the masks again, or remove them.",
                 "mask_readable", "mask_problem")  # fmt: skip
@@ -198,19 +198,19 @@ def _checks(quality: QualityConfig) -> Iterator[_Check]:
 
 def _each(name: str, wanted: bool, asks: str, remedy: str, column: str, shows: str,
           severity: Severity = "critical") -> _Check:  # fmt: skip
-    """Every value of a column of truth values is the wanted one (None does not count)."""
+    """Make the check that every value of a boolean column is the wanted one (None does not count)."""
     arguments = {"column": column, "value_set": [wanted]}
     return _Check(name, asks, remedy, "ExpectColumnValuesToBeInSet", arguments, shows, severity)
 
 
 def _at_least(name: str, column: str, least: int, what: str, key: str) -> _Check:
-    remedy = f"Add images, or lower quality.{key} if fewer are truly enough."
+    remedy = f"Add images, or lower quality.{key} if fewer are really enough."
     arguments = {"column": column, "min_value": least}
     return _Check(name, f"There are at least {least} {what}.", remedy, "ExpectColumnSumToBeBetween", arguments)
 
 
 def _run(table: pd.DataFrame, checks: Sequence[_Check]) -> ExpectationSuiteValidationResult:
-    """Validate in memory: no project folder, no progress bars, nothing sent anywhere."""
+    """Validate in memory, without a project folder or progress bars; nothing is sent anywhere."""
     import great_expectations as gx
     from great_expectations.data_context.types.base import ProgressBarsConfig
 
@@ -236,13 +236,13 @@ def _name_of(outcome: ExpectationValidationResult) -> str:
     return str(config.meta["check"]) if config and config.meta else ""
 
 
-def _failure(check: _Check, result: dict[str, Any], trouble: dict[str, Any], table: pd.DataFrame) -> Failure:
+def _failure(check: _Check, result: dict[str, Any], trouble: dict[str, Any], table: pd.DataFrame) -> BrokenExpectation:
     files = [str(entry["path"]) for entry in result.get("unexpected_index_list") or []]
     if not files and "observed_value" not in result:
         raise RuntimeError(f"Great Expectations could not evaluate {check.name!r}: {trouble}")
     found = table.set_index("path")[check.shows].astype(str).loc[files] if files else ()
-    count = f"not so for {len(files)} of {len(table)} images" if files else f"found {result['observed_value'] or 0:g}"
-    return Failure(check.name, f"{check.asks[:-1]}: {count}. {check.remedy}", tuple(files), tuple(found))
+    count = f"not true of {len(files)} of {len(table)} images" if files else f"found {result['observed_value'] or 0:g}"
+    return BrokenExpectation(check.name, f"{check.asks[:-1]}: {count}. {check.remedy}", tuple(files), tuple(found))
 
 
 def _statistics(table: pd.DataFrame) -> dict[str, str | int]:
@@ -266,11 +266,11 @@ def _common(values: pd.Series) -> str:
     return shorten([f"{value} ({count})" for value, count in counts.items()])
 
 
-def _with_found(failure: Failure) -> str:
+def _with_found(failure: BrokenExpectation) -> str:
     pairs = zip(failure.files, failure.found, strict=True)
     return shorten([f"{file} ({found})" if found else file for file, found in pairs])
 
 
-def _as_json(failure: Failure) -> dict[str, Any]:
+def _as_json(failure: BrokenExpectation) -> dict[str, Any]:
     files = [{"path": path, "found": found} for path, found in zip(failure.files, failure.found, strict=True)]
     return {"expectation": failure.expectation, "explanation": failure.explanation, "files": files}

@@ -25,7 +25,8 @@ def prune(
     """Show what nothing needs any more, and with --apply remove it; for all lines at once.
 
     That is: versions beyond the newest, with what was published of them; features that no remaining version was made
-    from; fitted models and checkpoints of other trainings. In the workspace, in the store that CSFLOW_STORE names,
+    from; fitted models and checkpoints of other trainings; with --apply also parts of uploads that began before then
+    and never ended. In the workspace, in the store that CSFLOW_STORE names,
     and in the registry.
 
     A version stays if an alias or an endpoint names it, a rollback would go back to it, the gate measures challengers
@@ -38,7 +39,7 @@ def prune(
     made = plan_pruning(services, PrunePolicy.of(keep, older_than))
     if not as_json:
         _print(made)
-    removed = remove(services, made) if apply and made.removals else None
+    removed = remove(services, made) if apply else None
     if as_json:
         print_json(_as_json(made, removed))
     elif removed is not None:

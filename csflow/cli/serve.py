@@ -26,7 +26,7 @@ def serve_lines(
     all_lines: Annotated[bool, typer.Option("--all", help="Serve the champion of every line that has one.")] = False,
 ) -> None:
     """Serve champions (or a detector directory) until Ctrl-C, one or many lines in one server."""
-    from csflow.adapters.serving import serve as serve_detectors
+    from csflow.adapters.serving import serve_detectors
     from csflow.system.ports import bind
 
     services = Services.from_environment()

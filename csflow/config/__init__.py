@@ -8,7 +8,8 @@ from csflow.config.flow import FlowConfig, ScoringConfig
 from csflow.config.judging import CalibrationConfig, GateConfig, QualityConfig, RolesConfig
 from csflow.config.kinds import KINDS, DetectorKind
 from csflow.config.line import LINE_NAME, LineConfig
-from csflow.config.loading import line_names, lines_folder, load_line, parse_line, parse_line_json
+from csflow.config.loading import line_names, lines_folder, load_line
+from csflow.config.parsing import parse_line, parse_line_json
 from csflow.config.presets import merged_over, presets
 from csflow.config.section import Positive, Section
 from csflow.config.serving import CanaryStep, ServingConfig

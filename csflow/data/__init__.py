@@ -1,1 +1,1 @@
-"""Find a line's images and say what is in them."""
+"""Find and import the images of a line, and inspect what is in them."""

@@ -1,4 +1,4 @@
-"""Unpacking an archive from elsewhere without trusting it."""
+"""Unpack an archive without trusting it."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ ARCHIVES = (".tar", ".tar.xz", ".tar.gz", ".tgz", ".zip")
 
 
 def extract(archive: Path, target: Path) -> None:
-    """Unpack the images, ``.txt`` and ``.csv`` files; nothing is written outside ``target``.
+    """Unpack the images, ``.txt`` and ``.csv`` files of an archive; nothing is written outside of ``target``.
 
     Raises:
-        DataError: If the archive is of an unknown kind, damaged, or holds links or paths that lead out.
+        DataError: If the archive is of an unknown kind, damaged, or contains links or paths that lead out.
     """
     if not archive.name.lower().endswith(ARCHIVES):
         raise DataError(f"{archive} is neither a folder nor an archive ({', '.join(ARCHIVES)}).")
@@ -41,7 +41,7 @@ def extract(archive: Path, target: Path) -> None:
 
 
 def _members(archive: Path) -> Iterator[tuple[str, IO[bytes]]]:
-    """Name and content of each regular file.
+    """Yield the name and the content of each regular file.
 
     Raises:
         DataError: If a member is a link or a device.

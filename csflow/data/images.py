@@ -1,10 +1,10 @@
-"""Reading images of any common kind the same way every time, and sizing them for the backbone.
+"""Read images of any common kind in the same way every time, and resize them for the backbone.
 
 =====================  ==========================================================================
 Image                  Becomes 8-bit RGB by
 =====================  ==========================================================================
-gray, 1-bit            repeating the gray value
-16-bit gray            dividing by 257 (65535 -> 255), never by the image's own range
+grey, 1-bit            repeating the grey value
+16-bit grey            dividing by 257 (65535 -> 255), never by the image's own range
 16-bit colour          dropping the lower byte (Pillow's reader)
 palette                its colours
 alpha (any kind)       compositing on black
@@ -28,10 +28,10 @@ from csflow.config import FeatureConfig
 from csflow.errors import DataError
 
 FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP")
-"""Pillow readers allowed. Others can start outside programs (EPS) or are not image files of a camera."""
+"""Allowed readers of Pillow. Others can start external programs (EPS) or do not read a camera's image files."""
 
 MAX_PIXELS = 89_478_485
-"""Largest image opened (9459 squared, where Pillow begins to warn): a small file can claim to hold terabytes."""
+"""Pixels of an image at most (9459 squared, where Pillow begins to warn): a small file can claim to be terabytes."""
 
 
 def read_image(source: Path | bytes) -> Image.Image:
@@ -41,7 +41,7 @@ def read_image(source: Path | bytes) -> Image.Image:
         source: An image file, or the bytes of one.
 
     Raises:
-        DataError: Naming the file, if it is missing, no image, truncated, of an unknown kind or too large.
+        DataError: If the file is missing, not an image, truncated, of an unknown kind or too large; it names the file.
     """
     if isinstance(source, bytes):
         return decode_image(source, name=f"image of {len(source)} bytes")
@@ -53,7 +53,7 @@ def read_image(source: Path | bytes) -> Image.Image:
 
 
 def decode_image(content: bytes, *, name: str) -> Image.Image:
-    """Decode the bytes of an image file; ``name`` stands for it in errors. See :func:`read_image`."""
+    """Decode the bytes of an image file as :func:`read_image` does; ``name`` names it in errors."""
     try:
         with Image.open(io.BytesIO(content), formats=FORMATS) as image:
             _refuse_bomb(image.size, name)
@@ -65,21 +65,21 @@ def decode_image(content: bytes, *, name: str) -> Image.Image:
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise DataError(f"{name}: {error} Crop or shrink it.") from error
     except UnidentifiedImageError as error:
-        what = "is empty" if not content else "is no image"
+        what = "is empty" if not content else "is not an image"
         raise DataError(f"{name} {what}. Expected one of {', '.join(FORMATS)}.") from error
     except Exception as error:  # on damaged bytes Pillow's readers raise nearly every kind of error
         raise DataError(f"{name} is damaged: {error}. Copy or export it again.") from error
 
 
 def to_pyramid_levels(image: Image.Image, features: FeatureConfig) -> list[NDArray[np.uint8]]:
-    """Size an image for every scale of the pyramid.
+    """Resize an image for every scale of the pyramid.
 
-    The image is stretched to a square. ``antialias`` sizes the image anew for every scale (paper 4.2) with Pillow's
-    bilinear filter, which widens with the factor; ``nearest`` takes every second place of the largest (the authors'
+    The image is stretched to a square. ``antialias`` resizes the image for every scale (paper 4.2) with Pillow's
+    bilinear filter, which widens with the factor; ``nearest`` takes every second pixel of the largest (the authors'
     code).
 
     Args:
-        image: 8-bit RGB, as :func:`read_image` gives it.
+        image: 8-bit RGB, as :func:`read_image` returns it.
         features: Names image size, number of scales and the way of downscaling.
 
     Returns:
@@ -95,13 +95,13 @@ def to_pyramid_levels(image: Image.Image, features: FeatureConfig) -> list[NDArr
 def to_pyramid_inputs(
     image: Image.Image, features: FeatureConfig, mean: Sequence[float], std: Sequence[float]
 ) -> list[NDArray[np.float32]]:
-    """Size and normalise an image for every scale of the pyramid.
+    """Resize and normalise an image for every scale of the pyramid.
 
-    NumPy and not torch, because decoding threads would each start a team of torch's own threads, and because a
+    It uses NumPy and not torch, because each decoding thread would start a team of torch's threads, and because a
     server has no torch.
 
     Args:
-        image: 8-bit RGB, as :func:`read_image` gives it.
+        image: 8-bit RGB, as :func:`read_image` returns it.
         features: See :func:`to_pyramid_levels`.
         mean: Mean of each colour (0 to 1) to subtract.
         std: Standard deviation of each colour to divide by.
@@ -115,7 +115,7 @@ def to_pyramid_inputs(
 
 
 def normalisation(mean: Sequence[float], std: Sequence[float]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """``(factor, offset)`` of each colour, so that ``pixel * factor - offset`` of a pixel 0 to 255 is normalised."""
+    """Return ``(factor, offset)`` of each colour: ``pixel * factor - offset`` normalises a pixel of 0 to 255."""
     deviation = np.asarray(std, np.float32)
     return np.float32(1) / (255 * deviation), np.asarray(mean, np.float32) / deviation
 
@@ -128,7 +128,7 @@ def _to_rgb(image: Image.Image, name: str) -> Image.Image:
     if image.mode.startswith("I"):
         return _from_16_bit(image, name)
     if image.mode == "F":
-        raise DataError(f"{name} holds floating-point values, whose range is not known. Export it as 8 or 16 bit.")
+        raise DataError(f"{name} has floating-point values, whose range is unknown. Export it as 8 or 16 bit.")
     if image.has_transparency_data:
         black = Image.new("RGBA", image.size, (0, 0, 0, 255))
         return Image.alpha_composite(black, image.convert("RGBA")).convert("RGB")
@@ -136,13 +136,13 @@ def _to_rgb(image: Image.Image, name: str) -> Image.Image:
 
 
 def _from_16_bit(image: Image.Image, name: str) -> Image.Image:
-    """Scale by the fixed range of 16 bit: by its own range, a part's look would depend on its defects."""
+    """Scale by the fixed range of 16 bit: with the image's own range, a part's look would depend on its defects."""
     values = np.asarray(image).astype(np.int64)
     low, high = int(values.min()), int(values.max())
     if low < 0 or high > 65535:
-        raise DataError(f"{name} holds values from {low} to {high}, expected 16 bit (0 to 65535).")
-    gray = ((values + 128) // 257).astype(np.uint8)
-    return Image.fromarray(gray).convert("RGB")
+        raise DataError(f"{name} has values from {low} to {high}, expected 16 bit (0 to 65535).")
+    grey = ((values + 128) // 257).astype(np.uint8)
+    return Image.fromarray(grey).convert("RGB")
 
 
 def _refuse_bomb(size: tuple[int, int], name: str) -> None:

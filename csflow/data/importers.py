@@ -1,6 +1,6 @@
-"""Data sets and plain folders, brought into the MVTec AD layout that :mod:`csflow.data.manifest` reads.
+"""Import data sets and plain folders into the MVTec AD layout that :mod:`csflow.data.manifest` reads.
 
-Every import is all or nothing: it is built beside its destination, checked, and moved there in one go.
+Every import is all or nothing: it is built in a hidden folder next to its destination, checked, and then moved.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ LOSSLESS = frozenset({".png", ".bmp", ".tif", ".tiff"})
 
 
 def import_mtd(source: Path, dest: Path) -> None:
-    """Bring Magnetic Tile Defects into ``dest``, split as by the authors of CS-Flow.
+    """Import Magnetic Tile Defects into ``dest``, split as by the authors of CS-Flow.
 
-    ``train_filenames.txt`` names the good images to train with (761); the other good images (191) and all
-    defective ones (392) are for testing. Masks are made binary at half their range; a defective image
-    whose mask is empty (four of them) counts as one without a mask.
+    ``train_filenames.txt`` names the good images to train on (761); the other good images (191) and all defective ones
+    (392) are for testing. Masks are made binary at half their range; a defective image with an empty mask (there are
+    four) counts as one without a mask.
 
     Args:
         source: Folder with ``MT_Free/Imgs``, ``MT_Blowhole/Imgs``, … and ``train_filenames.txt``.
-        dest: Folder to create; may exist if it is empty.
+        dest: Folder to create; it may exist if it is empty.
 
     Raises:
         DataError: If a part of the data set is missing (it is named) or ``dest`` is not empty.
@@ -53,15 +53,15 @@ def import_mtd(source: Path, dest: Path) -> None:
                 _write_binary_mask(
                     image.with_suffix(".png"), staging / "line" / "ground_truth" / kind / f"{image.stem}_mask.png"
                 )
-        _place(staging / "line", dest)
+        _move_into_place(staging / "line", dest)
 
 
 def _mtd_good(source: Path) -> tuple[list[Path], set[str]]:
-    """The good images and the names of those to train with."""
+    """Return the good images and the names of those to train on."""
     good = _mtd_images(source, "Free")
     names = source / "train_filenames.txt"
     if not names.is_file():
-        raise DataError(f"{names} is missing: the authors' list of training images. Put it beside the MT_ folders.")
+        raise DataError(f"{names} is missing: the authors' list of training images. Put it next to the MT_ folders.")
     train = set(names.read_text().split())
     lost = sorted(train - {image.name for image in good})
     if lost:
@@ -92,23 +92,22 @@ def _write_binary_mask(source: Path, target: Path) -> None:
 
 
 def import_mvtec(source: Path, dest: Path) -> list[str]:
-    """Bring MVTec AD, or any data in its layout, into ``dest``, one sub-folder a class.
+    """Import MVTec AD, or any data in its layout, into ``dest``, one subfolder a class.
 
-    A class becomes a line of its name, in lower case and with ``-`` for ``_`` (``metal_nut``: ``metal-nut``).
+    A class becomes a line of the same name, in lower case and with ``-`` for ``_`` (``metal_nut``: ``metal-nut``).
 
     Args:
         source: Folder of class folders, one class folder, or an archive of either.
-        dest: Folder that gets the lines; may hold others already.
+        dest: Folder for the lines; it may contain others already.
 
     Returns:
         Names of the lines.
 
     Raises:
-        DataError: If the archive is damaged or unsafe, the layout is not that of MVTec AD, or a line is
-            already there.
+        DataError: If the archive is damaged or unsafe, the layout is not that of MVTec AD, or a line exists already.
     """
     if (dest / "train").exists():
-        raise DataError(f"{dest} is a line itself. Import several lines into a folder that holds one folder a line.")
+        raise DataError(f"{dest} is a line itself. Import several lines into a folder with one subfolder a line.")
     with _staged(dest, source) as staging:
         transfer: Callable[[Path, Path], None] = _copy
         classes = source
@@ -122,12 +121,12 @@ def import_mvtec(source: Path, dest: Path) -> list[str]:
             _take_line(folder, staging / "lines" / line, transfer)
         dest.mkdir(parents=True, exist_ok=True)
         for line in folders:
-            _place(staging / "lines" / line, dest / line)
+            _move_into_place(staging / "lines" / line, dest / line)
     return sorted(folders)
 
 
 def _class_folders(root: Path, source: Path) -> list[Path]:
-    """The class folders at, in, or one level below ``root``."""
+    """Find the class folders: ``root`` itself, its subfolders, or theirs."""
     if not root.is_dir():
         raise DataError(f"{source} does not exist. Give a folder or an archive ({', '.join(ARCHIVES)}).")
     level = [root]
@@ -147,7 +146,7 @@ def _is_visible_folder(path: Path) -> bool:
 
 
 def _line_name(folder: str) -> str:
-    """A folder's name as that of a line."""
+    """Turn the name of a folder into the name of a line."""
     name = re.sub(r"[ _.]+", "-", folder.lower()).strip("-")
     if not re.fullmatch(LINE_NAME, name):
         raise DataError(f"{folder!r} cannot name a line (letters, digits and '-', at most 50). Rename the folder.")
@@ -155,7 +154,7 @@ def _line_name(folder: str) -> str:
 
 
 def _take_line(folder: Path, target: Path, transfer: Callable[[Path, Path], None]) -> None:
-    """Bring what the manifest of ``folder`` names, and the licence that goes with it."""
+    """Transfer the files that the manifest of ``folder`` names, and the licence that belongs to them."""
     frame = build_manifest(folder, line="import", roles=RolesConfig()).frame
     names = [*frame["path"], *(mask for mask in frame["mask"] if mask)]
     names += [name for name in ("groups.csv", "license.txt", "readme.txt") if (folder / name).is_file()]
@@ -166,18 +165,18 @@ def _take_line(folder: Path, target: Path, transfer: Callable[[Path, Path], None
 def import_folder(
     dest: Path, *, good: Path, defective: Path | None = None, masks: Path | None = None, test_share: float = 0.2
 ) -> None:
-    """Bring a user's own images into ``dest``.
+    """Import a user's own images into ``dest``.
 
-    Sub-folders are searched too, and become part of the file name (``monday/1.png``: ``monday_1.png``). Which
-    good images are for testing depends on their content alone, so importing again splits alike.
+    Subfolders are searched as well, and their names become part of the file name (``monday/1.png``: ``monday_1.png``).
+    The split of the good images depends on their content alone, so a repeated import splits them in the same way.
 
     Args:
-        dest: Folder to create; may exist if it is empty.
+        dest: Folder to create; it may exist if it is empty.
         good: Folder of good images.
-        defective: Folder of defective images; its sub-folders, if any, name the types of defect.
-        masks: Folder like ``defective`` with masks of the same stem (or with ``_mask`` added), lossless, in
+        defective: Folder of defective images; its subfolders, if any, name the types of defect.
+        masks: Folder laid out like ``defective``, with lossless masks of the same stem (or with ``_mask`` added), in
             which the defective pixels are not 0.
-        test_share: Share of the good images that is for testing, between 0 and 1.
+        test_share: Share of the good images that are for testing, between 0 and 1.
 
     Raises:
         DataError: If a folder is empty, two images would get one name, a mask has no image or is lossy, or
@@ -189,7 +188,7 @@ def import_folder(
     with _staged(dest, good) as staging:
         _refuse_used(dest)
         for name, image in images_below(good).items():
-            split = "test" if _share_place(sha256_file(image)) < test_share else "train"
+            split = "test" if _split_fraction(sha256_file(image)) < test_share else "train"
             _copy(image, staging / "line" / split / "good" / name)
         for kind, images in kinds.items():
             for name, image in images.items():
@@ -198,11 +197,11 @@ def import_folder(
             for name, mask in masks_below(folder).items():
                 _copy(mask, staging / "line" / "ground_truth" / kind / name)
         build_manifest(staging / "line", line="import", roles=RolesConfig())
-        _place(staging / "line", dest)
+        _move_into_place(staging / "line", dest)
 
 
 def images_below(folder: Path) -> dict[str, Path]:
-    """The images in ``folder`` and its sub-folders by a flat name, sorted.
+    """List the images in ``folder`` and its subfolders by a flat name, sorted.
 
     Raises:
         DataError: If there are none, or two would get one name.
@@ -223,10 +222,10 @@ def images_below(folder: Path) -> dict[str, Path]:
 
 
 def masks_below(folder: Path) -> dict[str, Path]:
-    """The masks in ``folder`` under the names the layout wants, ``STEM_mask.SUFFIX``.
+    """List the masks in ``folder`` by their name in the layout, ``STEM_mask.SUFFIX``.
 
     Raises:
-        DataError: If there are none, or one is in a lossy format (its borders would not be 0 and not 0).
+        DataError: If there are none, or one is in a lossy format, in which pixels near a border are wrong.
     """
     masks = images_below(folder)
     lossy = [str(path) for path in masks.values() if path.suffix.lower() not in LOSSLESS]
@@ -236,20 +235,20 @@ def masks_below(folder: Path) -> dict[str, Path]:
 
 
 def _defect_folders(defective: Path) -> dict[str, dict[str, Path]]:
-    """Images by type of defect; without sub-folders there is one type, ``defect``."""
+    """List the images by type of defect; without subfolders there is one type, ``defect``."""
     if not defective.is_dir():
         raise DataError(f"{defective} is not a folder. Expected defective images, or one folder a type of defect.")
     folders = sorted(path for path in defective.iterdir() if _is_visible_folder(path))
     loose = sorted(path.name for path in defective.iterdir() if path.is_file() and is_image(path))
     if folders and loose:
-        raise DataError(f"{defective} holds images beside folders: {shorten(loose)}. Put them into a folder as well.")
+        raise DataError(f"{defective} holds both folders and images ({shorten(loose)}). Put these into a folder too.")
     if any(folder.name.lower() == "good" for folder in folders):
-        raise DataError(f"{defective / 'good'} cannot be a type of defect. Give good images as such.")
+        raise DataError(f"{defective / 'good'} cannot be a type of defect. Move its images to the good ones.")
     return {folder.name: images_below(folder) for folder in folders} or {"defect": images_below(defective)}
 
 
 def _mask_folders(masks: Path, kinds: list[str]) -> dict[str, Path]:
-    """Folder of the masks of each type of defect; a type may have none."""
+    """Find the folder of masks of each type of defect; a type may have none."""
     if not masks.is_dir():
         raise DataError(f"{masks} is not a folder. Expected masks, laid out like the defective images.")
     folders = {path.name: path for path in sorted(masks.iterdir()) if _is_visible_folder(path)}
@@ -261,19 +260,19 @@ def _mask_folders(masks: Path, kinds: list[str]) -> dict[str, Path]:
     return folders
 
 
-def _share_place(digest: str) -> float:
-    """A place in [0, 1) that is independent of the one :func:`csflow.data.manifest.role_of` uses."""
+def _split_fraction(digest: str) -> float:
+    """Map a digest to [0, 1), independently of the fraction that :func:`csflow.data.manifest.role_of` uses."""
     return int(sha256(f"split {digest}".encode()).hexdigest()[:16], 16) / 2**64
 
 
 def _archive_stem(archive: Path) -> str:
-    """Name of an archive without its suffixes, for one that holds a class without a folder."""
+    """Return the name of an archive without its suffixes, for an archive of one class without a folder."""
     return archive.name.split(".")[0]
 
 
 @contextmanager
 def _staged(dest: Path, source: Path) -> Iterator[Path]:
-    """A hidden folder beside ``dest`` that is gone afterwards; errors name ``dest`` or ``source`` instead."""
+    """Yield a hidden folder next to ``dest``, removed afterwards; errors name ``dest`` or ``source`` instead."""
     try:
         dest.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=dest.parent, prefix=f".{dest.name}.") as name:
@@ -292,7 +291,7 @@ def _refuse_used(dest: Path) -> None:
         raise DataError(f"{dest} already exists and is not empty. Choose another folder or remove it.")
 
 
-def _place(staged: Path, dest: Path) -> None:
+def _move_into_place(staged: Path, dest: Path) -> None:
     _refuse_used(dest)
     dest.parent.mkdir(parents=True, exist_ok=True)
     staged.replace(dest)

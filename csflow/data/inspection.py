@@ -1,6 +1,6 @@
-"""What the images of a manifest are really like: decoded once, measured, one row an image.
+"""Decode and measure the images of a manifest, one row an image.
 
-These are measurements; which of them are allowed is for the data gate to say (``adapters/quality.py``).
+These are measurements; the data gate decides which of them are acceptable (:mod:`csflow.adapters.data_quality`).
 """
 
 from __future__ import annotations
@@ -24,20 +24,20 @@ from csflow.system.progress import track
 
 @dataclass(frozen=True)
 class InspectedImage:
-    """One image and its mask; None where there is nothing to measure.
+    """The measurements of one image and its mask; None where there is nothing to measure.
 
     Attributes:
-        readable: Whether the feature extractor's own reader takes the file.
-        problem: Why not, else ''.
+        readable: True if the reader of the feature extraction can read the file.
+        problem: Why it cannot; '' if it can.
         width: Columns after EXIF rotation.
         height: Rows after EXIF rotation.
         mode: Pillow's mode of the file before conversion.
-        constant: Whether all pixels have one colour.
+        constant: True if all pixels have the same colour.
         pixels: SHA-256 of the decoded pixels, so that a re-saved copy counts as a copy.
-        mask_problem: Why the mask cannot be read, '' if it can.
+        mask_problem: Why the mask cannot be read; '' if it can.
         mask_size: ``WIDTH x HEIGHT`` of the mask.
-        mask_fits: Whether the mask has the size of its image.
-        mask_marks: Whether any pixel of the mask is not 0.
+        mask_fits: True if the mask has the size of its image.
+        mask_marks: True if any pixel of the mask is not 0.
     """
 
     readable: bool
@@ -53,19 +53,19 @@ class InspectedImage:
     mask_marks: bool | None = None
 
 
-def measure(manifest: Manifest) -> pd.DataFrame:
-    """Decode every image and mask of a manifest in a thread pool.
+def inspect_images(manifest: Manifest) -> pd.DataFrame:
+    """Decode and measure every image and mask of a manifest, in a thread pool.
 
     Returns:
-        The manifest's columns, those of `InspectedImage` and what follows from both: ``short_side``, ``long_side``,
-        ``size``; ``copy_of`` (another image of the same split with equal pixels, '' for the first),
-        ``leaked_from`` (for a test image, an image of equal pixels in train), ``contradicts`` (an image of
-        equal pixels with the other label).
+        The manifest's columns, those of `InspectedImage`, and columns derived from both: ``short_side``, ``long_side``,
+        ``size``; ``copy_of`` (another image of the same split with equal pixels, '' for the first), ``leaked_from``
+        (for a test image, an image in train with equal pixels), ``contradicts`` (an image with equal pixels and the
+        other label).
     """
     frame = manifest.frame.reset_index(drop=True)
-    places = list(zip(manifest.files, (manifest.root / m if m else None for m in frame["mask"]), strict=True))
+    files = list(zip(manifest.files, (manifest.root / m if m else None for m in frame["mask"]), strict=True))
     with ThreadPoolExecutor() as pool:
-        rows = list(track(pool.map(_measure, places), total=len(places), label="inspect"))
+        rows = list(track(pool.map(_measure, files), total=len(files), label="inspect"))
     measured = pd.DataFrame(
         [asdict(row) for row in rows], columns=list(InspectedImage.__dataclass_fields__), dtype=object
     )
@@ -76,8 +76,8 @@ def measure(manifest: Manifest) -> pd.DataFrame:
     return table.assign(**{name: list(values) for name, values in _copies(table).items()})
 
 
-def _measure(place: tuple[Path, Path | None]) -> InspectedImage:
-    file, mask_file = place
+def _measure(files: tuple[Path, Path | None]) -> InspectedImage:
+    file, mask_file = files
     try:
         content = file.read_bytes()
         upright = decode_image(content, name=file.name)
@@ -116,7 +116,7 @@ def _reason(error: OSError | DataError) -> str:
 
 
 def _copies(table: pd.DataFrame) -> dict[str, list[str]]:
-    """Other images with the same pixels, by the way in which they are a copy; '' where there is none."""
+    """Find images with the same pixels as another, by the kind of copy; '' where there is none."""
     found: dict[str, list[str]] = {name: [""] * len(table) for name in ("copy_of", "leaked_from", "contradicts")}
     for same in _groups_of_equal_pixels(table):
         first: dict[str, str] = {}

@@ -1,12 +1,12 @@
-"""A line's images as a table: one row an image, with its split, role, defect, mask and content hash.
+"""List a line's images as a table: one row an image, with its split, role, defect, mask and content hash.
 
-The images lie in MVTec AD layout below a root folder::
+The images are stored in MVTec AD layout below a root folder::
 
     train/good/*            good images to learn from
-    test/good/*             good images to judge with
+    test/good/*             good images to test with
     test/DEFECT/*           defective images, one folder a type of defect
     ground_truth/DEFECT/STEM_mask.png   optional, the defective pixels are not 0
-    groups.csv              optional, columns path,group: pictures of one part or batch
+    groups.csv              optional, columns path,group: images of one part or batch
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ LAYOUT = "train/good, test/good, test/DEFECT and ground_truth/DEFECT (STEM_mask.
 
 @dataclass(frozen=True, eq=False)
 class Manifest:
-    """The table and where its relative paths start.
+    """The table of images and the folder of its relative paths.
 
     Attributes:
         frame: One row an image, sorted by path, all columns text:
             ``path`` (posix, relative to ``root``), ``line``, ``group`` ('' if none), ``split`` (train, test),
-            ``role`` (fit, calibrate, gate, test; '' for an image in train that is not good, which no step
-            uses and the data gate refuses), ``label`` (good, defective), ``defect`` ('' if good),
+            ``role`` (fit, calibrate, gate, test; '' for a defective image in train, which no step uses and the data
+            gate refuses), ``label`` (good, defective), ``defect`` ('' if good),
             ``mask`` (path or ''), ``sha256`` of the image file, ``mask_sha256`` ('' if none).
         root: Folder of the images.
     """
@@ -52,21 +52,21 @@ class Manifest:
     root: Path
 
     def __len__(self) -> int:
-        """Number of images."""
+        """Return the number of images."""
         return len(self.frame)
 
     @property
     def files(self) -> list[Path]:
-        """The image files, in the order of the rows."""
+        """Return the image files, in the order of the rows."""
         return [self.root / path for path in self.frame["path"]]
 
     @property
     def digest(self) -> str:
-        """SHA-256 over what the images are: independent of roles, root folder and row order."""
+        """Return the SHA-256 over the identity of all images, independent of roles, root folder and row order."""
         return sha256_json(sorted(self.frame[list(DIGEST_COLUMNS)].values.tolist()))
 
     def rows(self, role: str | None = None, split: str | None = None, label: str | None = None) -> Manifest:
-        """Only the rows that agree with every given value."""
+        """Return the images that have every given value."""
         frame = self.frame
         for column, value in (("role", role), ("split", split), ("label", label)):
             if value is not None:
@@ -74,7 +74,7 @@ class Manifest:
         return Manifest(frame.reset_index(drop=True), self.root)
 
     def save(self, path: Path) -> None:
-        """Write the table as CSV, atomically; ``root`` is not part of it."""
+        """Write the table as CSV, atomically, without ``root``."""
         write_atomic(path, self.frame.to_csv(index=False, lineterminator="\n"))
 
     @classmethod
@@ -82,7 +82,7 @@ class Manifest:
         """Read a table written by :meth:`save`, for images below ``root``.
 
         Raises:
-            DataError: If the file is missing or not such a table.
+            DataError: If the file is missing or is not such a table.
         """
         try:
             frame = pd.read_csv(path, dtype=str, keep_default_na=False)
@@ -95,7 +95,7 @@ class Manifest:
 
 
 def role_of(key: str, roles: RolesConfig) -> str:
-    """Role of a good training image, for good: it depends on its key and the shares alone.
+    """Return the role of a good training image, which never changes: it depends on its key and the shares alone.
 
     Args:
         key: The image's group, else the SHA-256 of its file.
@@ -104,23 +104,28 @@ def role_of(key: str, roles: RolesConfig) -> str:
     Returns:
         ``calibrate``, ``gate`` or ``fit``.
     """
-    place = int(sha256(key.encode()).hexdigest()[:16], 16) / 2**64
-    if place < roles.calibrate:
+    fraction = int(sha256(key.encode()).hexdigest()[:16], 16) / 2**64
+    if fraction < roles.calibrate:
         return "calibrate"
-    return "gate" if place < roles.calibrate + roles.gate else "fit"
+    return "gate" if fraction < roles.calibrate + roles.gate else "fit"
 
 
 def is_image(path: Path) -> bool:
-    """Whether the name is that of an image file; hidden files are not."""
+    """Return True for the name of an image file that is not hidden."""
     return path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
 
 
 def build_manifest(root: Path, *, line: str, roles: RolesConfig) -> Manifest:
     """Read a folder in MVTec AD layout; the images are hashed, not decoded.
 
+    Args:
+        root: Folder of the images.
+        line: Name of the line.
+        roles: Shares held out from fitting.
+
     Raises:
-        DataError: If there are no good training images, an image lies outside the layout, a mask belongs
-            to no image, or ``groups.csv`` contradicts the files.
+        DataError: If there are no good training images, an image is outside of the layout, a mask belongs to no image,
+            or ``groups.csv`` contradicts the files.
     """
     images, masks = _scan(root)
     if not any(image.split == "train" and image.kind == "good" for image in images):
@@ -137,7 +142,7 @@ def build_manifest(root: Path, *, line: str, roles: RolesConfig) -> Manifest:
 
 
 class _Image(NamedTuple):
-    """An image of the layout: ``kind`` is the name of its folder, ``good`` or a defect."""
+    """An image in the layout; ``kind`` is the name of its folder, ``good`` or a type of defect."""
 
     path: str
     split: str
@@ -145,7 +150,7 @@ class _Image(NamedTuple):
 
 
 def _scan(root: Path) -> tuple[list[_Image], list[str]]:
-    """All images by path, and the paths of all masks."""
+    """Find all images, sorted by path, and the paths of all masks."""
     if not root.is_dir():
         raise DataError(f"{root} is not a folder. Expected {LAYOUT} in it.")
     images: list[_Image] = []
@@ -160,12 +165,12 @@ def _scan(root: Path) -> tuple[list[_Image], list[str]]:
             case _:
                 strays.append(path)
     if strays:
-        raise DataError(f"{root}: outside the layout: {shorten(strays)}. Expected {LAYOUT}; move or remove them.")
+        raise DataError(f"{root}: outside of the layout: {shorten(strays)}. Expected {LAYOUT}; move or remove them.")
     return images, masks
 
 
 def _visible_images(root: Path) -> list[str]:
-    """Relative paths of the images below ``root``, without hidden files and folders."""
+    """List the relative paths of the images below ``root``, without hidden files and folders."""
     found = []
     for path in root.rglob("*"):
         relative = path.relative_to(root)
@@ -178,18 +183,18 @@ def _visible_images(root: Path) -> list[str]:
 
 
 def _match_masks(root: Path, images: Sequence[_Image], masks: Sequence[str]) -> dict[str, str]:
-    """Mask of each image that has one."""
-    by_place: dict[tuple[str, str], list[str]] = {}
+    """Assign the masks to their images."""
+    by_name: dict[tuple[str, str], list[str]] = {}
     for image in images:
         if image.split == "test" and image.kind != "good":
-            by_place.setdefault((image.kind, PurePosixPath(image.path).stem), []).append(image.path)
+            by_name.setdefault((image.kind, PurePosixPath(image.path).stem), []).append(image.path)
     matched: dict[str, str] = {}
     for mask in masks:
-        place = PurePosixPath(mask)
-        stem = place.stem.removesuffix("_mask")
-        owners = by_place.get((place.parent.name, stem), []) if place.stem.endswith("_mask") else []
+        path = PurePosixPath(mask)
+        stem = path.stem.removesuffix("_mask")
+        owners = by_name.get((path.parent.name, stem), []) if path.stem.endswith("_mask") else []
         if len(owners) != 1 or owners[0] in matched:
-            expected = f"exactly one image test/{place.parent.name}/{stem}.* and one mask for it"
+            expected = f"exactly one image test/{path.parent.name}/{stem}.* and one mask for it"
             found = f"{len(owners)} image(s)" + (", another mask" if owners and owners[0] in matched else "")
             raise DataError(f"{root}: mask {mask}: expected {expected}, found {found}. Rename or remove it.")
         matched[owners[0]] = mask
@@ -197,7 +202,7 @@ def _match_masks(root: Path, images: Sequence[_Image], masks: Sequence[str]) -> 
 
 
 def _read_groups(root: Path, known: set[str]) -> dict[str, str]:
-    """Group of each image named in ``groups.csv``."""
+    """Read the group of each image named in ``groups.csv``."""
     file = root / "groups.csv"
     if not file.is_file():
         return {}
@@ -225,7 +230,7 @@ def _hashes(root: Path, paths: Sequence[str]) -> dict[str, str]:
 def _row(
     image: _Image, line: str, group: str, mask: str, hashes: dict[str, str], roles: RolesConfig
 ) -> tuple[str, ...]:
-    """Values of :data:`COLUMNS` for one image."""
+    """Return the values of :data:`COLUMNS` for one image."""
     digest = hashes[image.path]
     good = image.kind == "good"
     role = "test" if image.split == "test" else role_of(group or digest, roles) if good else ""
@@ -234,14 +239,14 @@ def _row(
 
 
 def _refuse_shared_content(frame: pd.DataFrame) -> None:
-    """The same picture in two groups could be fitted and then serve as held-out evidence."""
+    """Refuse the same image in two groups: it could be fitted and then serve as held-out evidence."""
     for _, same in frame[frame["split"] == "train"].groupby("sha256"):
         if same["group"].nunique() > 1:
             names = shorten([f"{path} ({group or 'no group'})" for path, group in same[["path", "group"]].to_numpy()])
-            raise DataError(f"The same picture lies in different groups of groups.csv: {names}. Keep one of them.")
+            raise DataError(f"The same image is in different groups of groups.csv: {names}. Keep one of them.")
 
 
 def shorten(names: Sequence[str], limit: int = 5) -> str:
-    """The first ``limit`` names and how many more there are, for messages."""
+    """Join the first ``limit`` names and the number of further ones, for messages."""
     more = len(names) - limit
     return ", ".join(names[:limit]) + (f" and {more} more" if more > 0 else "")

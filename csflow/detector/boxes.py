@@ -10,12 +10,12 @@ import numpy.typing as npt
 
 from csflow.errors import DataError
 
-AnyFloats: TypeAlias = npt.NDArray[np.floating]
+FloatArray: TypeAlias = npt.NDArray[np.floating]
 
 
 @dataclass(frozen=True, order=True)
 class Box:
-    """A defective region: top-left corner and extent in pixels, and the largest map value inside."""
+    """A defective region: top-left corner and size in pixels, and the largest map value inside of it."""
 
     x: int
     y: int
@@ -24,8 +24,8 @@ class Box:
     peak: float
 
 
-def defect_boxes(map2d: AnyFloats, threshold: float) -> list[Box]:
-    """Boxes around the connected regions of a map above a threshold, largest peak first.
+def defect_boxes(map2d: FloatArray, threshold: float) -> list[Box]:
+    """Find the connected regions of a map above a threshold.
 
     Pixels that touch by a side or a corner belong together.
 
@@ -34,7 +34,7 @@ def defect_boxes(map2d: AnyFloats, threshold: float) -> list[Box]:
         threshold: Region threshold of the calibration; a pixel must exceed it.
 
     Returns:
-        Boxes in pixels of ``map2d``.
+        Boxes in pixels of ``map2d``, the one with the largest peak first.
 
     Raises:
         DataError: If the map is not two-dimensional or holds a NaN.
@@ -51,16 +51,19 @@ def defect_boxes(map2d: AnyFloats, threshold: float) -> list[Box]:
     return sorted(boxes, key=lambda box: (-box.peak, box.y, box.x))
 
 
-def boxes_in_image(map2d: AnyFloats, threshold: float, image_size: tuple[int, int]) -> list[Box]:
-    """`defect_boxes` in pixels of the original image.
+def boxes_in_image(map2d: FloatArray, threshold: float, image_size: tuple[int, int]) -> list[Box]:
+    """Find the connected regions of a map above a threshold, in pixels of the original image.
 
-    Regions are found on the map as it was calibrated, never on an upsampled one, so a box exists if and
-    only if the map's maximum exceeds the threshold. Every pixel a map cell touches is inside its box.
+    Regions are found on the map as it was calibrated, never on an upsampled one, so there is a box if and only if the
+    map's maximum exceeds the threshold. Every image pixel that a map pixel touches is inside of its box.
 
     Args:
         map2d: One anomaly map ``(h, w)`` that covers the whole image.
         threshold: Region threshold of the calibration.
-        image_size: Width and height of the original image.
+        image_size: Width and height of the original image in pixels.
+
+    Returns:
+        Boxes in pixels of the image, the one with the largest peak first.
     """
     rows, columns = checked_map(map2d).shape
     width, height = image_size
@@ -69,11 +72,11 @@ def boxes_in_image(map2d: AnyFloats, threshold: float, image_size: tuple[int, in
     ]
 
 
-def checked_map(map2d: AnyFloats) -> AnyFloats:
+def checked_map(map2d: FloatArray) -> FloatArray:
     """Return a map unchanged if it is two-dimensional and holds numbers.
 
     Raises:
-        DataError: If it does not.
+        DataError: If it is not, or has a value that is not a number.
     """
     if map2d.ndim != 2 or map2d.size == 0 or np.isnan(map2d).any():
         raise DataError(

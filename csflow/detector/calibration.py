@@ -1,8 +1,8 @@
-"""Thresholds that promise a false-alarm rate, from good images nobody trained on.
+"""Calibrate thresholds that promise a false-alarm rate, from good images that no model was trained on.
 
-The paper leaves the threshold open. Both kinds here are order statistics of the scores of ``n`` held-out
-good images, so they assume nothing about the shape of the scores, only that new good parts come from the
-same process (exchangeability). A part is defective when its score *exceeds* the threshold.
+The paper does not say how to choose the threshold. Both kinds of calibration take an order statistic of the scores of
+``n`` held-out good images, so they assume nothing about the distribution of the scores, only that new good parts come
+from the same process (exchangeability). A part is defective when its score *exceeds* the threshold.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from csflow.detector.heatmap import SCALE_TOP, THRESHOLD_POSITION
 from csflow.detector.p_values import p_values
 from csflow.errors import DataError, ModelError
 
-Kind = Literal["conformal", "tolerance", "none"]
+CalibrationKind = Literal["conformal", "tolerance", "none"]
 Decision = Literal["good", "defective"]
 
 # Slack of the binomial tail, for floating point only: 1 - 0.5**2 must reach a confidence of 0.75.
@@ -40,13 +40,13 @@ class Calibration:
         confidence: Probability that the promise holds for this very threshold; None unless ``tolerance``.
         threshold: Scores above it are defective.
         region_threshold: Map values above it belong to a defective region; the same rule on image maxima.
-        map_range: Map values at the bottom and top of the colour scale, fixed for all images to come.
-        scores: Scores of the calibration images, ascending; they make the p-values.
+        map_range: Map values at the bottom and top of the colour scale, the same for all images.
+        scores: Scores of the calibration images, ascending; p-values are computed from them.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid", allow_inf_nan=False)
 
-    kind: Kind
+    kind: CalibrationKind
     alpha: float | None
     confidence: float | None
     threshold: float | None
@@ -61,7 +61,7 @@ class Calibration:
 
     @property
     def statement(self) -> str:
-        """One sentence for humans: what is promised, on which grounds."""
+        """One sentence for people: what is promised, and on which grounds."""
         if self.kind == "none" or self.alpha is None:
             return "Scores without decisions: calibration is 'none', so no false-alarm rate is promised."
         grounds = f"from {self.n} held-out good images, for parts made like them"
@@ -76,7 +76,7 @@ class Calibration:
         )
 
     def decide(self, score: float) -> Decision | None:
-        """``defective`` if the score exceeds the threshold; None without a threshold.
+        """Decide ``defective`` if the score exceeds the threshold, else ``good``; None without a threshold.
 
         Raises:
             ModelError: If the score is not a number: it must never pass as good.
@@ -88,18 +88,21 @@ class Calibration:
         return "defective" if score > self.threshold else "good"
 
     def p_value(self, score: float) -> float | None:
-        """Conformal p-value; for the ``conformal`` kind it is at most alpha exactly if the part is defective."""
+        """Compute the conformal p-value.
+
+        With the ``conformal`` kind it is at most alpha exactly if the part is called defective.
+        """
         return None if self.kind == "none" else float(p_values(score, self.scores))
 
     def surprise(self, false_alarms: int, good_images: int) -> float | None:
-        """Probability of at least so many false alarms on new good images like the calibration images.
+        """Compute the probability of at least so many false alarms on new good images like the calibration images.
 
         Exact, whatever the scores' distribution: how many of m exchangeable scores exceed the k-th of n is
-        beta-binomial. A tiny value says that the new images come from another process.
+        beta-binomial. A tiny value means that the new images come from another process.
 
         Args:
-            false_alarms: New good images called defective.
-            good_images: All new good images.
+            false_alarms: Number of new good images called defective.
+            good_images: Number of new good images.
 
         Returns:
             The probability, or None without a threshold.
@@ -112,12 +115,12 @@ class Calibration:
         return float(stats.betabinom.sf(false_alarms - 1, good_images, self.n - rank + 1, rank))
 
     def to_json(self) -> dict[str, object]:
-        """Plain JSON values, read back by `from_json`."""
+        """Return plain JSON values that :meth:`from_json` reads."""
         return json.loads(json.dumps({**asdict(self), "n": self.n}))  # type: ignore[no-any-return]
 
     @classmethod
     def from_json(cls, value: Mapping[str, object]) -> Calibration:
-        """Read what `to_json` wrote.
+        """Read what :meth:`to_json` returned.
 
         Raises:
             ModelError: If a field is missing, unknown or of the wrong type, or the scores do not belong to it.
@@ -138,10 +141,10 @@ class Calibration:
 
 
 def calibrate(scores: npt.ArrayLike, maps: npt.ArrayLike, config: CalibrationConfig | Literal["none"]) -> Calibration:
-    """Take thresholds and colour scale from held-out good images.
+    """Derive thresholds and the colour scale from held-out good images.
 
-    The logarithmic colour scale ends at `csflow.detector.heatmap.SCALE_TOP` region thresholds and puts the region
-    threshold at `csflow.detector.heatmap.THRESHOLD_POSITION`, so the same colour means the same on every image.
+    The logarithmic colour scale ends at :data:`csflow.detector.heatmap.SCALE_TOP` region thresholds and has the region
+    threshold at :data:`csflow.detector.heatmap.THRESHOLD_POSITION`, so the same colour means the same on every image.
 
     Args:
         scores: Anomaly scores ``(n,)``.
@@ -169,14 +172,14 @@ def calibrate(scores: npt.ArrayLike, maps: npt.ArrayLike, config: CalibrationCon
 
 
 def threshold_rank(n: int, alpha: float, confidence: float | None) -> int:
-    r"""Which of the n calibration scores, ascending from 1, is the threshold.
+    r"""Compute the rank of the threshold among n calibration scores, ascending from 1.
 
     Split conformal (no confidence): :math:`k = \lceil (n+1)(1-\alpha) \rceil`. Tolerance limit: the
     smallest k with :math:`P(\mathrm{Bin}(n, 1-\alpha) \le k-1) \ge` confidence; that is the probability
-    that fewer than k of n scores lie below the true (1 - alpha) quantile, so that the k-th is above it.
+    that fewer than k of n scores are below the true (1 - alpha) quantile, so that the k-th is above it.
 
     Raises:
-        DataError: If no score is high enough; says how many images are.
+        DataError: If n is too small for the promise; names the number of images that is enough.
 
     Reference:
         Vovk, Gammerman, Shafer 2005 (conformal); Wilks 1941 (tolerance limits).
@@ -193,7 +196,7 @@ def threshold_rank(n: int, alpha: float, confidence: float | None) -> int:
 
 
 def required_images(alpha: float, confidence: float | None = None) -> int:
-    """Fewest calibration images for which a threshold with this promise exists."""
+    """Compute the least number of calibration images for which a threshold with this promise exists."""
     if confidence is None:
         return math.ceil(1 / _exact(alpha)) - 1
     n = max(1, math.floor(math.log1p(-confidence) / math.log1p(-alpha)) - 1)
@@ -219,7 +222,7 @@ def _tolerance_rank(n: int, alpha: float, confidence: float) -> int:
 
 
 def _checked(scores: npt.ArrayLike, maps: npt.ArrayLike) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-    """Scores and map maxima, ascending."""
+    """Return scores and maxima of the maps, both ascending."""
     values, stack = np.asarray(scores, dtype=np.float64), np.asarray(maps, dtype=np.float64)
     if values.ndim != 1 or stack.ndim != 3 or len(values) != len(stack) or stack.size == 0:
         raise DataError(
@@ -233,7 +236,7 @@ def _checked(scores: npt.ArrayLike, maps: npt.ArrayLike) -> tuple[npt.NDArray[np
 
 
 def _colour_scale(mark: float) -> tuple[float, float]:
-    """Logarithmic scale up to ``SCALE_TOP`` marks on which ``mark`` lies at the threshold's fixed position."""
+    """Return the ends of the logarithmic scale that puts ``mark`` at the fixed position of the threshold."""
     mark = max(mark, 1e-12)
     below = SCALE_TOP ** (THRESHOLD_POSITION / (1.0 - THRESHOLD_POSITION))
     return mark / below, mark * SCALE_TOP

@@ -1,4 +1,4 @@
-"""A trained detector in torch: backbone, model and calibration, saved as one directory without any pickle.
+"""Judge images with a trained detector in torch; save it as one directory without any pickle, and load it.
 
 :mod:`csflow.detector.directory` describes the files of the directory. The same bytes are trained, registered, published
 and served; :mod:`csflow.detector.engine` serves them and needs no torch.
@@ -20,14 +20,14 @@ from csflow.data.images import to_pyramid_inputs
 from csflow.detector.calibration import Calibration
 from csflow.detector.directory import BACKBONE, MODEL, Description
 from csflow.detector.engine import Engine
-from csflow.detector.fitting import load_model
 from csflow.detector.graph_file import check_agreement, drawn_examples, write_graph
-from csflow.detector.model import Model, save_model, score_pyramid, score_stored
-from csflow.detector.prediction import Floats, judged
+from csflow.detector.model import Model, score_pyramid, score_stored
+from csflow.detector.model_file import load_model, save_model
+from csflow.detector.prediction import Float32Array, judged
 from csflow.detector.prediction import Prediction as Prediction
 from csflow.features.backbone import Backbone, backbone_from_safetensors, save_trunk
 from csflow.features.cache_manifest import CachedFeatures
-from csflow.flow.cross_scale import Pyramid
+from csflow.flow.pyramid import Pyramid
 from csflow.system.files import new_directory
 
 
@@ -36,10 +36,10 @@ class Detector:
 
     Args:
         line: The line's configuration.
-        backbone: Frozen trunk that makes the feature pyramid.
-        model: What was fitted.
+        backbone: Frozen trunk that computes the feature pyramid.
+        model: The fitted model.
         calibration: Threshold and p-values, or the kind ``none``.
-        lineage: Where it came from, as plain JSON values.
+        lineage: Data, run, code and seed it was made from, as plain JSON values.
     """
 
     def __init__(
@@ -58,11 +58,16 @@ class Detector:
 
     @cached_property
     def device(self) -> torch.device:
-        """Where the backbone lies."""
+        """Device of the backbone."""
         return next(self.backbone.parameters()).device
 
     def predict(self, images: Sequence[Image.Image], *, batch_size: int = 8) -> list[Prediction]:
-        """Score decoded RGB images (see :func:`csflow.data.images.read_image`)."""
+        """Score decoded RGB images (see :func:`csflow.data.images.read_image`) of any sizes.
+
+        Args:
+            images: The images.
+            batch_size: Number of images computed at once.
+        """
         predictions: list[Prediction] = []
         for start in range(0, len(images), batch_size):
             chunk = images[start : start + batch_size]
@@ -73,19 +78,19 @@ class Detector:
             ]
         return predictions
 
-    def score_features(self, features: CachedFeatures) -> tuple[Floats, Floats]:
-        """Anomaly scores ``(N,)`` and anomaly maps ``(N, h, w)`` of stored features, both float32."""
+    def score_features(self, features: CachedFeatures) -> tuple[Float32Array, Float32Array]:
+        """Score stored features; return scores ``(N,)`` and maps ``(N, h, w)``, both float32."""
         return score_stored(self.model, features)
 
     def save(self, directory: Path, *, examples: Sequence[Image.Image] = ()) -> None:
         """Write the detector directory; either all of it appears or nothing.
 
         Args:
-            directory: Where to; must not exist.
-            examples: Images of the line on which the written graph must agree; drawn ones without.
+            directory: The directory to write; must not exist.
+            examples: Images of the line on which the graph must agree with torch; drawn ones if there are none.
 
         Raises:
-            ModelError: If the model cannot be stored, or the graph says something else than the detector.
+            ModelError: If the model cannot be stored, or the graph disagrees with torch.
         """
         images = list(examples) or drawn_examples()
         about = Description(self.line, self.backbone.channels, self.calibration, self.lineage)

@@ -1,4 +1,4 @@
-"""The detector directory: what lies in it, and reading all of it that needs no torch.
+"""Name the files of a detector directory, and read and write those that need no torch.
 
 ======================== ==========================================================
 ``config.json``          ``format``, ``kind``, the line's configuration, channels of the trunk
@@ -6,7 +6,7 @@
 ``backbone.safetensors`` the trunk, so that serving never needs a model hub
 ``graph.onnx``           both as one graph; its weights are in the two files above (from format 2 on)
 ``calibration.json``     threshold and what it promises; absent fields if none
-``lineage.json``         data, run, code and seed it came from
+``lineage.json``         data, run, code and seed it was made from
 ======================== ==========================================================
 """
 
@@ -23,10 +23,10 @@ from csflow.detector.calibration import Calibration
 from csflow.errors import ConfigError, ModelError
 from csflow.system.files import sha256_file, sha256_json, write_json
 
-FORMAT = 3
-"""Format written. Format 2 knew flows alone, format 1 had them in full precision and no graph."""
+DETECTOR_FORMAT = 3
+"""Format that is written. Format 2 held flows only; format 1 held them in full precision, without a graph."""
 
-READABLE = (1, 2, 3)
+READABLE_FORMATS = (1, 2, 3)
 
 CONFIG, CALIBRATION, LINEAGE = "config.json", "calibration.json", "lineage.json"
 MODEL, BACKBONE, GRAPH = "model.safetensors", "backbone.safetensors", "graph.onnx"
@@ -34,13 +34,13 @@ MODEL, BACKBONE, GRAPH = "model.safetensors", "backbone.safetensors", "graph.onn
 
 @dataclass(frozen=True)
 class Description:
-    """What a detector directory says in its JSON files.
+    """Content of a detector directory's JSON files.
 
     Attributes:
         line: The line's configuration.
         channels: Channels of the first feature map.
         calibration: Threshold and p-values, or the kind ``none``.
-        lineage: Where the detector came from, as plain JSON values.
+        lineage: Data, run, code and seed the detector was made from, as plain JSON values.
     """
 
     line: LineConfig
@@ -51,7 +51,7 @@ class Description:
     def write(self, directory: Path) -> None:
         """Write the JSON files."""
         about = {
-            "format": FORMAT,
+            "format": DETECTOR_FORMAT,
             "kind": self.line.detector,
             "channels": self.channels,
             "line": self.line.model_dump(mode="json"),
@@ -68,10 +68,10 @@ class Description:
             ModelError: If one is missing, damaged or of a newer format.
         """
         config = _read_json(directory, CONFIG)
-        if config.get("format") not in READABLE:
+        if config.get("format") not in READABLE_FORMATS:
             raise ModelError(
                 f"{directory}/{CONFIG} has format {config.get('format')!r}, expected one of "
-                f"{', '.join(map(str, READABLE))}. Use the csflow version that wrote it, or train again."
+                f"{', '.join(map(str, READABLE_FORMATS))}. Use the csflow version that wrote it, or train again."
             )
         try:
             line = parse_line_json(json.dumps(config["line"]), source=f"{directory}/{CONFIG}")
@@ -95,7 +95,7 @@ def line_of(directory: Path) -> str:
 
 
 def digest_beside_graph(directory: Path) -> str:
-    """SHA-256 over all that a graph relies on or repeats: every other file of its directory.
+    """Compute the SHA-256 over every file of a detector directory except the graph, which relies on or repeats them.
 
     Raises:
         ModelError: If one is missing or cannot be read.
@@ -111,7 +111,7 @@ def digest_beside_graph(directory: Path) -> str:
 
 
 def not_a_detector(directory: Path, missing: str) -> ModelError:
-    """The error for a directory that lacks a file."""
+    """Return the error for a directory that lacks a file."""
     return ModelError(f"{directory} is not a detector directory: {missing} is missing.")
 
 

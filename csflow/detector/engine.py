@@ -1,7 +1,7 @@
-"""Scoring without torch: a detector directory's graph in ONNX Runtime, fed by Pillow.
+"""Score images without torch: run a detector directory's graph in ONNX Runtime, on images sized by Pillow.
 
-One image is computed by all cores together. Several are dealt out, a few to a core: sizing runs beside computing,
-and no core waits for another after every layer.
+All cores compute one image together. Several images are divided among the cores, a few each: images are sized while
+others are computed, and no core waits for another after every layer.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from PIL import Image
 from csflow.config import LineConfig
 from csflow.data.images import to_pyramid_levels
 from csflow.detector.directory import GRAPH, Description, digest_beside_graph, not_a_detector
-from csflow.detector.prediction import Floats, Prediction, judged
+from csflow.detector.prediction import Float32Array, Prediction, judged
 from csflow.errors import ModelError
 from csflow.system.cores import cores
 from csflow.system.onnx_session import open_session
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from onnxruntime import InferenceSession
 
 CHUNK = 4
-"""Most images a core computes at once: more take memory and bring no speed."""
+"""Most images that a core computes at once: more need memory and are not faster."""
 
 
 class Engine:
@@ -36,8 +36,8 @@ class Engine:
     Attributes:
         line: The line's configuration.
         calibration: Threshold and p-values, or the kind ``none``.
-        lineage: Where the detector came from, as plain JSON values.
-        threads: Cores used.
+        lineage: Data, run, code and seed the detector was made from, as plain JSON values.
+        threads: Number of cores used.
     """
 
     def __init__(self, directory: Path, about: Description, threads: int) -> None:
@@ -56,8 +56,8 @@ class Engine:
         """Read a detector directory.
 
         Args:
-            directory: As :meth:`csflow.detector.detector.Detector.save` wrote it.
-            threads: Cores to use; all that this process may run on by default.
+            directory: The directory that :meth:`csflow.detector.detector.Detector.save` wrote.
+            threads: Number of cores to use; by default all that this process may run on.
 
         Raises:
             ModelError: If a file is missing, damaged or does not belong to the others.
@@ -90,14 +90,14 @@ class Engine:
 
     @cached_property
     def _alone(self) -> InferenceSession:
-        """The graph for callers that are as many as cores, so that each computes by itself."""
+        """The graph for as many callers as cores, of which each computes on one core."""
         return open_session(self._graph, threads=1)
 
     @cached_property
     def _workers(self) -> ThreadPoolExecutor:
         return ThreadPoolExecutor(self.threads, thread_name_prefix="engine")
 
-    def _score(self, session: InferenceSession, images: Sequence[Image.Image]) -> tuple[Floats, Floats]:
+    def _score(self, session: InferenceSession, images: Sequence[Image.Image]) -> tuple[Float32Array, Float32Array]:
         levels = list(zip(*(to_pyramid_levels(image, self.line.features) for image in images), strict=True))
         scores, maps = session.run(["score", "map"], {name: np.stack(levels[scale]) for scale, name in self._inputs})
         return scores, maps

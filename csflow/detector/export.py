@@ -23,12 +23,12 @@ def export_file(detector: Detector, output: Path, examples: Sequence[Image.Image
     """Write a detector as one self-contained ONNX file that takes images of any size.
 
     Args:
-        detector: What to write.
-        output: The file; replaced if it exists.
-        examples: Images of the line on which the file must agree with the detector; drawn ones without.
+        detector: The detector.
+        output: The file to write; replaced if it exists.
+        examples: Images of the line on which the file must agree with the detector; drawn ones if there are none.
 
     Raises:
-        ModelError: If the file says something else than the detector; nothing is written then.
+        ModelError: If the file disagrees with the detector; nothing is written then.
     """
     output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}.") as folder:

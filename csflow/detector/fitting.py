@@ -1,4 +1,4 @@
-"""Fit the kind of detector that a line names, and restore it from its file."""
+"""Fit the kind of detector that a line names, through the module that implements it."""
 
 from __future__ import annotations
 
@@ -8,14 +8,11 @@ from importlib import import_module
 from pathlib import Path
 from typing import Protocol, cast
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from csflow.config import KINDS, LineConfig
-from csflow.detector.directory import not_a_detector
 from csflow.detector.model import Model
-from csflow.errors import DataError, ModelError
+from csflow.errors import DataError
 from csflow.features.entries import Shape
 from csflow.flow.device import Features
 from csflow.flow.distributed import ALONE, ProcessGroup
@@ -34,7 +31,7 @@ class ShapedFeatures(Features, Protocol):
 
 @dataclass(frozen=True)
 class Fitting:
-    """What a fit needs beyond features and configuration.
+    """Checkpoint, progress and processes of a fit.
 
     Attributes:
         directory: Holds the checkpoint of kinds that are trained in epochs.
@@ -48,7 +45,7 @@ class Fitting:
 
 
 class Implementation(Protocol):
-    """What the module of a kind of detector offers."""
+    """Functions that the module of a kind of detector offers."""
 
     def fit(self, line: LineConfig, features: ShapedFeatures, fitting: Fitting) -> Model:
         """Fit a model to the features of good images.
@@ -64,7 +61,7 @@ class Implementation(Protocol):
         Args:
             line: The line's configuration.
             shapes: ``(C, h, w)`` of every feature map.
-            state: The tensors by name, as :func:`csflow.detector.model.save_model` wrote them.
+            state: The tensors by name, as :func:`csflow.detector.model_file.save_model` wrote them.
         """
 
 
@@ -92,33 +89,8 @@ def fit_model(
 
     Raises:
         DataError: If there are too few images.
-        ModelError: If training diverges; see :func:`csflow.flow.training.fit`.
+        ModelError: If training diverges; see :func:`csflow.flow.training.fit_flow`.
     """
     if not len(features):
         raise DataError("There are no images to fit. Add good images, or hold out fewer (roles).")
     return implementation_of(line.detector).fit(line, features, Fitting(directory, on_epoch, group)).eval()
-
-
-def load_model(path: Path, line: LineConfig, shapes: tuple[Shape, ...]) -> Model:
-    """Read the model of a line.
-
-    Args:
-        path: As :func:`csflow.detector.model.save_model` wrote it, in this or an earlier version.
-        line: The line's configuration.
-        shapes: ``(C, h, w)`` of every feature map.
-
-    Raises:
-        ModelError: If the file is missing, damaged or of another configuration.
-    """
-    try:
-        model = implementation_of(line.detector).restore(line, shapes, load_file(path))
-    except FileNotFoundError as error:
-        raise not_a_detector(path.parent, path.name) from error
-    except (SafetensorError, RuntimeError, OSError, TypeError, IndexError, ValueError) as error:
-        raise ModelError(f"{path} does not fit the configuration: {error}. Train or download it again.") from error
-    return model.eval()
-
-
-def flow_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return a flow's tensors under their present names: before format 3 the file named them without ``flow.``."""
-    return {name if name.startswith("flow.") else f"flow.{name}": tensor for name, tensor in state.items()}

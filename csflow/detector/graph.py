@@ -33,7 +33,7 @@ _TYPES = {
 def detector_graph(
     backbone: Backbone, model: Model, features: FeatureConfig, threshold: float | None
 ) -> onnx.ModelProto:
-    """Trunk, model, score and map, its weights still to be given (:func:`leave_weights_in`).
+    """Trace trunk and model into one graph, whose weights are still to be given (:func:`leave_weights_in`).
 
     Inputs ``level_0`` … are ``(N, s, s, 3)`` uint8; outputs are ``score`` ``(N,)``, ``map`` ``(N, h, w)``, both
     float32, and with a threshold ``defective`` ``(N,)`` bool.
@@ -48,11 +48,11 @@ def detector_graph(
 
 
 def leave_weights_in(model: onnx.ModelProto, files: Mapping[str, Path]) -> None:
-    """Let a graph's weights be those of safetensors files beside it: they exist once.
+    """Refer a graph's weights to safetensors files in its directory, so that they exist once.
 
     Args:
         model: From :func:`detector_graph`.
-        files: The file of every first part of a weight's name, ``model`` or ``backbone``.
+        files: The file for each first part of a weight's name, ``model`` and ``backbone``.
     """
     tables = {part: (path.name, *_safetensors_table(path)) for part, path in files.items()}
 
@@ -71,19 +71,19 @@ def leave_weights_in(model: onnx.ModelProto, files: Mapping[str, Path]) -> None:
 
 
 def put_weights_in(model: onnx.ModelProto, directory: Path) -> None:
-    """Make a graph self-contained: read what :func:`leave_weights_in` left in the files of ``directory``."""
+    """Make a graph self-contained: read the weights that are in files of ``directory`` (:func:`leave_weights_in`)."""
     for tensor in model.graph.initializer:
         if tensor.data_location == TensorProto.EXTERNAL:
-            place = {entry.key: entry.value for entry in tensor.external_data}
-            with (directory / place["location"]).open("rb") as file:
-                file.seek(int(place["offset"]))
-                tensor.raw_data = file.read(int(place["length"]))
+            stored = {entry.key: entry.value for entry in tensor.external_data}
+            with (directory / stored["location"]).open("rb") as file:
+                file.seek(int(stored["offset"]))
+                tensor.raw_data = file.read(int(stored["length"]))
             del tensor.external_data[:]
             tensor.data_location = TensorProto.DEFAULT
 
 
 class _Scorer(TrunkModule):
-    """Levels in 8 bit to score and map."""
+    """A detector that reads images in 8 bit and returns score and map."""
 
     def __init__(self, backbone: Backbone, model: Model, features: FeatureConfig) -> None:
         super().__init__(backbone, features)
@@ -103,7 +103,7 @@ def _decide(graph: onnx.GraphProto, threshold: float) -> None:
 
 
 def _safetensors_table(path: Path) -> tuple[dict[str, dict[str, Any]], int]:
-    """Dtype, shape and place of every tensor of a safetensors file, and where the tensors begin."""
+    """Read dtype, shape and offsets of every tensor of a safetensors file, and the position of the first tensor."""
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
         return json.loads(file.read(length)), 8 + length

@@ -10,7 +10,7 @@ import onnx
 from PIL import Image
 
 from csflow.detector.calibration import Calibration
-from csflow.detector.directory import BACKBONE, FORMAT, GRAPH, MODEL, Description, digest_beside_graph
+from csflow.detector.directory import BACKBONE, DETECTOR_FORMAT, GRAPH, MODEL, Description, digest_beside_graph
 from csflow.detector.graph import detector_graph, leave_weights_in
 from csflow.detector.model import Model
 from csflow.detector.prediction import Prediction
@@ -19,20 +19,20 @@ from csflow.features.backbone import Backbone
 from csflow.system.files import write_atomic
 
 NEGLIGIBLE = 0.1
-"""Part of the largest calibration score below which a score counts as no smaller."""
+"""Share of the largest calibration score: smaller scores are compared as if they were this large."""
 
 GRAPH_AGREEMENT = 1e-3
-"""Largest relative difference between a graph and torch, of a score or (in the Euclidean norm) of a map."""
+"""Largest relative difference between graph and torch that is allowed, of a score or (Euclidean norm) of a map."""
 
 
 def write_graph(directory: Path, about: Description, backbone: Backbone, model: Model) -> None:
-    """Write the graph into a detector directory whose other files are there; its weights stay in those.
+    """Write the graph into a detector directory that has all other files; its weights stay in those.
 
     Args:
         directory: The detector directory.
-        about: What its JSON files say.
+        about: Content of its JSON files.
         backbone: The trunk.
-        model: What was fitted.
+        model: The fitted model.
 
     Raises:
         ModelError: If the detector has an operation that ONNX does not know.
@@ -44,15 +44,15 @@ def write_graph(directory: Path, about: Description, backbone: Backbone, model: 
 
 
 def check_agreement(expected: Sequence[Prediction], found: Sequence[Prediction], calibration: Calibration) -> None:
-    """Refuse a graph that does not say what torch says.
+    """Refuse a graph whose predictions differ from those of torch.
 
     Args:
-        expected: What torch says.
-        found: What the graph says of the same images.
-        calibration: Its scores say which differences matter: a score near zero need not agree in all its digits.
+        expected: Predictions of torch.
+        found: Predictions of the graph on the same images.
+        calibration: Its scores tell how large a difference matters: a score near zero need not agree in every digit.
 
     Raises:
-        ModelError: Naming the largest difference.
+        ModelError: If a score or map differs too much; names the largest difference.
     """
     pairs = list(zip(expected, found, strict=True))
     usual = NEGLIGIBLE * max((abs(score) for score in calibration.scores), default=0.0)
@@ -66,7 +66,7 @@ def check_agreement(expected: Sequence[Prediction], found: Sequence[Prediction],
 
 
 def drawn_examples() -> list[Image.Image]:
-    """Pictures to compare on when no image of the line is at hand: a smooth one and a busy one."""
+    """Draw pictures to compare on when there is no image of the line: a smooth one and a busy one."""
     busy = np.random.default_rng(0).integers(0, 256, (300, 400, 3), dtype=np.uint8)
     return [Image.linear_gradient("L").convert("RGB"), Image.fromarray(busy)]
 
@@ -77,10 +77,10 @@ def _distance(expected: Prediction, found: Prediction) -> float:
 
 
 def _describe(graph: onnx.ModelProto, about: Description, digest: str) -> None:
-    """Say in the graph what it is, for a device that has nothing else."""
+    """Describe the detector in the graph, for a device that has no other file."""
     calibration = about.calibration
     properties = {
-        "csflow_format": FORMAT,
+        "csflow_format": DETECTOR_FORMAT,
         "line": about.line.line,
         "threshold": calibration.threshold,
         "region_threshold": calibration.region_threshold,

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw
 
-from csflow.detector.boxes import AnyFloats, Box, boxes_in_image, checked_map
+from csflow.detector.boxes import Box, FloatArray, boxes_in_image, checked_map
 from csflow.errors import DataError
 
 Bytes: TypeAlias = npt.NDArray[np.uint8]
@@ -27,7 +27,7 @@ _INFERNO = (
 )  # fmt: skip
 
 THRESHOLD_POSITION = 0.25
-"""Where the region threshold lies on the fixed colour scale (0 bottom, 1 top); see `csflow.detector.calibration`.
+"""Position of the region threshold on the fixed colour scale, 0 the bottom, 1 the top.
 
 Three quarters of the colours are left to tell a faint defect from a strong one.
 """
@@ -36,35 +36,35 @@ SCALE_TOP = 100.0
 """Top of the fixed colour scale, in region thresholds."""
 
 
-def upsample(map2d: AnyFloats, size: tuple[int, int]) -> npt.NDArray[np.float32]:
-    """A map in the size of its image, bilinear, exactly like torch's ``interpolate(align_corners=False)``.
+def upsample(map2d: FloatArray, size: tuple[int, int]) -> npt.NDArray[np.float32]:
+    """Resize a map to the size of its image, bilinearly, like torch's ``interpolate(align_corners=False)``.
 
     Args:
         map2d: One anomaly map ``(h, w)``.
-        size: Width and height wanted; a smaller size than the map's averages instead.
+        size: Width and height in pixels; values are averaged if it is smaller than the map.
     """
     picture = Image.fromarray(np.ascontiguousarray(checked_map(map2d), dtype=np.float32))
     return np.asarray(picture.resize(size, Image.Resampling.BILINEAR))
 
 
-def colours(values: AnyFloats) -> Bytes:
-    """Colours of values in [0, 1] (clipped) as ``(..., 3)`` RGB bytes, dark to light."""
+def colours(values: FloatArray) -> Bytes:
+    """Return the colours of values in [0, 1] (clipped) as ``(..., 3)`` RGB bytes, dark to light."""
     table = np.asarray(_INFERNO, dtype=np.float64)
-    place = np.linspace(0.0, 1.0, len(table))
+    position = np.linspace(0.0, 1.0, len(table))
     steps = np.linspace(0.0, 1.0, 256)
-    lookup = np.stack([np.interp(steps, place, table[:, channel]) for channel in range(3)], axis=1)
+    lookup = np.stack([np.interp(steps, position, table[:, channel]) for channel in range(3)], axis=1)
     index = np.rint(np.clip(values, 0.0, 1.0) * 255.0).astype(np.intp)
     coloured: Bytes = np.rint(lookup).astype(np.uint8)[index]
     return coloured
 
 
-def heatmap_png(map2d: AnyFloats, map_range: tuple[float, float], size: tuple[int, int]) -> bytes:
-    """One anomaly map as a PNG in the fixed colours of the calibration.
+def heatmap_png(map2d: FloatArray, map_range: tuple[float, float], size: tuple[int, int]) -> bytes:
+    """Draw one anomaly map as a PNG in the fixed colours of the calibration.
 
     Args:
         map2d: One anomaly map ``(h, w)``.
-        map_range: Map values of the two ends of the colour scale, from the calibration; values beyond are clipped.
-        size: Width and height of the picture.
+        map_range: Map values at the ends of the colour scale, from the calibration; values beyond are clipped.
+        size: Width and height of the picture in pixels.
     """
     buffer = io.BytesIO()
     Image.fromarray(colours(upsample(_on_scale(map2d, map_range), size))).save(buffer, "PNG")
@@ -73,14 +73,14 @@ def heatmap_png(map2d: AnyFloats, map_range: tuple[float, float], size: tuple[in
 
 def overlay(
     image: Image.Image,
-    map2d: AnyFloats,
+    map2d: FloatArray,
     map_range: tuple[float, float],
     region_threshold: float | None = None,
 ) -> Image.Image:
     """Paint the anomalous part of a map over its image and frame its regions.
 
-    Nothing is painted below the region threshold (without one: below its place on the colour scale), so a
-    good part keeps its look. Paint gets stronger towards the top but never hides the part.
+    Nothing is painted below the region threshold (without one: below its position on the colour scale), so a good part
+    keeps its look. Paint gets stronger towards the top but never hides the part.
 
     Args:
         image: The original image, any mode Pillow can convert to RGB.
@@ -104,21 +104,22 @@ def overlay(
     return painted
 
 
-def _on_scale(map2d: AnyFloats, map_range: tuple[float, float]) -> AnyFloats:
-    """Places (0 bottom, 1 top, clipped) on the logarithmic scale: defects exceed good parts by powers of ten.
+def _on_scale(map2d: FloatArray, map_range: tuple[float, float]) -> FloatArray:
+    """Return positions on the logarithmic scale (0 bottom, 1 top, clipped): defects exceed good parts by powers of ten.
 
-    Before any upsampling: between a cell of 1000 and one of 1 a linear blend would paint a defect twice its size.
+    It is done before any upsampling: between a pixel of 1000 and one of 1, a linear blend would paint a defect at twice
+    its size.
     """
     low, high = map_range
     if not (np.isfinite(low) and np.isfinite(high) and 0.0 < low < high):
         raise DataError(f"The colour scale must run from low to high, got {map_range}. Calibrate the detector again.")
     values = np.clip(checked_map(map2d).astype(np.float64), low, high)
-    scaled: AnyFloats = np.log(values / low) / np.log(high / low)
+    scaled: FloatArray = np.log(values / low) / np.log(high / low)
     return scaled
 
 
 def _frame(image: Image.Image, boxes: Sequence[Box]) -> None:
-    """Light frames with a dark edge, drawn around the regions: visible on any ground, in colour or not."""
+    """Draw light frames with a dark edge around the regions: visible on any ground, in colour or not."""
     pen = ImageDraw.Draw(image)
     unit = max(1, round(max(image.size) / 400))
     for box in boxes:

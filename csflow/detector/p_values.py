@@ -9,7 +9,7 @@ from csflow.errors import DataError
 
 
 def p_values(scores: npt.ArrayLike, calibration_scores: npt.ArrayLike) -> npt.NDArray[np.float64]:
-    r"""Conformal p-values of scores against those of held-out good images.
+    r"""Compute conformal p-values of scores against those of held-out good images.
 
     .. math:: p(s) = \frac{1 + \#\{j : s_j \ge s\}}{n + 1}
 

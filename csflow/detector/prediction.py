@@ -1,4 +1,4 @@
-"""What a detector says about one image: the same for torch, for the inference engine and on the wire."""
+"""Judge one image's score and map by a calibration, in the same way for torch and for the inference engine."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ import numpy.typing as npt
 from csflow.detector.boxes import Box, boxes_in_image
 from csflow.detector.calibration import Calibration
 
-Floats: TypeAlias = npt.NDArray[np.float32]
+Float32Array: TypeAlias = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a detector says about one image.
+    """The judgement of a detector on one image.
 
     Attributes:
         score: Anomaly score, higher is more anomalous.
@@ -32,19 +32,19 @@ class Prediction:
     p_value: float | None
     decision: str | None
     threshold: float | None
-    anomaly_map: Floats
+    anomaly_map: Float32Array
     image_size: tuple[int, int]
     boxes: list[Box]
 
 
-def judged(score: float, map2d: Floats, image_size: tuple[int, int], calibration: Calibration) -> Prediction:
+def judged(score: float, map2d: Float32Array, image_size: tuple[int, int], calibration: Calibration) -> Prediction:
     """Judge one image's score and map by a calibration.
 
     Args:
         score: Anomaly score.
         map2d: Anomaly map ``(h, w)`` at the resolution of the finest latent.
         image_size: ``(width, height)`` of the image in pixels.
-        calibration: The detector's.
+        calibration: Calibration of the detector.
 
     Raises:
         ModelError: If the score is not a number.

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from csflow.config import ScoringConfig
-from csflow.flow.cross_scale import Pyramid
+from csflow.flow.pyramid import Pyramid
 
 
 def anomaly_score(latents: Pyramid) -> Tensor:
@@ -44,8 +44,8 @@ def scored(latents: Pyramid, log_det: Tensor, scoring: ScoringConfig) -> tuple[T
 
     Args:
         latents: Latents of the flow, finest first.
-        log_det: Of the flow, ``(B,)`` in nats.
-        scoring: Which.
+        log_det: Log-determinants of the flow, ``(B,)`` in nats.
+        scoring: Names the variants.
 
     Returns:
         Scores ``(B,)`` and maps ``(B, h, w)``, both in float32.

@@ -1,14 +1,14 @@
-r"""Pillow's bilinear filter inside an ONNX graph, to the last bit.
+r"""Resize images inside of an ONNX graph with Pillow's bilinear filter, exact to the last bit.
 
-ONNX has an operator ``Resize`` that widens its filter likewise, but ONNX Runtime rounds its weights and sums in
-another way: up to a fifth of the values then differ by one in 255, and a flow magnifies that to a hundredth of a
-score. So every axis is a product with a matrix of weights in units of :math:`2^{-22}`, as in Pillow:
+The ONNX operator ``Resize`` widens its filter likewise, but ONNX Runtime rounds its weights and sums in another way: up
+to a fifth of the values then differ by one in 255, and a flow magnifies that to a hundredth of a score. So
+every axis is multiplied by a matrix of weights in units of :math:`2^{-22}`, as in Pillow:
 
 .. math:: y = \lfloor 2^{-22} (K x + 2^{21}) \rfloor, \quad
           K_{ij} = \lfloor 2^{22} w_{ij} + \tfrac12 \rfloor, \quad
           w_{ij} \propto \max(0, 1 - | j + \tfrac12 - (i + \tfrac12) r | / \max(r, 1))
 
-with ``r`` the places of the image per place of the result. Double precision holds all of these integers exactly.
+with ``r`` the pixels of the image per pixel of the result. Double precision holds all of these integers exactly.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ _UNITS = float(1 << 22)
 
 
 def put_sizing_in(model: onnx.ModelProto, features: FeatureConfig) -> None:
-    """Let a graph size its images itself: one input ``images`` ``(N, height, width, 3)`` uint8 RGB, of any size.
+    """Replace the inputs of a graph by one, ``images`` ``(N, height, width, 3)`` uint8 RGB of any size, resized inside.
 
     Args:
         model: A graph whose inputs are the levels (:func:`csflow.data.images.to_pyramid_levels`), finest first.
-        features: Names the image size.
+        features: Image size of the levels.
     """
     graph = model.graph
     nodes = _Nodes()
@@ -49,27 +49,27 @@ def put_sizing_in(model: onnx.ModelProto, features: FeatureConfig) -> None:
 
 
 class _Nodes:
-    """A growing list of nodes whose results are named by their number."""
+    """A growing list of nodes; the index of a node names its result."""
 
     def __init__(self) -> None:
         self.nodes: list[onnx.NodeProto] = []
         self.constants: list[TensorProto] = []
 
     def add(self, operator: str, *inputs: str, output: str = "", **attributes: Any) -> str:
-        """Append a node and name its result."""
+        """Append a node and return the name of its result."""
         output = output or f"sizing:{len(self.nodes)}"
         self.nodes.append(helper.make_node(operator, inputs, [output], **attributes))
         return output
 
     def constant(self, value: ArrayLike, kind: type = np.float64) -> str:
-        """Name a constant."""
+        """Append a constant and return its name."""
         name = f"sizing:constant:{len(self.constants)}"
         self.constants.append(numpy_helper.from_array(np.asarray(value, kind), name))
         return name
 
 
 def _sized(nodes: _Nodes, planes: str, size: float) -> str:
-    """``(N, 3, height, width)`` uint8 to ``(N, 3, size, size)`` float64."""
+    """Resize ``(N, 3, height, width)`` uint8 to ``(N, 3, size, size)`` float64."""
     height, width = (_length(nodes, planes, axis) for axis in (2, 3))
     upright_first = _upright_first(nodes, height, width, size)
     turned = _turned_if(nodes, upright_first, planes, TensorProto.UINT8)
@@ -83,9 +83,9 @@ def _sized(nodes: _Nodes, planes: str, size: float) -> str:
 
 
 def _upright_first(nodes: _Nodes, height: str, width: str, size: float) -> str:
-    """Whether Pillow shrinks the height first; which axis is rounded first matters.
+    """Test if Pillow shrinks the height first; the order matters, because each axis is rounded.
 
-    It does if that leaves less to do, ``height / size - 1 > 2 (width / size - 1)`` (Pillow 13, found by trying).
+    It does so if that leaves less to do, ``height / size - 1 > 2 (width / size - 1)`` (Pillow 13, found by trying).
     """
     one, two = nodes.constant(1.0), nodes.constant(2.0)
     down, across = (
@@ -96,12 +96,12 @@ def _upright_first(nodes: _Nodes, height: str, width: str, size: float) -> str:
 
 
 def _weights(nodes: _Nodes, length: str, size: float) -> str:
-    """``(length, size)``: Pillow's integer weights of an axis, as float64."""
+    """Compute Pillow's integer weights of an axis, ``(length, size)`` as float64."""
     one, half = nodes.constant(1.0), nodes.constant(0.5)
     ratio = nodes.add("Div", length, nodes.constant(size))
     centres = nodes.add("Mul", nodes.constant(np.arange(size) + 0.5), ratio)
-    places = nodes.add("Add", nodes.add("Range", nodes.constant(0.0), length, one), half)
-    column = nodes.add("Unsqueeze", places, nodes.constant([1], np.int64))
+    pixels = nodes.add("Add", nodes.add("Range", nodes.constant(0.0), length, one), half)
+    column = nodes.add("Unsqueeze", pixels, nodes.constant([1], np.int64))
     distance = nodes.add("Abs", nodes.add("Sub", column, centres))
     slope = nodes.add("Sub", one, nodes.add("Div", distance, nodes.add("Max", ratio, one)))
     triangle = nodes.add("Max", slope, nodes.constant(0.0))
@@ -111,13 +111,13 @@ def _weights(nodes: _Nodes, length: str, size: float) -> str:
 
 
 def _length(nodes: _Nodes, tensor: str, axis: int) -> str:
-    """A side of a tensor as a float64 scalar."""
+    """Return a side of a tensor as a float64 scalar."""
     side = nodes.add("Squeeze", nodes.add("Shape", tensor, start=axis, end=axis + 1))
     return nodes.add("Cast", side, to=TensorProto.DOUBLE)
 
 
 def _turned_if(nodes: _Nodes, condition: str, tensor: str, kind: int) -> str:
-    """Exchange height and width of a tensor of a kind of values on a condition known only at run time."""
+    """Transpose height and width of a tensor if a condition holds that is known only at run time."""
 
     def branch(name: str, operator: str, **attributes: Any) -> onnx.GraphProto:
         result = f"{tensor}:{name}"

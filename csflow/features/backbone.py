@@ -20,7 +20,7 @@ from csflow.config import FeatureConfig
 from csflow.errors import ConfigError, ModelError
 from csflow.features.trunk_tensors import check_complete, read_safetensors, renamed_to_timm, tensors_needed
 from csflow.features.weights import package_checkpoint, weights_file
-from csflow.flow.cross_scale import Pyramid
+from csflow.flow.pyramid import Pyramid
 
 Colour = tuple[float, float, float]
 

@@ -16,8 +16,8 @@ import numpy as np
 import torch
 
 from csflow.errors import CacheError
-from csflow.features.entries import REMEDY, FeatureSpace, Shape
-from csflow.flow.cross_scale import Pyramid
+from csflow.features.entries import EXTRACT_AGAIN, FeatureSpace, Shape
+from csflow.flow.pyramid import Pyramid
 from csflow.system.files import sha256_json, write_json
 
 _OPEN_MAPS = 16384
@@ -117,7 +117,7 @@ class CacheManifest:
         known = set(self.entries)
         for sha in shas:
             if sha not in known:
-                raise CacheError(f"Image {sha} is not among the {len(known)} of this cache manifest. {REMEDY}")
+                raise CacheError(f"Image {sha} is not among the {len(known)} of this cache manifest. {EXTRACT_AGAIN}")
         return CachedFeatures(FeatureSpace(self.store / self.space, self.shapes), shas)
 
     def save(self, path: Path) -> None:

@@ -26,7 +26,7 @@ Shape: TypeAlias = tuple[int, int, int]
 Half: TypeAlias = NDArray[np.float16]
 """The values of one image as they are stored, ``(values,)``."""
 
-REMEDY = "Extract the features again; only missing and damaged entries are computed."
+EXTRACT_AGAIN = "Extract the features again; only missing and damaged entries are computed."
 
 _MARK = b"csflow1\n"
 _HEADER_BYTES = len(_MARK) + hashlib.sha256().digest_size
@@ -95,9 +95,9 @@ class FeatureSpace:
         try:
             content = path.read_bytes()
         except OSError as error:
-            raise CacheError(f"Cannot read features {path}: {error.strerror or error}. {REMEDY}") from error
+            raise CacheError(f"Cannot read features {path}: {error.strerror or error}. {EXTRACT_AGAIN}") from error
         if damage := self._damage(sha, content):
-            raise CacheError(f"Features {path} are damaged: {damage}. {REMEDY}")
+            raise CacheError(f"Features {path} are damaged: {damage}. {EXTRACT_AGAIN}")
 
     def map(self, sha: str) -> Half:
         """Map a verified entry into memory.
@@ -109,7 +109,7 @@ class FeatureSpace:
         try:
             return np.memmap(path, dtype=np.float16, mode="r", offset=_HEADER_BYTES, shape=(self.values,))
         except (OSError, ValueError) as error:
-            raise CacheError(f"Cannot map features {path}: {error}. {REMEDY}") from error
+            raise CacheError(f"Cannot map features {path}: {error}. {EXTRACT_AGAIN}") from error
 
     def intact(self, sha: str) -> bool:
         """Return True if the space has a sound entry of an image."""

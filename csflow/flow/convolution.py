@@ -1,18 +1,18 @@
-r"""The flow's convolutions, exactly, in fewer multiplications.
+r"""Compute the flow's convolutions exactly, in fewer multiplications.
 
-Two rewrites, both linear and exact up to rounding:
+Both rewrites are linear and exact up to rounding:
 
 *Tiles* (Toom–Cook, known as Winograd convolution). Along one axis, ``m`` outputs of a kernel of ``k`` taps need
 ``m + k - 1`` products instead of ``m k``:
 
 .. math:: y = A \, [(G w) \odot (B d)]
 
-with ``d`` the inputs of a tile; in two dimensions each axis is treated so. The products over all channels, tiles and
-images are then one batch of matrix products.
+with ``d`` the inputs of a tile; in two dimensions both axes are treated in this way. The products over all channels,
+tiles and images are then one batch of matrix products.
 
-*Taps at the coarse scale*. A convolution after bilinear enlargement reads an image that holds no more than the small
-one did. Every tap is a 1 x 1 convolution, which commutes with the enlargement; so the taps are applied to the small map
-(a quarter of the work), then enlarged, shifted and summed.
+*Taps at the coarse scale*. A bilinearly enlarged map contains no more information than the small one. Every tap of a
+convolution is a 1 x 1 convolution, which commutes with the enlargement; so the taps are applied to the small map (a
+quarter of the work), then enlarged, shifted and summed.
 
 Reference:
     Lavin and Gray, "Fast Algorithms for Convolutional Neural Networks", CVPR 2016 (tiles). Measured in
@@ -36,19 +36,19 @@ Rows: TypeAlias = list[list[Fraction]]
 
 _TILES = (4, 3, 2)
 _POINTS = tuple(Fraction(*p) for p in ((0, 1), (1, 1), (-1, 1), (2, 1), (-2, 1), (1, 2), (-1, 2)))
-"""Where the polynomials are evaluated, beside infinity. More points lose more digits than they save products."""
+"""Points at which the polynomials are evaluated, besides infinity. More points lose more digits than they save work."""
 
 _ROWS_THAT_PAY = 64
-"""Tiles of a batch from which on the products outweigh transforming the weights, measured for kernels 3 and 5."""
+"""Tiles of a batch above which transforming the weights pays off, measured for kernels 3 and 5."""
 
 
 class Tiling(NamedTuple):
     """The matrices of a tiled convolution along one axis.
 
     Attributes:
-        read: ``B``, ``(products, tiles, places)``: from a map's places to the tiles; padding is included.
-        weigh: ``G``, ``(products, taps)``.
-        write: ``A``, ``(places, products, tiles)``: from the tiles back.
+        read: ``B``, ``(products, tiles, pixels)``: from the pixels of a map to the tiles; padding is included.
+        weigh: ``G``, ``(products, taps)``: from the taps of a kernel to its weights.
+        write: ``A``, ``(pixels, products, tiles)``: from the tiles to the pixels of the result.
     """
 
     read: Tensor
@@ -57,9 +57,9 @@ class Tiling(NamedTuple):
 
 
 def convolve(x: Tensor, layer: nn.Conv2d) -> Tensor:
-    """Apply a convolution of odd kernel and stride 1 that keeps the size, by tiles where that is faster.
+    """Apply a size-preserving convolution of odd kernel and stride 1, by tiles where that is faster.
 
-    Tiles are used on a CPU in full precision, if the batch is large enough to pay for transforming the weights.
+    Tiles are used on a CPU in full precision if the batch is large enough for the transformed weights to pay off.
 
     Args:
         x: ``(B, C, h, w)``.
@@ -87,7 +87,7 @@ def convolve_enlarged(x: Tensor, layer: nn.Conv2d) -> Tensor:
         layer: Odd kernel, stride 1, ``padding = kernel // 2``.
 
     Returns:
-        ``(B, outputs, 2 h, 2 w)``, in autocast's precision where that is on.
+        ``(B, outputs, 2 h, 2 w)``, in autocast's precision if autocast is enabled.
     """
     device = x.device.type
     bias = layer.bias
@@ -106,10 +106,10 @@ def convolve_enlarged(x: Tensor, layer: nn.Conv2d) -> Tensor:
 
 
 def tiling(size: int, kernel: int, tile: int) -> Tiling:
-    """Matrices for a map of ``size`` places, in float64, from exact fractions.
+    """Make the matrices for a map of ``size`` pixels, in float64, from exact fractions.
 
     Args:
-        size: Places along the axis.
+        size: Pixels along the axis.
         kernel: Odd number of taps.
         tile: Outputs of one tile.
     """
@@ -119,16 +119,16 @@ def tiling(size: int, kernel: int, tile: int) -> Tiling:
     writes = np.zeros((size, products, tiles))
     for t in range(tiles):
         for j in range(products):
-            place = t * tile - kernel // 2 + j
-            if 0 <= place < size:
-                reads[:, t, place] += read[:, j]
+            pixel = t * tile - kernel // 2 + j
+            if 0 <= pixel < size:
+                reads[:, t, pixel] += read[:, j]
         for i in range(min(tile, size - t * tile)):
             writes[t * tile + i, :, t] = write[i]
     return Tiling(torch.from_numpy(reads), torch.from_numpy(weigh), torch.from_numpy(writes))
 
 
 def best_tile(size: int, kernel: int) -> int | None:
-    """Outputs of a tile that need the fewest products for a map; ``None`` if none saves any."""
+    """Return the number of outputs of a tile that needs the fewest products; ``None`` if tiles save none."""
     possible = [tile for tile in _TILES if tile + kernel - 2 <= len(_POINTS)]
     costs = {tile: -(-size // tile) * (tile + kernel - 1) for tile in possible}
     best = min(costs, key=lambda tile: costs[tile], default=None)
@@ -136,7 +136,7 @@ def best_tile(size: int, kernel: int) -> int | None:
 
 
 def _tilings_that_pay(x: Tensor, kernel: int) -> tuple[Tiling, Tiling] | None:
-    """Tilings of height and width, unless the plain convolution is at least as fast."""
+    """Return the tilings of height and width; ``None`` if the plain convolution is at least as fast."""
     full = x.dtype in (torch.float32, torch.float64) and not torch.is_autocast_enabled("cpu")
     if kernel < 3 or x.device.type != "cpu" or not full or torch.onnx.is_in_onnx_export():
         return None
@@ -158,7 +158,7 @@ def _tiling_as(size: int, kernel: int, tile: int, dtype: torch.dtype) -> Tiling:
 
 
 class _TiledConvolution(torch.autograd.Function):
-    """Saves only its input and weights: reading the tiles again for the gradients costs less than keeping them."""
+    """Save only the input and the weights: reading the tiles again for the gradients costs less than keeping them."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, height: Tiling, width: Tiling) -> Tensor:
@@ -181,7 +181,7 @@ class _TiledConvolution(torch.autograd.Function):
 
 
 class _EnlargedConvolution(torch.autograd.Function):
-    """Saves only its input and weights, not the nine or 25 maps of the taps."""
+    """Save only the input and the weights, not the nine or 25 maps of the taps."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, height: Tensor, width: Tensor) -> Tensor:
@@ -194,8 +194,8 @@ class _EnlargedConvolution(torch.autograd.Function):
         x, weight, height, width = ctx.saved_tensors
         outputs, channels, kernel, _ = weight.shape
         batch, _, h, w = x.shape
-        places = grad.permute(0, 2, 3, 1).contiguous()
-        along_width = torch.matmul(width.flatten(1).t(), places.view(batch * 2 * h, 2 * w, outputs))
+        pixels = grad.permute(0, 2, 3, 1).contiguous()
+        along_width = torch.matmul(width.flatten(1).t(), pixels.view(batch * 2 * h, 2 * w, outputs))
         along_both = torch.matmul(height.flatten(1).t(), along_width.view(batch, 2 * h, kernel * w * outputs))
         split = along_both.view(batch, kernel, h, kernel, w, outputs)
         taps = split.permute(0, 2, 4, 1, 3, 5).reshape(batch * h * w, kernel * kernel * outputs)
@@ -206,33 +206,33 @@ class _EnlargedConvolution(torch.autograd.Function):
 
 
 def _read(x: Tensor, height: Tensor, width: Tensor) -> Tensor:
-    """``(B, C, h, w)`` to ``(products, rows, C)``: products of both axes, a row an image and tile."""
+    """Map ``(B, C, h, w)`` to ``(products, rows, C)``: products of both axes, one row for each image and tile."""
     batch, channels, h, w = x.shape
     (products_h, tiles_h, _), (products_w, tiles_w, _) = height.shape, width.shape
-    places = x.permute(0, 2, 3, 1).reshape(batch * h, w, channels)
-    along_width = torch.matmul(width.view(-1, w), places).view(batch, h, -1)
+    pixels = x.permute(0, 2, 3, 1).reshape(batch * h, w, channels)
+    along_width = torch.matmul(width.view(-1, w), pixels).view(batch, h, -1)
     along_both = torch.matmul(height.view(-1, h), along_width)
     split = along_both.view(batch, products_h, tiles_h, products_w, tiles_w, channels)
     return split.permute(1, 3, 0, 2, 4, 5).reshape(products_h * products_w, batch * tiles_h * tiles_w, channels)
 
 
 def _write(rows: Tensor, height: Tensor, width: Tensor, batch: int) -> Tensor:
-    """``(products, rows, C)`` to ``(B, C, h, w)``, channels last in memory."""
+    """Map ``(products, rows, C)`` to ``(B, C, h, w)``, channels last in memory."""
     (h, products_h, tiles_h), (w, products_w, tiles_w) = height.shape, width.shape
     channels = rows.shape[-1]
     split = rows.view(products_h, products_w, batch, tiles_h, tiles_w, channels).permute(2, 0, 3, 1, 4, 5)
     along_height = torch.matmul(height.view(h, -1), split.reshape(batch, products_h * tiles_h, -1))
-    places = torch.matmul(width.view(w, -1), along_height.view(batch * h, products_w * tiles_w, channels))
-    return places.view(batch, h, w, channels).permute(0, 3, 1, 2)
+    pixels = torch.matmul(width.view(w, -1), along_height.view(batch * h, products_w * tiles_w, channels))
+    return pixels.view(batch, h, w, channels).permute(0, 3, 1, 2)
 
 
 def _weigh(weight: Tensor, height: Tiling, width: Tiling) -> Tensor:
-    """``(outputs, C, k, k)`` to ``(products, outputs, C)``."""
+    """Map ``(outputs, C, k, k)`` to ``(products, outputs, C)``."""
     return torch.matmul(torch.kron(height.weigh, width.weigh), _taps_middle(weight)).transpose(0, 1)
 
 
 def _unweigh(grad: Tensor, height: Tiling, width: Tiling) -> Tensor:
-    """The gradient of a weight from that of its products ``(products, outputs, C)``."""
+    """Return the gradient of a weight from that of its products ``(products, outputs, C)``."""
     _, outputs, channels = grad.shape
     taps = torch.kron(height.weigh, width.weigh).t().contiguous() @ grad.view(len(grad), -1)
     kernel = height.weigh.shape[1]
@@ -245,33 +245,33 @@ def _enlarged(x: Tensor, weight: Tensor, bias: Tensor, height: Tensor, width: Te
     taps = x.permute(0, 2, 3, 1).reshape(-1, channels) @ _taps_first(weight).t()
     split = taps.view(-1, h, w, kernel, kernel, outputs).permute(0, 3, 1, 4, 2, 5)
     along_height = torch.matmul(height.flatten(1), split.reshape(-1, kernel * h, kernel * w * outputs))
-    places = torch.matmul(width.flatten(1), along_height.view(-1, kernel * w, outputs))
-    return (places + bias).view(-1, 2 * h, 2 * w, outputs).permute(0, 3, 1, 2)
+    pixels = torch.matmul(width.flatten(1), along_height.view(-1, kernel * w, outputs))
+    return (pixels + bias).view(-1, 2 * h, 2 * w, outputs).permute(0, 3, 1, 2)
 
 
 def _taps_middle(weight: Tensor) -> Tensor:
-    """``(outputs, C, k, k)`` as ``(outputs, k k, C)``; free of cost when the weight is channels-last in memory."""
+    """View ``(outputs, C, k, k)`` as ``(outputs, k k, C)``, without a copy if the weight is channels-last in memory."""
     return weight.permute(0, 2, 3, 1).flatten(1, 2)
 
 
 def _taps_first(weight: Tensor) -> Tensor:
-    """``(outputs, C, k, k)`` as ``(k k outputs, C)``: what follows moves whole rows of outputs, not single values."""
+    """Order ``(outputs, C, k, k)`` as ``(k k outputs, C)``, so that later steps move whole rows of outputs."""
     return weight.permute(2, 3, 0, 1).flatten(0, 2)
 
 
 def _read_of(write: Tensor) -> Tensor:
-    """The matrix that reads where ``write`` writes: its transpose."""
+    """Return the matrix that reads where ``write`` writes: its transpose."""
     return write.permute(1, 2, 0).contiguous()
 
 
 def _write_of(read: Tensor) -> Tensor:
-    """The matrix that writes where ``read`` reads: its transpose."""
+    """Return the matrix that writes where ``read`` reads: its transpose."""
     return read.permute(2, 0, 1).contiguous()
 
 
 @lru_cache(maxsize=64)
 def _enlarged_taps(size: int, kernel: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """``(2 size, kernel, size)``: how the taps of a kernel at the small places add up at the large ones."""
+    """Return ``(2 size, kernel, size)``: how the taps of a kernel at the small pixels add up at the large ones."""
     with torch.inference_mode(False):  # a table first needed for scoring must serve training, too
         unit = torch.eye(size, dtype=torch.float64)[:, None]
         enlarge = F.interpolate(unit, scale_factor=2.0, mode="linear", align_corners=False)[:, 0].t()
@@ -281,10 +281,10 @@ def _enlarged_taps(size: int, kernel: int, dtype: torch.dtype, device: torch.dev
 
 @lru_cache(maxsize=16)
 def _toom_cook(tile: int, kernel: int) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
-    """``A`` (tile, products), ``G`` (products, kernel) and ``B`` (products, products) of one tile.
+    """Return ``A`` (tile, products), ``G`` (products, kernel) and ``B`` (products, products) of one tile.
 
-    A product of polynomials is evaluated, multiplied and interpolated; a convolution is that algorithm transposed in
-    its first factor.
+    Polynomials are multiplied by evaluating them, multiplying the values and interpolating; a convolution is this
+    algorithm transposed in its first factor.
     """
     products = tile + kernel - 1
     points = _POINTS[: products - 1]
@@ -292,7 +292,7 @@ def _toom_cook(tile: int, kernel: int) -> tuple[NDArray[np.float64], NDArray[np.
     weigh = _evaluation(points, kernel)
     read = [list(column) for column in zip(*interpolate, strict=True)]
     for row, (reads, weighs) in enumerate(zip(read, weigh, strict=True)):
-        # Scaling a product's two factors against each other changes nothing but the rounding.
+        # Scaling one factor of a product up and the other down changes nothing but the rounding.
         factor = Fraction(2) ** round(-np.log2(float(max(abs(value) for value in reads))))
         read[row] = [value * factor for value in reads]
         weigh[row] = [value / factor for value in weighs]
@@ -301,14 +301,14 @@ def _toom_cook(tile: int, kernel: int) -> tuple[NDArray[np.float64], NDArray[np.
 
 
 def _evaluation(points: tuple[Fraction, ...], terms: int) -> Rows:
-    """Values of a polynomial of ``terms`` coefficients at the points and, as its last row, at infinity."""
+    """Evaluate a polynomial of ``terms`` coefficients at the points and, in the last row, at infinity."""
     return [[point**power for power in range(terms)] for point in points] + [
         [Fraction(0)] * (terms - 1) + [Fraction(1)]
     ]
 
 
 def _inverse(matrix: Rows) -> Rows:
-    """Gauss–Jordan elimination in fractions."""
+    """Invert a matrix by Gauss–Jordan elimination in fractions."""
     size = len(matrix)
     rows = [row + [Fraction(int(i == j)) for j in range(size)] for i, row in enumerate(matrix)]
     for column in range(size):

@@ -1,4 +1,4 @@
-"""Where training computes: device, precision, and how the features get there."""
+"""Choose the device and the precision of training, and feed the device with features."""
 
 from __future__ import annotations
 
@@ -12,34 +12,34 @@ from torch import Tensor
 
 from csflow.config import TrainingConfig
 from csflow.errors import ModelError
-from csflow.flow.cross_scale import Pyramid
+from csflow.flow.pyramid import Pyramid
 
 Precision = Literal["float32", "bfloat16"]
 
 Feed: TypeAlias = Callable[[Sequence[int]], Pyramid]
-"""Batches of features by position, on the training device, channels-last in memory."""
+"""Returns the features of images by their indices, on the training device, channels-last in memory."""
 
 RESIDENT_SHARE = 0.5  # of a GPU's free memory that features may take to stay there
 CPUINFO = Path("/proc/cpuinfo")
 
 
 class Features(Protocol):
-    """What training needs of a feature store: random access to batches of pyramids."""
+    """Random access to batches of pyramids, which is all that training needs of a feature store."""
 
     def __len__(self) -> int:
-        """Number of images."""
+        """Return the number of images."""
         ...
 
     def batch(self, indices: Sequence[int]) -> Pyramid:
-        """Float32 levels ``(len(indices), C, h, w)``, finest first."""
+        """Return the float32 levels ``(len(indices), C, h, w)`` of images, finest first."""
         ...
 
 
 def choose_device(training: TrainingConfig) -> torch.device:
-    """The device asked for; ``auto`` takes CUDA if there is any, else the CPU (Apple's ``mps`` only by name).
+    """Return the configured device; ``auto`` is CUDA if there is any, else the CPU (Apple's ``mps`` only by name).
 
     Raises:
-        ModelError: If the device asked for is not there.
+        ModelError: If this machine does not have the configured device.
     """
     available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     name = training.device
@@ -52,9 +52,9 @@ def choose_device(training: TrainingConfig) -> torch.device:
 
 
 def choose_precision(training: TrainingConfig, device: torch.device) -> Precision:
-    """The precision asked for; ``auto`` takes bfloat16 only where the device has matrix units for it.
+    """Return the configured precision; ``auto`` is bfloat16 only if the device has matrix units for it.
 
-    Elsewhere bfloat16 is emulated: the same step was measured three times slower than in float32.
+    Other devices emulate bfloat16: the same step was measured three times slower than in float32.
     """
     if training.precision != "auto":
         return training.precision
@@ -64,23 +64,23 @@ def choose_precision(training: TrainingConfig, device: torch.device) -> Precisio
 
 
 def feed_device(features: Features, device: torch.device) -> Feed:
-    """Features as the device is best fed: a GPU keeps all of them if they fit, and is never waited for."""
+    """Return a feed that suits the device: a GPU keeps all features if they fit, and nothing waits for it."""
 
-    def place(level: Tensor) -> Tensor:
+    def put(level: Tensor) -> Tensor:
         there = level.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else level.to(device)
         return there.contiguous(memory_format=torch.channels_last)
 
     if device.type == "cuda":
         size = sum(level.nbytes for level in features.batch([0])) * len(features)
         if size <= RESIDENT_SHARE * torch.cuda.mem_get_info(device)[0]:
-            return _resident(features, place)
-    return lambda indices: [place(level) for level in features.batch(indices)]
+            return _resident(features, put)
+    return lambda indices: [put(level) for level in features.batch(indices)]
 
 
-def _resident(features: Features, place: Callable[[Tensor], Tensor]) -> Feed:
-    """All features laid on the device once, then picked there."""
+def _resident(features: Features, put: Callable[[Tensor], Tensor]) -> Feed:
+    """Copy all features to the device once and select batches there."""
     starts = range(0, len(features), 64)
-    parts = [[place(level) for level in features.batch(range(i, min(i + 64, len(features))))] for i in starts]
+    parts = [[put(level) for level in features.batch(range(i, min(i + 64, len(features))))] for i in starts]
     levels = [torch.cat(same_scale) for same_scale in zip(*parts, strict=True)]
 
     def feed(indices: Sequence[int]) -> Pyramid:
@@ -94,7 +94,7 @@ def _resident(features: Features, place: Callable[[Tensor], Tensor]) -> Feed:
 
 
 def _cpu_multiplies_bfloat16() -> bool:
-    """Whether the CPU has bf16 matrix instructions (AMX or AVX512-BF16) and oneDNN may use them."""
+    """Return True if the CPU has bf16 matrix instructions (AMX or AVX512-BF16) and oneDNN may use them."""
     flags = CPUINFO.read_text().split() if CPUINFO.exists() else []
     limit = os.environ.get("ONEDNN_MAX_CPU_ISA", "ALL").upper()
     allowed = limit in {"", "ALL", "DEFAULT"} or any(unit in limit for unit in ("BF16", "FP16", "AMX", "AVX10"))

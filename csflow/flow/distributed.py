@@ -1,17 +1,17 @@
-r"""One training in several processes, each with a device of its own, that all take the same steps.
+r"""Train in several processes, each with a device of its own, that all take the same steps.
 
-Every process computes its share of a batch and all gradients are summed before they are clipped and applied:
+Every process computes its share of a batch, and all gradients are summed before they are clipped and applied:
 
 .. math:: \nabla \mathcal{L} = \sum_r \frac{B_r}{B} \nabla \mathcal{L}_r, \quad
           \mathcal{L}_r = \frac{1}{B_r} \sum_{b \in r} \ell_b
 
-with ``B`` the images of the batch and ``B_r`` those of process ``r``, which may be none. That is the gradient of one
-process, but for the order of a sum in floating point. Weights and moments stay equal in all processes because they
-start equal and every process is given the same bits of every sum.
+with ``B`` the images of the batch and ``B_r`` those of process ``r``, which may be none. That is the gradient of a
+single process, except for the order of a floating-point sum. Weights and moments stay equal in all processes because
+they start equal and every process receives the same bits of every sum.
 
 Reference:
     Goyal et al., "Accurate, Large Minibatch SGD: Training ImageNet in 1 Hour", 2017, section 3 (normalise by the total
-    size of the batch, clip and look at the norm after summing).
+    size of the batch; clip and measure the norm after summing).
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ from csflow.errors import ModelError, UsageError
 
 @dataclass(frozen=True)
 class ProcessGroup:
-    """The processes of one training, as one of them sees them; by default it is alone.
+    """The processes that train together, as one of them sees them; by default it is alone.
 
     Attributes:
-        rank: Number of this process, from 0.
-        size: How many there are.
+        rank: Index of this process, from 0.
+        size: Number of processes.
     """
 
     rank: int = 0
@@ -42,18 +42,18 @@ class ProcessGroup:
 
     @property
     def first(self) -> bool:
-        """Whether this is the process that writes and tells."""
+        """Return True in the process that writes files and reports progress."""
         return self.rank == 0
 
     def share(self, batch: Sequence[int]) -> Sequence[int]:
-        """This process's part of a batch: consecutive, and as long as any other's or one shorter; may be empty."""
+        """Return this process's part of a batch, which may be empty. Parts are consecutive and of about equal size."""
         return batch[self.rank * len(batch) // self.size : (self.rank + 1) * len(batch) // self.size]
 
     def sum_gradients(self, parameters: Iterable[Parameter], loss: Tensor) -> Tensor:
         """Add up the gradients of all processes, in place, and their losses.
 
         Args:
-            parameters: In the same order everywhere. One without a gradient counts as 0 and gets one.
+            parameters: In the same order in all processes. A missing gradient counts as 0 and is created.
             loss: This process's part of the loss, a scalar on the device of the parameters.
 
         Returns:
@@ -62,7 +62,7 @@ class ProcessGroup:
         if self.size == 1:
             return loss
         gradients = [_gradient(parameter) for parameter in parameters]
-        # One message: many small ones would each wait for the slowest process.
+        # A single message, because each of many small ones would wait for the slowest process.
         message = torch.cat([*(gradient.flatten() for gradient in gradients), loss.reshape(1).to(gradients[0].dtype)])
         distributed.all_reduce(message)
         *summed, total = torch.split(message, [*(gradient.numel() for gradient in gradients), 1])
@@ -71,7 +71,7 @@ class ProcessGroup:
         return total[0]
 
     def agree(self, number: int) -> int:
-        """The largest number of any process, the same in all; it waits for the others, but for no GPU."""
+        """Return the largest number of any process, the same in all; it waits for the others, but for no GPU."""
         if self.size == 1:
             return number
         largest = torch.tensor([number])
@@ -84,15 +84,18 @@ ALONE = ProcessGroup()
 
 
 @contextmanager
-def joined(*, device: str = "auto") -> Iterator[ProcessGroup]:
-    """The group that ``torchrun`` started this process in; alone if it did not.
+def join_process_group(*, device: str = "auto") -> Iterator[ProcessGroup]:
+    """Join the process group in which ``torchrun`` started this process, and leave it at the end of the block.
 
     Args:
-        device: ``training.device``: on GPUs every process takes one, and NCCL carries the gradients; else gloo does.
+        device: ``training.device``. On GPUs every process takes one, and NCCL transfers the gradients; else gloo does.
+
+    Yields:
+        The group; a group of one if ``torchrun`` did not start this process.
 
     Raises:
         ModelError: If this machine has fewer GPUs than processes.
-        UsageError: If the device cannot be shared out to processes.
+        UsageError: If several processes cannot share the device.
     """
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1:
@@ -106,7 +109,7 @@ def joined(*, device: str = "auto") -> Iterator[ProcessGroup]:
 
 
 def _backend(device: str) -> str:
-    """What carries sums; on GPUs this process's own becomes the one that ``cuda`` means."""
+    """Choose the communication backend; on GPUs also make this process's GPU the one that ``cuda`` means."""
     if device == "mps":
         raise UsageError("training.device is mps, of which a machine has one. Train in one process, or on cpu or cuda.")
     if device == "cpu" or (device == "auto" and not torch.cuda.is_available()):
@@ -123,6 +126,6 @@ def _backend(device: str) -> str:
 
 
 def _gradient(parameter: Parameter) -> Tensor:
-    if parameter.grad is None:  # no image of the batch was this process's
+    if parameter.grad is None:  # this process had no image of the batch
         parameter.grad = torch.zeros_like(parameter)
     return parameter.grad

@@ -1,4 +1,4 @@
-"""Weights trained with the authors' code, renamed for our flow (docs/guides/official-weights.md).
+"""Load weights that were trained with the authors' code (docs/guides/official-weights.md).
 
 Reference:
     https://github.com/marco-rudolph/cs-flow
@@ -26,16 +26,16 @@ _CONVOLUTIONS = {
 
 
 def from_official(state: Mapping[str, Tensor]) -> CrossScaleFlow:
-    """Build the flow that computes what the authors' model with this state dict computes.
+    """Build the flow that computes the same as the authors' model with this state dict.
 
-    Their permutations are not in the state dict but follow from the index of the block; ours are drawn alike.
-    The clamp is not in it either: it is 3, as in their configuration.
+    The permutations are not in the state dict but follow from the index of the block; ours are drawn in the same way.
+    The clamp is not in it either: it is 3, as in the authors' configuration.
 
     Args:
-        state: ``model.state_dict()`` of the authors' three-scale model, any number of blocks, channels and widths.
+        state: ``model.state_dict()`` of the authors' three-scale model, with any number of blocks, channels and widths.
 
     Raises:
-        ModelError: If a tensor is missing, left over or of another shape.
+        ModelError: If a tensor is missing, unexpected or of another shape.
     """
     blocks = sum(name.endswith(".s1.gamma0") for name in state)
     missing = sorted({source for source in _sources(max(blocks, 1)) if source not in state})
@@ -79,7 +79,7 @@ def _sources(blocks: int) -> list[str]:
 
 
 def _subnets(blocks: int) -> list[tuple[str, str]]:
-    """Prefixes of every internal network: ours and theirs."""
+    """List the prefixes of every subnet: ours and theirs."""
     return [(f"blocks.{k}.subnet_{half}", f"{_coupling(k)}.s{half}") for k in range(blocks) for half in (1, 2)]
 
 

@@ -1,21 +1,21 @@
-"""How good a detector is, with the uncertainty of the images it was measured on.
+"""Measure how good a detector is, with the uncertainty that comes from the images it was measured on.
 
 Labels are booleans, True = defective; higher scores mean more anomalous. Scores may be tied or infinite but never
-NaN. One class alone has no metric: that is a `DataError`, not a number.
+NaN. One class alone has no metric: asking for one raises `DataError`.
 
 ========================  ==========================================================================================
 ``image_auroc``           Ties between good and defective count half.
-``average_precision``     The step sum of scikit-learn, nothing interpolated; images of one score count together.
+``average_precision``     The step sum of scikit-learn: nothing interpolated, one step for each distinct score.
 ``f1_max``                Best F1 over all thresholds.
 ``fpr_at_95_tpr``         Smallest false positive rate of a threshold that finds 95 %; nothing interpolated.
-``pixel_auroc``           As for images, over all pixels of all images.
-``pixel_ap``              As for images, over all pixels of all images.
+``pixel_auroc``           The AUROC over all pixels of all images.
+``pixel_ap``              The average precision over all pixels of all images.
 ``aupro``                 Per-region overlap up to a false positive rate of 30 %, as MVTec AD defines it.
 ========================  ==========================================================================================
 
-An interval comes from resamples **of whole images**, good and defective ones apart: neighbouring pixels say the same
-thing twice, other images do not. It is widened by what so few images cannot exclude; how often it holds the true value
-stands in `bootstrap_interval`.
+Intervals come from resamples **of whole images**, good and defective ones separately, because neighbouring pixels say
+the same thing twice and different images do not. They are widened by the values that so few images cannot exclude;
+`csflow.metrics.image` and `pixel_metrics` state how often an interval holds the true value.
 """
 
 from csflow.metrics.image import IMAGE_METRICS as IMAGE_METRICS

@@ -22,18 +22,18 @@ from csflow.metrics import (
 )
 
 MapStack: TypeAlias = Maps | npt.NDArray[np.floating]
-"""Anomaly maps ``(N, h, w)``: an array, or anything that gives one map when asked."""
+"""Anomaly maps ``(N, h, w)``: an array, or a sequence that loads one map on demand."""
 
 
 class MaskSequence(Sequence[npt.NDArray[np.bool_]]):
-    """Ground truth ``(H, W)`` of each image, read when asked: thousands of masks never lie in memory at once."""
+    """Ground truth ``(H, W)`` of each image, read on demand: thousands of masks are never in memory at once."""
 
     def __init__(self, manifest: Manifest) -> None:
         self._items = list(zip(manifest.files, manifest.frame["mask"], strict=True))
         self._root = manifest.root
 
     def __len__(self) -> int:
-        """Number of images."""
+        """Return the number of images."""
         return len(self._items)
 
     @overload
@@ -43,7 +43,7 @@ class MaskSequence(Sequence[npt.NDArray[np.bool_]]):
     def __getitem__(self, index: slice) -> Sequence[npt.NDArray[np.bool_]]: ...
 
     def __getitem__(self, index: int | slice) -> npt.NDArray[np.bool_] | Sequence[npt.NDArray[np.bool_]]:
-        """The mask of one image; all False for a good one."""
+        """Read the mask of one image; all False for a good one."""
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
         file, mask = self._items[index]
@@ -54,11 +54,11 @@ class MaskSequence(Sequence[npt.NDArray[np.bool_]]):
 
 
 class MetricsFound(NamedTuple):
-    """What was measured on test images.
+    """Metrics of test images.
 
     Attributes:
         metrics: Every metric with its 95 % interval; those of pixels only if there are masks.
-        binning_error: How far each pixel metric can be from that of maps that are not binned; empty without masks.
+        binning_error: Bound of how far each pixel metric can be from the exact one; empty without masks.
     """
 
     metrics: dict[str, Measured]
@@ -66,14 +66,14 @@ class MetricsFound(NamedTuple):
 
 
 def measured_on(test: Manifest, scores: npt.NDArray[np.float32], maps: MapStack) -> dict[str, Measured]:
-    """Every metric of the test images with its 95 % interval; those of pixels only if there are masks.
+    """Measure every metric of the test images with its 95 % interval; those of pixels only if there are masks.
 
-    Pixel metrics are those of binned maps: `measured_with_error` also says how far off they can be.
+    Pixel metrics are those of binned maps: `measured_with_error` also bounds their error.
 
     Args:
         test: The test images ``(N,)``, good and defective.
         scores: Their anomaly scores ``(N,)``.
-        maps: Their anomaly maps ``(N, h, w)``, an array or anything that gives one map when asked.
+        maps: Their anomaly maps ``(N, h, w)``, an array or a sequence that loads one map on demand.
 
     Raises:
         DataError: If one kind of images is missing, or an image or a mask cannot be read.
@@ -82,12 +82,12 @@ def measured_on(test: Manifest, scores: npt.NDArray[np.float32], maps: MapStack)
 
 
 def measured_with_error(test: Manifest, scores: npt.NDArray[np.float32], maps: MapStack) -> MetricsFound:
-    """`measured_on`, with the bound of what binning the maps can change.
+    """Measure as `measured_on`, and bound the error that binning the maps can cause.
 
     Args:
         test: The test images ``(N,)``, good and defective.
         scores: Their anomaly scores ``(N,)``.
-        maps: Their anomaly maps ``(N, h, w)``; read twice, one after the other.
+        maps: Their anomaly maps ``(N, h, w)``; all are read twice, one after the other.
 
     Raises:
         DataError: As `measured_on`.
@@ -102,13 +102,16 @@ def measured_with_error(test: Manifest, scores: npt.NDArray[np.float32], maps: M
 
 
 def counted_pixels(test: Manifest, *maps: MapStack) -> tuple[PixelCounts, ...]:
-    """Pixels of each detector's maps over the same images, for a comparison; empty without masks.
+    """Count the pixels of each detector's maps over the same images, for a comparison.
 
     Good images count, and those defective ones that have a mask.
 
     Args:
         test: The test images ``(N,)``.
         maps: Of each detector, ``(N, h, w)``.
+
+    Returns:
+        The counts of each detector; empty without masks.
 
     Raises:
         DataError: If an image or a mask cannot be read.
@@ -118,7 +121,7 @@ def counted_pixels(test: Manifest, *maps: MapStack) -> tuple[PixelCounts, ...]:
 
 
 class _Chosen(Sequence[npt.NDArray[np.floating]]):
-    """Some of many maps, each asked for when needed: neither copied nor held."""
+    """Some of many maps, each loaded on demand: neither copied nor kept."""
 
     def __init__(self, maps: MapStack, rows: Sequence[int]) -> None:
         self._maps, self._rows = maps, rows
@@ -139,7 +142,11 @@ class _Chosen(Sequence[npt.NDArray[np.floating]]):
 
 
 def count_test_pixels(test: Manifest, maps: MapStack) -> tuple[Manifest, PixelCounts] | None:
-    """Good images and those defective ones that have a mask, with their pixels; None without any mask."""
+    """Count the pixels of good images and of those defective ones that have a mask.
+
+    Returns:
+        These images and their counts; None without any mask.
+    """
     known = ((test.frame["mask"] != "") | (test.frame["label"] == "good")).to_numpy()
     if not (test.frame["mask"] != "").any():
         return None

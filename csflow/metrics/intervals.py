@@ -1,4 +1,4 @@
-"""What a measured value is worth: intervals and differences, from resamples or exact."""
+"""Compute how certain a measured value is: intervals and differences, from resamples or exact."""
 
 from __future__ import annotations
 
@@ -16,25 +16,23 @@ Counts = npt.NDArray[np.int64]
 Labels = npt.NDArray[np.bool_]
 Name = TypeVar("Name", bound=str)
 
-# Resamples are drawn in portions of about this many counts: 8 MiB an array, whatever the number of images.
+# Resamples are drawn in portions of about this many counts: 8 MiB an array, for any number of images.
 _PORTION = 1_000_000
 
-# Differences of two sums in another order: below it there is nothing but rounding, metrics being in [0, 1].
+# Metrics are in [0, 1]: smaller differences of two sums are nothing but rounding, from adding in another order.
 _ROUNDING = 1e-12
-
-
 _PERFECT = Masses(*(np.array([mass]) for mass in ([1, 0], [0, 1], [1, 0])))
 
 
 class Interval(NamedTuple):
-    """Both ends belong to it."""
+    """A closed interval."""
 
     low: float
     high: float
 
 
 class Measured(NamedTuple):
-    """A metric and the two-sided interval it was measured with."""
+    """A metric and its two-sided interval."""
 
     value: float
     low: float
@@ -48,7 +46,7 @@ class PairedDifference(NamedTuple):
         difference: On all images.
         low: Lower end of the two-sided bootstrap interval.
         high: Upper end.
-        p_value: Two-sided, of the hypothesis that both are equally good.
+        p_value: Two-sided, for the hypothesis that both are equally good.
     """
 
     difference: float
@@ -65,11 +63,11 @@ class Draws(NamedTuple):
 
 
 class Reach(NamedTuple):
-    """How far an interval reaches whatever the images say; ``low`` is above ``high`` unless they are very few.
+    """The range that every interval contains, whatever the images say; ``low`` exceeds ``high`` unless they are few.
 
     Attributes:
-        low: The interval begins here at the latest.
-        high: The interval ends here at the earliest.
+        low: The interval begins here or lower.
+        high: The interval ends here or higher.
     """
 
     low: float
@@ -77,19 +75,19 @@ class Reach(NamedTuple):
 
 
 def check_request(confidence: float, samples: int = 1) -> None:
-    """Refuse what no interval exists for.
+    """Refuse a request for which no interval exists.
 
     Raises:
         DataError: If the confidence is not between 0 and 1, or there is no resample.
     """
     if not 0 < confidence < 1:
-        raise DataError(f"A confidence lies between 0 and 1, got {confidence}. Ask for 0.95, for instance.")
+        raise DataError(f"A confidence is between 0 and 1, got {confidence}. Ask for 0.95, for instance.")
     if samples < 1:
         raise DataError(f"An interval needs at least one resample, got {samples}. Ask for 2000, for instance.")
 
 
 def resamples(defective: Labels, samples: int, seed: int, *, width: int = 0) -> Iterator[Counts]:
-    """How often each resample takes each image, as portions ``(k, n)``; the portions do not change the draw.
+    """Draw resamples and yield them in portions, which do not change the draw.
 
     Good and defective images are drawn separately, so every resample has as many of each as there are.
 
@@ -97,7 +95,10 @@ def resamples(defective: Labels, samples: int, seed: int, *, width: int = 0) -> 
         defective: ``(n,)``.
         samples: Number of resamples.
         seed: Of the draw.
-        width: Numbers kept of each resample later on if more than ``n``: makes the portions smaller.
+        width: Numbers that the caller keeps of each resample if more than ``n``: makes the portions smaller.
+
+    Yields:
+        ``(k, n)``: how often each of ``k`` resamples takes each image.
     """
     rng = np.random.default_rng(seed)
     groups = [group for group in (np.flatnonzero(~defective), np.flatnonzero(defective)) if group.size]
@@ -113,7 +114,7 @@ def resamples(defective: Labels, samples: int, seed: int, *, width: int = 0) -> 
 
 
 def draw(metrics: Mapping[Name, Measure], whole: Masses, resampled: Iterable[Masses]) -> dict[Name, Draws]:
-    """Every metric on all images and on every resample, each portion of resamples passed once."""
+    """Compute every metric on all images and on every resample; each portion of resamples is used once."""
     portions = [{name: measure(masses) for name, measure in metrics.items()} for masses in resampled]
     return {
         name: Draws(float(measure(whole)[0]), np.concatenate([portion[name] for portion in portions]))
@@ -122,7 +123,7 @@ def draw(metrics: Mapping[Name, Measure], whole: Masses, resampled: Iterable[Mas
 
 
 def percentiles(values: Floats, confidence: float) -> Interval:
-    """Percentile interval of resampled values; resamples that lost a class are left out.
+    """Return the percentile interval of resampled values; resamples that lost a class are left out.
 
     Raises:
         DataError: If the confidence is not between 0 and 1.
@@ -133,9 +134,9 @@ def percentiles(values: Floats, confidence: float) -> Interval:
 
 
 def paired_difference(first: Draws, second: Draws, confidence: float) -> PairedDifference:
-    """Second minus first, from draws of the same resamples.
+    """Subtract the first from the second, from draws of the same resamples.
 
-    What is smaller than the rounding of a sum counts as no difference: detectors that rank alike differ by exactly 0.
+    A difference below the rounding of a sum counts as none: detectors that rank alike differ by exactly 0.
 
     Reference:
         Efron and Tibshirani 1993, chapter 16; one is added to the tail so that no p-value is 0.
@@ -149,15 +150,15 @@ def paired_difference(first: Draws, second: Draws, confidence: float) -> PairedD
 
 
 def reach(measure: Measure, whole: Masses, images: tuple[int, int], confidence: float) -> Reach:
-    """What images that are separated perfectly, or confused perfectly, still leave possible.
+    """Compute the values that perfectly separated or perfectly confused images cannot exclude.
 
     Every resample of such images is perfect, as if nothing were uncertain. The AUROC that is still possible is
-    Newcombe's score limit, which depends on the number of images; any other metric takes the value it has at this
-    AUROC when both classes are normal with equal spread.
+    Newcombe's score limit, which depends on the number of images; every other metric takes its value at this AUROC
+    when both classes are normal with equal spread.
 
     Args:
         measure: The metric.
-        whole: Masses ``(1, K)`` of all images; only their sums count.
+        whole: Masses ``(1, K)`` of all images; only their sums matter.
         images: Number of good and of defective images.
         confidence: Two-sided.
 
@@ -168,23 +169,23 @@ def reach(measure: Measure, whole: Masses, images: tuple[int, int], confidence: 
     if measure is ranking.auroc:
         return Reach(limit, 1.0 - limit)
     best, worst = (float(measure(_binormal(auroc, whole))[0]) for auroc in (limit, 1.0 - limit))
-    # Of a false positive rate less is better.
+    # For a false positive rate less is better.
     return Reach(best, worst) if measure(_PERFECT)[0] == 1.0 else Reach(worst, best)
 
 
 def measured(found: Draws, measure: Measure, whole: Masses, images: tuple[int, int], confidence: float) -> Measured:
-    r"""A metric with its percentile interval, widened by what so many images cannot exclude.
+    r"""Return a metric with its percentile interval, widened by the values that so many images cannot exclude.
 
-    A bootstrap knows only images that occurred: of a good detector it sees too few that are hard, so its interval is
-    too narrow, and of perfectly separated images it sees none at all. Images that are *not* separated perfectly
-    cannot show more than as many that are. So the interval reaches at least to `reach` at both ends: it is that of
-    perfectly separated images if all are, and inverting a pair of them never makes it narrower. For many images, or
-    away from 0 and 1, the percentiles lie further out and nothing changes.
+    A bootstrap knows only images that occurred. Of a good detector it sees too few hard images, so its interval is too
+    narrow; of perfectly separated images it sees none. Images that are *not* separated perfectly cannot show more than
+    the same number that are. So the interval contains `reach`: it equals that of perfectly separated images if all are,
+    and inverting a pair of them never makes it narrower. For many images, or away from 0 and 1, the percentiles are
+    further out and nothing changes.
 
-    Scores that are all equal say nothing, without doubt: their interval is the value alone.
+    If all scores are equal, they say nothing, without doubt: the interval is the value alone.
 
     Args:
-        found: Of the metric.
+        found: The metric on all images and on the resamples.
         measure: The metric.
         whole: Masses ``(1, K)`` of all images or pixels.
         images: Number of good and of defective images.
@@ -201,7 +202,7 @@ def measured(found: Draws, measure: Measure, whole: Masses, images: tuple[int, i
 
 
 def delong(whole: Masses, confidence: float) -> Interval:
-    r"""Interval of an AUROC by the variance of DeLong on the scale of log odds; empty uncertainty gives a point.
+    r"""Compute the interval of an AUROC by the variance of DeLong on the scale of log odds.
 
     With :math:`V_{10}(i)` the share of good images below defective image i, :math:`V_{01}(j)` the share of defective
     images above good image j (ties half), and A the AUROC:
@@ -209,7 +210,8 @@ def delong(whole: Masses, confidence: float) -> Interval:
     .. math:: \sigma^2 = \frac{\operatorname{var} V_{10}}{P} + \frac{\operatorname{var} V_{01}}{N}, \quad
         \operatorname{logit} A \pm z \frac{\sigma}{A (1 - A)}
 
-    A class of one image has no variance that could be estimated: it adds nothing, and the caller widens.
+    A class of one image has no variance that could be estimated: it adds nothing, and the caller widens the interval.
+    An AUROC of 0 or 1 gives a point.
 
     Args:
         whole: Masses ``(1, K)`` of all images.
@@ -236,7 +238,7 @@ def delong(whole: Masses, confidence: float) -> Interval:
 
 
 def clopper_pearson(events: int, trials: int, *, confidence: float = 0.95) -> Interval:
-    """Exact two-sided interval of a binomial rate.
+    """Compute the exact two-sided interval of a binomial rate.
 
     Raises:
         DataError: If there are no trials, more events than trials, or the confidence is not between 0 and 1.
@@ -256,7 +258,7 @@ def clopper_pearson(events: int, trials: int, *, confidence: float = 0.95) -> In
 
 
 def newcombe_limit(good: int, defective: int, *, confidence: float = 0.95) -> float:
-    """Lowest AUROC that so many perfectly separated images leave possible.
+    """Compute the lowest AUROC that a number of perfectly separated images leaves possible.
 
     Args:
         good: Number of good images.
@@ -289,10 +291,10 @@ def _without_rounding(values: Floats) -> Floats:
 
 
 def _binormal(auroc: float, whole: Masses) -> Masses:
-    """Masses on a fine grid of scores when both classes are normal with equal spread and have this AUROC."""
+    """Return masses on a fine grid of scores: both classes normal with equal spread, and of this AUROC."""
     from scipy import stats
 
     shift = np.sqrt(2) * stats.norm.ppf(auroc)
     edges = np.linspace(min(shift, 0.0) - 10.0, max(shift, 0.0) + 10.0, 4001)
-    shares = [-np.diff(stats.norm.sf(edges - place))[None, ::-1] for place in (shift, 0.0, shift)]
+    shares = [-np.diff(stats.norm.sf(edges - mean))[None, ::-1] for mean in (shift, 0.0, shift)]
     return Masses(*(mass.sum() * share for mass, share in zip(whole, shares, strict=True)))

@@ -1,4 +1,4 @@
-"""Pixel metrics: exact ones, and binned ones with intervals, subsets and paired differences."""
+"""Compute pixel metrics: exact ones, and binned ones with intervals, subsets and paired differences."""
 
 from __future__ import annotations
 
@@ -28,25 +28,25 @@ from csflow.metrics.ranking import Masses, Measure
 PixelMetric = Literal["pixel_auroc", "pixel_ap", "aupro"]
 
 AUPRO_LIMIT = 0.3
-"""False positive rate up to which AUPRO looks, as in MVTec AD."""
+"""False positive rate up to which AUPRO integrates, as in MVTec AD."""
 
 PIXEL_METRICS: Mapping[PixelMetric, Measure] = {
     "pixel_auroc": ranking.auroc,
-    "pixel_ap": ranking.average_precision,
+    "pixel_ap": ranking.precision_sum,
     "aupro": partial(ranking.overlap_area, limit=AUPRO_LIMIT),
 }
 
 
 def pixel_auroc(maps: Maps, masks: Masks) -> float:
-    """Exact AUROC over all pixels of all images; nothing is subsampled or binned.
+    """Compute the exact AUROC over all pixels of all images; nothing is subsampled or binned.
 
     Each map is upsampled to its mask. Memory: about 13 bytes for each *defective* pixel of all images (measured), and
     40 for each pixel of one image.
 
     Args:
         maps: Anomaly maps ``(h, w)``, one an image.
-        masks: Ground truth ``(H, W)``, True = defective; all False for a good image. Read twice, so
-            a sequence that loads its items when asked keeps memory small.
+        masks: Ground truth ``(H, W)``, True = defective; all False for a good image. Both are read twice, so a
+            sequence that loads its items on demand keeps memory small.
 
     Raises:
         DataError: If lengths differ, a map is not finite, or all pixels are of one class.
@@ -66,7 +66,7 @@ def pixel_auroc(maps: Maps, masks: Masks) -> float:
 
 
 def pixel_ap(maps: Maps, masks: Masks) -> float:
-    """Exact average precision over all pixels of all images; the step sum, pixels of one value count together.
+    """Compute the exact average precision over all pixels of all images, one step for each distinct value.
 
     Memory: about 115 bytes for each *defective* pixel of all images (measured), and 40 for each pixel of one image;
     `csflow.metrics.count_pixels` needs memory for its bins only.
@@ -74,15 +74,15 @@ def pixel_ap(maps: Maps, masks: Masks) -> float:
     Raises:
         DataError: As `pixel_auroc`.
     """
-    return float(ranking.average_precision(_exact(maps, masks))[0])
+    return float(ranking.precision_sum(_exact(maps, masks))[0])
 
 
 def aupro(maps: Maps, masks: Masks, *, limit: float = AUPRO_LIMIT) -> float:
-    """Exact area below the mean overlap of regions, up to a false positive rate, over that rate: in [0, 1].
+    """Compute the exact area below the mean overlap of regions up to a false positive rate, divided by that rate.
 
-    A region is a connected part of one mask, pixels that touch by a corner included; each counts the same whatever
-    its size. The rate is taken over all good pixels of all images, those beside a defect too. The curve has a point
-    at each distinct value, starts at (0, 0) and is straight between points.
+    A region is a connected part of one mask, pixels that touch by a corner included; every region counts the same,
+    whatever its size. The rate is taken over all good pixels of all images, including those next to a defect. The curve
+    has a point at each distinct value, starts at (0, 0) and is straight between points. The result is in [0, 1].
 
     Memory: about 175 bytes for each *defective* pixel of all images (measured), and 40 for each pixel of one image.
 
@@ -98,20 +98,20 @@ def aupro(maps: Maps, masks: Masks, *, limit: float = AUPRO_LIMIT) -> float:
         Bergmann et al., IJCV 2021, section 4.2, and MVTec's evaluation code.
     """
     if not 0 < limit <= 1:
-        raise DataError(f"A false positive rate lies above 0 and at most at 1, got {limit}. Ask for 0.3, for instance.")
+        raise DataError(f"A false positive rate is above 0 and at most 1, got {limit}. Ask for 0.3, for instance.")
     return float(ranking.overlap_area(_exact(maps, masks), limit)[0])
 
 
 def pixel_metrics(
     counts: PixelCounts, *, confidence: float = 0.95, samples: int = 2000, seed: int = 0
 ) -> dict[PixelMetric, Measured]:
-    """Every pixel metric with its interval, all from the same resamples of whole images.
+    """Measure every pixel metric with its interval, all from the same resamples of whole images.
 
-    Values are those of the binned maps: `binning_error` says how far from the exact ones they can be at most. An
-    image whose mask is empty counts as a good one. Intervals of AUROC and AUPRO reach at least as far as those of
-    perfectly separated images, each being one observation however many pixels it has; see
-    `csflow.metrics.intervals.measured`. That of AP does so for perfectly separated maps only, and is that of the
-    percentiles otherwise: defective pixels being rare, it would say nothing for any detector.
+    The values are those of the binned maps: `binning_error` says how far from the exact ones they can be at most. An
+    image with an empty mask counts as good. Intervals of AUROC and AUPRO contain at least those of perfectly separated
+    images, each image being one observation however many pixels it has; see `csflow.metrics.intervals.measured`. The
+    interval of AP does so for perfectly separated maps only and is the percentile interval otherwise: because
+    defective pixels are rare, the wider one would say nothing for any detector.
 
     How often a 95 % interval held the true value in simulations (150 each, normal pixels with an effect of the image;
     in brackets the percentiles alone, with the true value):
@@ -152,17 +152,17 @@ def pixel_metrics(
 def pixel_by_defect(
     counts: PixelCounts, defects: Sequence[str], *, confidence: float = 0.95, samples: int = 2000, seed: int = 0
 ) -> dict[str, dict[PixelMetric, Measured]]:
-    """`pixel_metrics` of each type of defect alone: its images against all good ones.
+    """Measure `pixel_metrics` of each type of defect alone: its images against all good ones.
 
     Args:
         counts: From `csflow.metrics.count_pixels`.
-        defects: ``(n,)``, the type of each image with a defect; what stands at the others does not matter.
+        defects: ``(n,)``, the type of each image with a defect; the entries of good images do not matter.
         confidence: Of the intervals.
         samples: Number of resamples.
         seed: Of the resamples.
 
     Returns:
-        The types that have a mask, in alphabetical order: the others have no pixel metrics.
+        The metrics by type, in alphabetical order; types without a mask have none.
 
     Raises:
         DataError: If there is not one type for each image, a confidence is not between 0 and 1, or there is no
@@ -188,15 +188,15 @@ def paired_pixel_bootstrap(
     samples: int = 2000,
     seed: int = 0,
 ) -> PairedDifference:
-    """How much better the maps of a second detector are than those of a first, on the same images and masks.
+    """Measure how much better the maps of a second detector are than those of a first, on the same images and masks.
 
-    Values are binned, each in bins of its own detector: the difference can be off by at most the sum of both
-    `binning_error` bounds. A difference smaller than that says nothing about the exact values.
+    The values are binned, each in bins of its own detector: the difference can be off by at most the sum of both
+    `binning_error` bounds. A smaller difference says nothing about the exact values.
 
     Args:
         first: Counts of the first detector.
         second: Counts of the second one, in bins of its own.
-        metric: What is compared.
+        metric: The metric that is compared.
         confidence: Of the two-sided percentile interval.
         samples: Number of resamples; each takes the same images for both.
         seed: Of the resamples.
@@ -215,19 +215,19 @@ def paired_pixel_bootstrap(
 
 
 def binning_error(counts: PixelCounts) -> dict[PixelMetric, float]:
-    r"""How far each binned value can be from the exact one at most, whatever the order of pixels inside the bins.
+    r"""Bound how far each binned value can be from the exact one, whatever the order of pixels inside the bins.
 
     With shares :math:`p_b` of the defective, :math:`q_b` of the good and :math:`o_b` of the region mass in bin b, and
     :math:`T_b, F_b` the defective and good pixels in the bins up to b (highest first):
 
-    - AUROC: a pair in different bins is ordered as it is; one in the same bin counts half and may count 0 or 1.
+    - AUROC: the order of a pair in different bins is known; a pair in the same bin counts half and may count 0 or 1.
       The error is at most :math:`\frac12 \sum_b p_b q_b`.
-    - AP: precision is highest if a bin's defective pixels are tied before all its good ones, and lowest if they follow
-      one by one after them: :math:`\sum_b p_b \frac{T_b}{T_b + F_{b-1}}` from above, and from below
-      :math:`\sum_b p_b - \frac{F_b}{P} \ln \frac{T_b + F_b}{T_{b-1} + F_b}`, the sum over pixels being bounded by an
-      integral.
-    - AUPRO: exact at the edges of the bins and rising between, so it lies between the lower and the upper step sum,
-      up to the limit.
+    - AP: the precision is highest if a bin's defective pixels are tied before all its good ones, and lowest if they
+      follow after them one by one: :math:`\sum_b p_b \frac{T_b}{T_b + F_{b-1}}` from above, and from below
+      :math:`\sum_b p_b - \frac{F_b}{P} \ln \frac{T_b + F_b}{T_{b-1} + F_b}`, where an integral bounds the sum over
+      pixels.
+    - AUPRO: the curve is exact at the edges of the bins and rises in between, so the area is between the lower and the
+      upper step sum, up to the limit.
 
     Returns:
         The bound of each value on all images. Resamples have bounds of the same kind with their own masses.
@@ -235,7 +235,7 @@ def binning_error(counts: PixelCounts) -> dict[PixelMetric, float]:
     whole = _whole(counts)
     defective, good, regions = (mass[0] / mass.sum() for mass in whole)
     inside = np.clip(AUPRO_LIMIT - (np.cumsum(good) - good), 0.0, good)
-    # Half of a bin's box, as a trapezium halves it; more where the limit cuts the bin.
+    # Half of a bin's box, as a trapezium has; more where the limit cuts the bin.
     part = 1.0 - np.divide(inside, good, out=np.zeros_like(good), where=good > 0) / 2
     low, value, high = _ap_bounds(whole)
     return {
@@ -246,7 +246,7 @@ def binning_error(counts: PixelCounts) -> dict[PixelMetric, float]:
 
 
 def _ap_bounds(whole: Masses) -> tuple[float, float, float]:
-    """Lowest, binned and highest average precision."""
+    """Return the lowest, the binned and the highest average precision."""
     defective = whole.defective[0]
     kept = defective > 0
     found, alarms = np.cumsum(defective), np.cumsum(whole.good[0])
@@ -256,7 +256,7 @@ def _ap_bounds(whole: Masses) -> tuple[float, float, float]:
     np.multiply(worst, np.log1p(mass / np.maximum(before + worst, 1)), out=loss, where=worst > 0)
     total = found[-1]
     low, high = float((mass - loss).sum() / total), float((mass * after / (after + best)).sum() / total)
-    return low, float(ranking.average_precision(whole)[0]), high
+    return low, float(ranking.precision_sum(whole)[0]), high
 
 
 def _whole(counts: PixelCounts) -> Masses:
@@ -278,22 +278,22 @@ def _resampled(counts: PixelCounts, samples: int, seed: int) -> Iterator[Masses]
 
 
 def _exact(maps: Maps, masks: Masks) -> Masses:
-    """Masses at each distinct value of a defective pixel, and of good pixels between two such values.
+    """Return the masses at each distinct value of a defective pixel, and of good pixels between two such values.
 
-    How good pixels are spread between two values without a defective pixel changes no metric.
+    The order of good pixels between two such values changes no metric.
     """
     marked = [(pixels[mask], region_weights(mask)) for pixels, mask in pixels_of(maps, masks) if mask.any()]
     if not marked:
         raise missing_class(0, sum(mask.size for _, mask in pixels_of(maps, masks)))
-    levels, place = np.unique(np.concatenate([values for values, _ in marked]), return_inverse=True)
+    levels, index = np.unique(np.concatenate([values for values, _ in marked]), return_inverse=True)
     good: Counts = np.zeros(2 * levels.size + 1, dtype=np.int64)
     for pixels, mask in pixels_of(maps, masks):
         rest = np.sort(pixels[~mask])
-        places = np.searchsorted(levels, rest, side="left") + np.searchsorted(levels, rest, side="right")
-        good += np.bincount(places, minlength=good.size)
+        between = np.searchsorted(levels, rest, side="left") + np.searchsorted(levels, rest, side="right")
+        good += np.bincount(between, minlength=good.size)
     if not good.any():
-        raise missing_class(place.size, 0)
+        raise missing_class(index.size, 0)
     defective, regions = np.zeros(good.size), np.zeros(good.size)
-    defective[1::2] = np.bincount(place)
-    regions[1::2] = np.bincount(place, weights=np.concatenate([weights for _, weights in marked]))
+    defective[1::2] = np.bincount(index)
+    regions[1::2] = np.bincount(index, weights=np.concatenate([weights for _, weights in marked]))
     return Masses(*(mass[None, ::-1] for mass in (defective, good, regions)))

@@ -1,4 +1,4 @@
-"""Pixels of many maps, counted into common bins image by image: all that pixel metrics need to know."""
+"""Count the pixels of many maps into common bins, image by image: all that pixel metrics need."""
 
 from __future__ import annotations
 
@@ -17,22 +17,21 @@ Maps = Sequence[npt.NDArray[np.floating]]
 Masks = Sequence[npt.NDArray[np.bool_]]
 Singles = npt.NDArray[np.float32]
 
-# Pixels of each class looked at to place the bins: 4 MiB each, whatever the number and size of the images.
+# Pixels of each class sampled to choose the bins: 4 MiB each, for any number and size of images.
 _SAMPLE = 1_000_000
 
 
 @dataclass(frozen=True)
 class PixelCounts:
-    """How many good and defective pixels of each image lie in each bin of map values, highest bin first.
+    """The number of good and defective pixels of each image in each bin of map values, highest bin first.
 
-    An image is *defective* if its mask marks a pixel, and *good* otherwise, whatever its name says. What is known of
-    a set of images is a weighted sum of these rows, so subsets and resamples cost no second look at the maps.
+    An image is *defective* if its mask marks a pixel, and *good* otherwise, whatever its label says. The counts of any
+    set of images are a weighted sum of these rows, so subsets and resamples do not read the maps again.
 
     Attributes:
-        edges: Values ``(B - 1,)`` between the bins, ascending; a bin holds values from its lower edge on, below its
-            upper one.
+        edges: Values ``(B - 1,)`` between the bins, ascending; a bin contains its lower edge but not its upper one.
         good: Good pixels ``(n, B)`` of every image, those of defective images included.
-        rows: Numbers ``(m,)`` of the defective images.
+        rows: Indices ``(m,)`` of the defective images.
         defective: Defective pixels ``(m, B)``.
         regions: Sums ``(m, B)`` of 1 / (size of its region in pixels) over the defective pixels.
     """
@@ -44,18 +43,18 @@ class PixelCounts:
     regions: Floats
 
     def __len__(self) -> int:
-        """Number of images."""
+        """Return the number of images."""
         return len(self.good)
 
     @property
     def is_defective(self) -> Labels:
-        """Which images have a defective pixel ``(n,)``."""
+        """Return a mask ``(n,)`` of the images that have a defective pixel."""
         marked = np.zeros(len(self), dtype=bool)
         marked[self.rows] = True
         return marked
 
     def only(self, chosen: npt.ArrayLike) -> PixelCounts:
-        """The counts of some images.
+        """Return the counts of some of the images.
 
         Args:
             chosen: ``(n,)``, True = stays.
@@ -71,10 +70,13 @@ class PixelCounts:
         )
 
     def masses(self, times: Counts | None = None) -> Masses:
-        """Pixels in each bin over all images ``(k, B)``.
+        """Sum the pixels in each bin over all images.
 
         Args:
             times: How often each image counts ``(k, n)``; once if None.
+
+        Returns:
+            Masses ``(k, B)``.
         """
         weights = np.ones((1, len(self)), dtype=np.int64) if times is None else times
         defective = weights[:, self.rows]
@@ -84,19 +86,19 @@ class PixelCounts:
 def count_pixels(maps: Maps, masks: Masks, *, bins: int = 4096) -> PixelCounts:
     """Count the pixels of every image, in two passes over the maps.
 
-    The first pass looks at a sample of the pixels to place the bins: half of them hold equally many good pixels,
-    half equally many defective ones, and one begins at the lowest pixel of each class, so that perfectly separated
-    maps stay so. The second counts every pixel. Each map is upsampled to its mask, in float32.
+    The first pass samples pixels to choose the bins: half of the bins hold equally many good pixels, half equally many
+    defective ones, and one begins at the lowest pixel of each class, so that perfectly separated maps stay separated.
+    The second pass counts every pixel. Each map is upsampled to its mask, in float32.
 
     Memory: 4 bytes for each bin and image, 12 more for each bin and defective image (16 and 64 KiB an image with 4096
-    bins; 24 more instead of 12 for a moment), 32 MiB to place the bins, and some copies of a single image at 40 bytes
-    a pixel together, however many and large the maps are.
+    bins; 24 more instead of 12 for a moment), 32 MiB to choose the bins, and some copies of a single image at 40 bytes
+    a pixel together, for any number and size of maps.
 
     Args:
         maps: Anomaly maps ``(h, w)``, one an image.
-        masks: Ground truth ``(H, W)``, True = defective; all False for a good image. Like the maps read twice, one
-            after the other, so sequences that load their items when asked keep memory small.
-        bins: Number of bins wanted; fewer where values repeat. More make `csflow.metrics.binning_error` smaller.
+        masks: Ground truth ``(H, W)``, True = defective; all False for a good image. Both are read twice, one item
+            after the other, so sequences that load their items on demand keep memory small.
+        bins: Wanted number of bins; fewer result where values repeat. More make `csflow.metrics.binning_error` smaller.
 
     Raises:
         DataError: If lengths differ, a map or its values are unusable, or all pixels are of one class.
@@ -114,7 +116,7 @@ def count_pixels(maps: Maps, masks: Masks, *, bins: int = 4096) -> PixelCounts:
 
 
 def pixels_of(maps: Maps, masks: Masks) -> Iterator[tuple[Singles, Labels]]:
-    """Map and mask of each image, both ``(H, W)``, one image at a time.
+    """Yield the map and the mask of each image, both ``(H, W)``, one image at a time.
 
     Raises:
         DataError: If lengths differ, or a map is not two-dimensional or not finite.
@@ -132,9 +134,9 @@ def pixels_of(maps: Maps, masks: Masks) -> Iterator[tuple[Singles, Labels]]:
 
 
 def region_weights(mask: Labels) -> Floats:
-    """For each defective pixel 1 / (size of its region in pixels), in the order of ``values[mask]``.
+    """Return 1 / (size of its region in pixels) for each defective pixel, in the order of ``values[mask]``.
 
-    Pixels that touch by a side or a corner belong together.
+    Pixels that touch by a side or a corner are of the same region.
     """
     from scipy import ndimage
 
@@ -144,7 +146,7 @@ def region_weights(mask: Labels) -> Floats:
 
 
 def missing_class(defective: int, good: int) -> DataError:
-    """What to raise when all pixels are of one class."""
+    """Return the error to raise when all pixels are of one class."""
     return DataError(
         f"Pixel metrics need defective and good pixels, got {defective} and {good}. Add masks of defective images."
     )
@@ -170,17 +172,17 @@ def _edges(maps: Maps, masks: Masks, bins: int) -> Singles:
 
 
 def _order_statistics(values: Singles, count: int) -> Singles:
-    """Values that part a sample into pieces of equal number; values that occur, so that ties share a bin."""
+    """Return values that split a sample into parts of equal size; values that occur, so that ties share a bin."""
     return np.asarray(np.sort(values)[np.linspace(0, values.size - 1, max(count, 1)).astype(np.intp)])
 
 
 def _histogram(edges: Singles, values: Singles, weights: Floats | None = None) -> npt.NDArray[np.generic]:
-    places = edges.size - np.searchsorted(edges, values, side="right")
-    return np.bincount(places, weights=weights, minlength=edges.size + 1)
+    bins = edges.size - np.searchsorted(edges, values, side="right")
+    return np.bincount(bins, weights=weights, minlength=edges.size + 1)
 
 
 def _sums(times: Counts, table: npt.NDArray[np.generic]) -> Floats:
-    """``times @ table`` in float64, without a copy of a long table in float64."""
+    """Compute ``times @ table`` in float64, without a copy of a long table in float64."""
     block = 512
     total = np.zeros((len(times), table.shape[1]))
     for start in range(0, len(table), block):

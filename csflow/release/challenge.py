@@ -171,14 +171,15 @@ def compare(
     """Write the report that compares two detectors image by image.
 
     Args:
-        directory: Where to; see `csflow.reporting.comparison.write_comparison`.
+        directory: Where to; see `csflow.reporting.comparison_page.write_comparison`.
         images: What both were scored on.
         champion: The one in service, or the best there was, with its scores.
         challenger: The new one with its scores.
         verdict: Of the gate.
         pixels: Of both detectors' maps, where there are masks.
     """
-    from csflow.reporting.comparison import Comparison, judge_scores, views, write_comparison
+    from csflow.reporting.comparison import Comparison, judge_scores
+    from csflow.reporting.comparison_page import paint_views, write_comparison
 
     sides = [
         judge_scores(f"version {one.version}", images.names, scores, one.detector.calibration)
@@ -189,7 +190,7 @@ def compare(
     pictures = [images.picture(index) for index in chosen]
     before, after = (one.detector.predict(pictures) for one, _ in (champion, challenger))
     seen = {
-        index: views(picture, found, first.anomaly_map, second.anomaly_map)
+        index: paint_views(picture, found, first.anomaly_map, second.anomaly_map)
         for index, picture, first, second in zip(chosen, pictures, before, after, strict=True)
     }
     page = write_comparison(directory, found, seen)

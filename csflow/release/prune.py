@@ -20,6 +20,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from csflow.adapters.storage.features import FEATURES
 from csflow.errors import CacheError, CsflowError
 from csflow.release.publication import DETECTORS
 from csflow.release.retention import kept
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
     from csflow.adapters.mlflow.versions import Version
     from csflow.adapters.storage import Store, Stored
 
-FEATURES = "features"
 _SHA = re.compile(r"[0-9a-f]{64}")
 _MODEL = re.compile(r"([0-9a-f]{64})(\.work)?")
 

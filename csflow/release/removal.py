@@ -39,7 +39,7 @@ def remove(services: Services, made: PrunePlan) -> int:
             store.delete(each.keys)
         removed += sum(_remove_path(path, made.policy) for path in each.paths) if each.paths else each.bytes
     if store is not None and (dropped := store.abort_unfinished("", made.policy.before)):
-        say(f"prune: {dropped} unfinished uploads are gone")
+        say(f"prune: dropped the parts of {dropped} uploads that were never finished")
     return removed
 
 

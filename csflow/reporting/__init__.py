@@ -1,1 +1,1 @@
-"""What people look at: figures, the report of an evaluation, the comparison of two detectors."""
+"""Draw figures, and write the report of an evaluation and the comparison of two detectors."""

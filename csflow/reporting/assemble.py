@@ -1,4 +1,4 @@
-"""Judge a detector on a line's test images: what goes into its report."""
+"""Collect what the report of a detector shows from its scores and maps of a line's test images."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def evaluate_scores(
     lineage: Mapping[str, object] | None = None,
     features: FeatureSample | None = None,
 ) -> Evaluation:
-    """Put scores and maps of the test images into what a report tells.
+    """Turn scores and maps of the test images into the findings that a report shows.
 
     Args:
         test: The test images ``(N,)``.
@@ -41,7 +41,7 @@ def evaluate_scores(
         maps: Their anomaly maps ``(N, h, w)``.
         calibration: The detector's threshold.
         nll: Training curve, nll per dimension of each epoch.
-        lineage: Where the detector came from.
+        lineage: Origin of the detector.
         features: Of the training images, from `csflow.reporting.normality.sample_features`; None shows no histograms.
 
     Raises:

@@ -1,23 +1,20 @@
-"""Two detectors image by image: what a new one decides otherwise, and whether it separates better.
+"""Compare two detectors image by image: which decisions change, and which detector separates better.
 
-Scores of two detectors are on different scales. What is compared is how each *ranks* the images, and its own p-values
-and decisions; never a score of one with a score of the other.
+The scores of two detectors are on different scales. Compared are the ranks that each gives the images, its p-values and
+its decisions; never a score of one detector with a score of the other.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
 
 from csflow.detector.calibration import Calibration
-from csflow.detector.heatmap import overlay
 from csflow.errors import DataError
 from csflow.metrics import (
     IMAGE_METRICS,
@@ -28,17 +25,13 @@ from csflow.metrics import (
     binning_error,
     paired_bootstrap,
     paired_pixel_bootstrap,
-    roc_curve,
 )
-from csflow.reporting.findings import Evaluation, ImageResult
-from csflow.reporting.page import data_uri, encoded, render_page, thumbnail
-from csflow.system.files import write_atomic, write_json
-
-Floats = npt.NDArray[np.float64]
+from csflow.metrics.ranking import Floats
+from csflow.reporting.findings import ImageResult
 
 
 class Side(NamedTuple):
-    """One of the two detectors: how it is called, and what it said about every image."""
+    """One of the two detectors: its name, its result for every image, and its calibration."""
 
     name: str
     images: Sequence[ImageResult]
@@ -46,12 +39,12 @@ class Side(NamedTuple):
 
     @property
     def scores(self) -> Floats:
-        """Scores of `images`."""
+        """Return the scores of `images` ``(n,)``."""
         return np.array([result.score for result in self.images], dtype=np.float64)
 
     @property
     def ranks(self) -> Floats:
-        """Places of `images` among themselves in [0, 1], 1 the most anomalous; ties share their mean."""
+        """Return the ranks of `images` ``(n,)`` in [0, 1], 1 the most anomalous; ties share their mean rank."""
         from scipy import stats
 
         ranked = stats.rankdata(self.scores) - 1.0
@@ -59,7 +52,7 @@ class Side(NamedTuple):
 
     @property
     def threshold_rank(self) -> float | None:
-        """Where the threshold lies among the ranks; None without one."""
+        """Return the rank that the threshold would have; None without one."""
         if self.calibration.threshold is None:
             return None
         below = int((self.scores <= self.calibration.threshold).sum())
@@ -67,17 +60,17 @@ class Side(NamedTuple):
 
 
 class PixelPair(NamedTuple):
-    """Pixels of both detectors' maps, counted on the same masks; see `csflow.metrics.evaluation.counted_pixels`."""
+    """Pixel counts of both detectors on the same masks; see `csflow.metrics.evaluation.counted_pixels`."""
 
     champion: PixelCounts
     challenger: PixelCounts
 
 
 class DefectDifference(NamedTuple):
-    """Image AUROC of one type of defect against all good images.
+    """The difference in image AUROC for one type of defect against all good images.
 
     Attributes:
-        images: Defective images of the type.
+        images: Number of defective images of the type.
         champion: AUROC of the champion.
         challenger: AUROC of the challenger.
         paired: Challenger minus champion.
@@ -89,24 +82,16 @@ class DefectDifference(NamedTuple):
     paired: PairedDifference
 
 
-class Views(NamedTuple):
-    """An image, and what each detector sees in it."""
-
-    image: Image.Image
-    champion: Image.Image
-    challenger: Image.Image
-
-
 @dataclass(frozen=True)
 class ChangedDecision:
-    """An image the two decide about differently.
+    """An image about which the two detectors decide differently.
 
     Attributes:
-        index: Of the image.
-        champion: What the champion said.
-        challenger: What the challenger says.
-        is_mended: Whether the challenger is right; otherwise it spoilt what was right.
-        shift: Its rank by the challenger minus that by the champion.
+        index: Index of the image.
+        champion: The champion's result.
+        challenger: The challenger's result.
+        is_mended: True if the challenger is right and the champion wrong; False if it is the other way round.
+        shift: Rank by the challenger minus rank by the champion.
     """
 
     index: int
@@ -122,10 +107,10 @@ class Comparison:
 
     Attributes:
         line: Name of the product line.
-        champion: What is in service, or the best there was.
-        challenger: What may take its place.
-        verdict: What the gate made of it, shown as it is.
-        pixels: Of both detectors' maps; None without masks.
+        champion: The detector in service, or the best so far.
+        challenger: The detector that may replace it.
+        verdict: The gate's verdict, shown verbatim.
+        pixels: Pixel counts of both detectors; None without masks.
     """
 
     line: str
@@ -135,25 +120,29 @@ class Comparison:
     pixels: PixelPair | None = None
 
     def __post_init__(self) -> None:
-        """Refuse two lists of different images."""
+        """Refuse sides that are not of the same images.
+
+        Raises:
+            DataError: If the images differ or there are none.
+        """
         first, second = (
             [(r.path, r.label, r.defect) for r in side.images] for side in (self.champion, self.challenger)
         )
         if first != second or not first:
             raise DataError(
                 f"Two detectors are compared on the same images in the same order, got {len(first)} of "
-                f"{self.champion.name} and {len(second)} of {self.challenger.name} that are not the same, or none. "
+                f"{self.champion.name} and {len(second)} of {self.challenger.name}, which differ or are none. "
                 "Score both on one manifest."
             )
 
     @cached_property
     def labels(self) -> npt.NDArray[np.bool_]:
-        """True where an image is defective."""
+        """Return the labels ``(n,)``, True where an image is defective."""
         return np.array([result.label == "defective" for result in self.champion.images], dtype=bool)
 
     @cached_property
     def differences(self) -> dict[str, PairedDifference]:
-        """Every image metric of the challenger minus that of the champion; empty if a class is missing."""
+        """Return every image metric of the challenger minus that of the champion; empty if a class is missing."""
         if self.labels.all() or not self.labels.any():
             return {}
         before, after = self.champion.scores, self.challenger.scores
@@ -161,7 +150,7 @@ class Comparison:
 
     @cached_property
     def values(self) -> dict[str, tuple[float, float]]:
-        """Every image metric of champion and challenger; empty if a class is missing."""
+        """Return every image metric of champion and challenger; empty if a class is missing."""
         from csflow.metrics import average_precision, f1_max, fpr_at_tpr, image_auroc
 
         measures = {"image_auroc": image_auroc, "average_precision": average_precision, "f1_max": f1_max,
@@ -172,7 +161,7 @@ class Comparison:
 
     @cached_property
     def by_defect(self) -> dict[str, DefectDifference]:
-        """Image AUROC of each type of defect, in alphabetical order; empty if a class is missing."""
+        """Return the difference for each type of defect, in alphabetical order; empty if a class is missing."""
         if not self.differences:
             return {}
         defects = np.array([result.defect for result in self.champion.images], dtype=np.str_)
@@ -190,14 +179,14 @@ class Comparison:
 
     @cached_property
     def pixel_differences(self) -> dict[PixelMetric, PairedDifference]:
-        """Every pixel metric of the challenger minus that of the champion; empty without masks."""
+        """Return every pixel metric of the challenger minus that of the champion; empty without masks."""
         if self.pixels is None:
             return {}
         return {name: paired_pixel_bootstrap(*self.pixels, metric=name) for name in PIXEL_METRICS}
 
     @cached_property
     def pixel_values(self) -> dict[PixelMetric, tuple[float, float]]:
-        """Every pixel metric of champion and challenger; empty without masks."""
+        """Return every pixel metric of champion and challenger; empty without masks."""
         if self.pixels is None:
             return {}
         whole = [counts.masses() for counts in self.pixels]
@@ -206,7 +195,7 @@ class Comparison:
 
     @cached_property
     def binning_error(self) -> dict[PixelMetric, float]:
-        """How far each pixel *difference* can be off because the maps are binned: the sum of both bounds."""
+        """Return how far each pixel *difference* can be off because the maps are binned: the sum of both bounds."""
         if self.pixels is None:
             return {}
         before, after = (binning_error(counts) for counts in self.pixels)
@@ -214,7 +203,7 @@ class Comparison:
 
     @cached_property
     def changes(self) -> list[ChangedDecision]:
-        """Images decided differently: those spoilt first, then those mended, the largest shift of rank first."""
+        """Return the images decided differently: first those spoilt, then those mended, by size of the rank shift."""
         shifts = self.challenger.ranks - self.champion.ranks
         found = [
             ChangedDecision(index, before, after, after.decision == after.label, float(shifts[index]))
@@ -225,63 +214,40 @@ class Comparison:
 
     @property
     def spoilt(self) -> int:
-        """Images the challenger alone gets wrong."""
+        """Return the number of images that only the challenger gets wrong."""
         return sum(not change.is_mended for change in self.changes)
 
     @property
     def mended(self) -> int:
-        """Images the champion alone gets wrong."""
+        """Return the number of images that only the champion gets wrong."""
         return sum(change.is_mended for change in self.changes)
 
     @property
     def decision_p_value(self) -> float | None:
-        """Whether chance explains that one is wrong more often (exact McNemar test); None without changes."""
+        """Return the p-value of the exact McNemar test that both are wrong equally often; None without changes."""
         from scipy import stats
 
         return float(stats.binomtest(self.spoilt, len(self.changes)).pvalue) if self.changes else None
 
     def moved(self, count: int = 6) -> list[int]:
-        """Images of the same decision whose rank moved furthest, the furthest first."""
+        """Return the images of unchanged decision whose rank moved furthest, the furthest first."""
         shifts = np.abs(self.challenger.ranks - self.champion.ranks)
         changed = {change.index for change in self.changes}
         order = [int(i) for i in np.argsort(-shifts, kind="stable") if int(i) not in changed and shifts[i] > 0]
         return order[:count]
 
     def shown(self, count: int = 12) -> list[int]:
-        """Images worth a picture: changed decisions first, then what moved furthest."""
+        """Return the images to show: changed decisions first, then those that moved furthest."""
         changed = [change.index for change in self.changes][:count]
         return changed + self.moved(min(6, count - len(changed)))
 
 
-def compare_evaluations(
-    champion: Evaluation,
-    challenger: Evaluation,
-    *,
-    names: tuple[str, str] = ("champion", "challenger"),
-    pixels: PixelPair | None = None,
-) -> Comparison:
-    """Compare two evaluations of the same test images.
-
-    Args:
-        champion: What was found of the champion.
-        challenger: What was found of the challenger.
-        names: What both are called.
-        pixels: Of both detectors' maps; None leaves pixel metrics out.
-
-    Raises:
-        DataError: If they are not of the same images.
-    """
-    before = Side(names[0], champion.images, champion.calibration)
-    after = Side(names[1], challenger.images, challenger.calibration)
-    return Comparison(challenger.line, before, after, pixels=pixels)
-
-
 def judge_scores(name: str, images: Sequence[tuple[str, str]], scores: npt.ArrayLike, calibration: Calibration) -> Side:
-    """One side of a comparison from plain scores.
+    """Make one side of a comparison from plain scores.
 
     Args:
-        name: Of the detector.
-        images: Path and type of defect of each image, '' for a good one ``(n,)``.
+        name: Name of the detector.
+        images: Path and type of defect of each image ``(n,)``; the type is '' for a good image.
         scores: ``(n,)``.
         calibration: Of the detector; gives p-values and decisions.
     """
@@ -291,97 +257,3 @@ def judge_scores(name: str, images: Sequence[tuple[str, str]], scores: npt.Array
         for (path, defect), score in zip(images, np.asarray(scores, dtype=np.float64).tolist(), strict=True)
     ]  # fmt: skip
     return Side(name, results, calibration)
-
-
-def views(
-    image: Image.Image, comparison: Comparison, champion_map: npt.NDArray[np.floating],
-    challenger_map: npt.NDArray[np.floating],
-) -> Views:  # fmt: skip
-    """What each detector sees in an image, each in the colours of its own calibration."""
-    painted = [
-        overlay(image, map2d, side.calibration.map_range, side.calibration.region_threshold)
-        for side, map2d in ((comparison.champion, champion_map), (comparison.challenger, challenger_map))
-    ]
-    return Views(image, *painted)
-
-
-def write_comparison(directory: Path, comparison: Comparison, pictures: Mapping[int, Views] | None = None) -> Path:
-    """Write ``comparison.json``, the pictures and, last, ``comparison.html``.
-
-    Args:
-        directory: Made if it is missing; files of an earlier comparison are replaced.
-        comparison: What was found.
-        pictures: By index of the image, for instance of `Comparison.shown`; images without are listed by name.
-
-    Returns:
-        Path of ``comparison.html``, which needs no other file and no network.
-
-    Raises:
-        CsflowError: If a file cannot be written.
-    """
-    figures = _figures(comparison)
-    for name, content in figures.items():
-        write_atomic(directory / f"{name}.png", content)
-    for index, seen in (pictures or {}).items():
-        for name, picture in zip(seen._fields, seen, strict=True):
-            write_atomic(directory / f"images/{index:05d}-{name}.png", encoded(picture, "PNG"))
-    write_json(directory / "comparison.json", _facts(comparison))
-    page = directory / "comparison.html"
-    write_atomic(page, _render(comparison, figures, pictures or {}))
-    return page
-
-
-def _render(comparison: Comparison, figures: Mapping[str, bytes], pictures: Mapping[int, Views]) -> str:
-    changed = {change.index for change in comparison.changes}
-    ranks = comparison.champion.ranks, comparison.challenger.ranks
-    return render_page(
-        "comparison.html.j2",
-        comparison=comparison,
-        figures={name: data_uri(content, "png") for name, content in figures.items()},
-        pictures={index: [thumbnail(view) for view in seen] for index, seen in pictures.items()},
-        moved=[index for index in pictures if index not in changed],
-        shifts=(ranks[1] - ranks[0]).tolist(),
-    )
-
-
-def _figures(comparison: Comparison) -> dict[str, bytes]:
-    from csflow.reporting import figures
-
-    sides, labels = (comparison.champion, comparison.challenger), comparison.labels
-    scatter = figures.rank_scatter(
-        sides[0].ranks, sides[1].ranks, labels,
-        names=(sides[0].name, sides[1].name), thresholds=(sides[0].threshold_rank, sides[1].threshold_rank),
-    )  # fmt: skip
-    drawn = {"ranks": figures.png(scatter)}
-    if comparison.differences:
-        curves = {side.name: roc_curve(side.scores, labels) for side in sides}
-        drawn["roc"] = figures.png(figures.roc_comparison(curves))
-    return drawn
-
-
-def _facts(comparison: Comparison) -> dict[str, object]:
-    sides = {"champion": comparison.champion, "challenger": comparison.challenger}
-    return {
-        "line": comparison.line,
-        "names": {role: side.name for role, side in sides.items()},
-        "verdict": comparison.verdict,
-        "metrics": {
-            name: {"champion": before, "challenger": after, **comparison.differences[name]._asdict()}
-            for name, (before, after) in comparison.values.items()
-        },
-        "pixel_metrics": {
-            name: {"champion": before, "challenger": after, **comparison.pixel_differences[name]._asdict(),
-                   "binning_error": comparison.binning_error[name]}
-            for name, (before, after) in comparison.pixel_values.items()
-        },
-        "by_defect": {
-            kind: {"images": found.images, "champion": found.champion, "challenger": found.challenger,
-                   **found.paired._asdict()}
-            for kind, found in comparison.by_defect.items()
-        },
-        "decisions": {
-            "mended": comparison.mended, "spoilt": comparison.spoilt, "p_value": comparison.decision_p_value,
-        },
-        "changed": [comparison.champion.images[change.index].path for change in comparison.changes],
-        "images": {role: [asdict(result) for result in side.images] for role, side in sides.items()},
-    }  # fmt: skip

@@ -1,7 +1,7 @@
-"""Plots of an evaluation, as matplotlib figures that touch no global state.
+"""Draw the plots of an evaluation as matplotlib figures, without touching global state.
 
-Good is blue and filled, defective is orange and hatched or hollow; several detectors differ in line style and
-marker: all is told apart without colour, too. Pictures of parts are in `csflow.reporting.panels`.
+Good is blue and filled, defective is orange and hatched or hollow; detectors differ in line style and marker, so
+everything can be told apart without colour, too. Pictures of parts are in `csflow.reporting.panels`.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from csflow.metrics import Interval, RocCurve
+from csflow.metrics.ranking import Floats
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -22,23 +23,23 @@ if TYPE_CHECKING:
 
     from csflow.reporting.normality import NormalFit
 
-Floats = npt.NDArray[np.float64]
 
 GOOD, DEFECTIVE, INK, FAINT = "#0072b2", "#d55e00", "#333333", "#9a9a9a"  # first two: Okabe and Ito
 
-# Line styles, markers and colours of several detectors; their numbers have no common factor, so pairs repeat late.
+# Line styles, markers and colours of several detectors; their counts have no common factor, so pairs repeat late.
 _LINES = ("-", "--", "-.", ":", (0, (8, 2, 1, 2, 1, 2)))
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 _COLOURS = ("#000000", GOOD, DEFECTIVE, "#009e73", "#cc79a7", "#8a6d00")  # Okabe and Ito, the yellow darkened
 
 _OPEN_END = 1.5
-"""The histogram's open bin begins so many times as far from the lowest score as the good ones reach."""
+"""Where the histogram's open bin begins: at this multiple of the distance between the lowest score and the threshold,
+or the 99 % quantile of the good scores if that is higher."""
 
 
 def roc_figure(
     curve: RocCurve, *, auroc: float, interval: Interval, operating_point: tuple[float, float] | None = None
 ) -> Figure:
-    """Receiver operating characteristic, with the point the threshold works at.
+    """Draw the receiver operating characteristic, with the operating point of the threshold.
 
     Args:
         curve: From `csflow.metrics.roc_curve`.
@@ -59,10 +60,10 @@ def roc_figure(
 
 
 def roc_comparison(curves: Mapping[str, RocCurve]) -> Figure:
-    """ROC curves of several detectors on one axis, the best first in the legend.
+    """Draw the ROC curves of several detectors in one plot, the best first in the legend.
 
     Args:
-        curves: By the detectors' names; the AUROC shown is the area below the curve, which is the same.
+        curves: By the detectors' names; the AUROC in the legend is the area below the curve.
 
     Reference:
         Rudolph et al., WACV 2022, Fig. 6.
@@ -71,13 +72,13 @@ def roc_comparison(curves: Mapping[str, RocCurve]) -> Figure:
     axes.plot([0, 1], [0, 1], color=FAINT, linewidth=0.8)
     areas = {name: float(np.trapezoid(c.true_positive_rate, c.false_positive_rate)) for name, c in curves.items()}
     ranked = sorted(curves, key=lambda name: -areas[name])
-    for place, (name, line, marker, colour) in enumerate(
+    for rank, (name, line, marker, colour) in enumerate(
         zip(ranked, cycle(_LINES), cycle(_MARKERS), cycle(_COLOURS), strict=False)
     ):
         axes.plot(
             curves[name].false_positive_rate, curves[name].true_positive_rate, drawstyle="steps-post",
             color=colour, linestyle=line, linewidth=1.5, marker=marker, markersize=5.5, markerfacecolor="white",
-            markevery=(0.03 + 0.02 * (place % 7), 0.17), label=f"{name}  {areas[name]:.3f}",
+            markevery=(0.03 + 0.02 * (rank % 7), 0.17), label=f"{name}  {areas[name]:.3f}",
         )  # fmt: skip
     axes.set(xlim=(-0.01, 1.0), ylim=(0.0, 1.01), xlabel="good parts called defective", ylabel="defective parts found")
     axes.legend(loc="lower right", frameon=False, fontsize=9, title="image AUROC", title_fontsize=9, handlelength=3.6)
@@ -85,11 +86,11 @@ def roc_comparison(curves: Mapping[str, RocCurve]) -> Figure:
 
 
 def score_histogram(good: npt.ArrayLike, defective: npt.ArrayLike, *, threshold: float | None) -> Figure:
-    """How the scores of good and defective test images lie around the threshold, as shares of each kind.
+    """Draw the histogram of the scores of good and of defective test images, as shares of each kind.
 
-    Defects may score a hundred times a good part, so the last bin is open: it holds every score from the value
-    at its tick. It begins half as far again beyond the threshold, or the 99 % quantile of the good scores, as
-    these lie from the lowest score.
+    A defect may score a hundred times as high as a good part, so the last bin is open: it holds every score from the
+    value at its tick upwards. With ``r`` the threshold, or the 99 % quantile of the good scores if that is higher, the
+    open bin begins at 1.5 times the distance from the lowest score to ``r``.
 
     Args:
         good: Scores of good images.
@@ -118,12 +119,12 @@ def score_histogram(good: npt.ArrayLike, defective: npt.ArrayLike, *, threshold:
 
 
 def feature_histograms(values: Floats, fit: NormalFit, names: Sequence[str]) -> Figure:
-    """Histograms of single features over many images, each with the normal distribution of its mean and deviation.
+    """Draw histograms of single features over many images, each with the normal distribution fitted to it.
 
     Args:
         values: ``(N, K)``, one feature a column.
         fit: From `csflow.reporting.normality.fit_normal` of ``values``.
-        names: ``(K,)``, what each feature is.
+        names: Name of each feature ``(K,)``.
 
     Reference:
         Rudolph et al., WACV 2022, Fig. 2.
@@ -148,13 +149,13 @@ def rank_scatter(
     names: tuple[str, str],
     thresholds: tuple[float | None, float | None] = (None, None),
 ) -> Figure:
-    """Where two detectors rank the same images; on the diagonal they agree.
+    """Draw the ranks of the same images by two detectors; on the diagonal they agree.
 
     Args:
-        champion: Ranks of the images among themselves in [0, 1], 1 the most anomalous ``(n,)``.
-        challenger: The same of the second detector.
+        champion: Ranks of the images by the first detector ``(n,)`` in [0, 1], 1 the most anomalous.
+        challenger: Their ranks by the second detector ``(n,)``.
         labels: ``(n,)``, True = defective.
-        names: Of both detectors.
+        names: Names of both detectors.
         thresholds: Share of the images at or below each threshold; None draws none.
     """
     first, second, bad = np.asarray(champion), np.asarray(challenger), np.asarray(labels, dtype=bool)
@@ -174,7 +175,7 @@ def rank_scatter(
 
 
 def training_curve(nll: Sequence[float]) -> Figure:
-    """Negative log-likelihood per dimension against the epoch.
+    """Draw the negative log-likelihood per dimension, in nats, over the epochs.
 
     Args:
         nll: One value an epoch, from epoch 1.
@@ -191,20 +192,20 @@ def training_curve(nll: Sequence[float]) -> Figure:
 
 
 def png(figure: Figure, *, dots_per_inch: int = 160) -> bytes:
-    """The figure as a PNG file; the same figure gives the same bytes."""
+    """Encode the figure as a PNG file; the same figure gives the same bytes."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=dots_per_inch, metadata={"Software": None})
     return buffer.getvalue()
 
 
 def _canvases(rows: int, columns: int, width: float, height: float) -> tuple[Figure, list[Axes]]:
-    """A grid of equal axes, ``width`` by ``height`` inches each, row by row."""
+    """Make a grid of equal axes, ``width`` by ``height`` inches each, row by row."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(columns * width, rows * height), layout="constrained")
     FigureCanvasAgg(figure)
-    grid = [figure.add_subplot(rows, columns, place) for place in range(1, rows * columns + 1)]
+    grid = [figure.add_subplot(rows, columns, number) for number in range(1, rows * columns + 1)]
     for axes in grid:
         axes.spines[["top", "right"]].set_visible(False)
         axes.spines[["left", "bottom"]].set_color(FAINT)
@@ -226,13 +227,13 @@ def _feature_histogram(axes: Axes, values: Floats, mean: float, deviation: float
     density, _ = np.histogram(values, edges, density=True)
     axes.stairs(density, edges, fill=True, facecolor=(0.0, 0.447, 0.698, 0.3), edgecolor=GOOD, linewidth=0.8)
     if deviation > 0:
-        places = np.linspace(edges[0], edges[-1], 200)
-        axes.plot(places, stats.norm.pdf(places, mean, deviation), color=INK, linewidth=1.8)
+        x = np.linspace(edges[0], edges[-1], 200)
+        axes.plot(x, stats.norm.pdf(x, mean, deviation), color=INK, linewidth=1.8)
     axes.set_yticks([])
 
 
 def _mark_open_bin(axes: Axes, edges: Floats) -> None:
-    """Ticks below the open bin, and one in its middle that says where it begins."""
+    """Set the ticks: those below the open bin, and one in its middle that says where it begins."""
     ticks = [tick for tick in axes.get_xticks() if edges[0] <= tick <= edges[-2] - 2 * (edges[-1] - edges[-2])]
     labels = [f"{tick:.4g}" for tick in ticks]
     axes.set_xticks([*ticks, (edges[-2] + edges[-1]) / 2], [*labels, f"≥ {edges[-2]:.3g}"])
@@ -240,7 +241,7 @@ def _mark_open_bin(axes: Axes, edges: Floats) -> None:
 
 
 def _bins(clean: Floats, bad: Floats, threshold: float | None) -> tuple[Floats, bool]:
-    """Edges of equal bins, and whether the last one is open."""
+    """Return the edges of equal bins, and True if the last one is open."""
     marks = np.concatenate([clean, bad, [] if threshold is None else [threshold]])
     low, high = _finite_range(marks)
     good = clean[np.isfinite(clean)]
@@ -254,13 +255,13 @@ def _bins(clean: Floats, bad: Floats, threshold: float | None) -> tuple[Floats, 
 
 
 def _shares(scores: Floats, edges: Floats) -> Floats:
-    """Share of the scores in each bin; what lies beyond the ends is in the outermost bins."""
+    """Return the share of the scores in each bin; scores beyond the ends count in the outermost bins."""
     counts, _ = np.histogram(np.clip(scores, edges[0], edges[-1]), edges)
     return np.asarray(counts / max(1, scores.size), dtype=np.float64)
 
 
 def _finite_range(values: Floats) -> tuple[float, float]:
-    """Smallest and largest finite value, apart from each other."""
+    """Return the smallest and the largest finite value; a margin keeps them apart if they are equal."""
     finite = values[np.isfinite(values)]
     if finite.size == 0:
         return 0.0, 1.0

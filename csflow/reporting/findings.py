@@ -1,4 +1,4 @@
-"""What an evaluation found. Everything that follows from the images' scores is computed from them."""
+"""The findings of an evaluation, computed from the results of its images."""
 
 from __future__ import annotations
 
@@ -30,7 +30,16 @@ SampleGroup = Literal["miss", "false_alarm", "least_certain", "most_certain"]
 
 @dataclass(frozen=True)
 class ImageResult:
-    """What the detector said about one test image."""
+    """The detector's result for one test image.
+
+    Attributes:
+        path: Relative path of the image.
+        label: Its true label.
+        defect: Its type of defect; '' for a good image.
+        score: Its anomaly score.
+        p_value: Share of good images that score at least as high; None without calibration.
+        decision: What the detector decided; None without a threshold.
+    """
 
     path: str
     label: Literal["good", "defective"]
@@ -41,13 +50,13 @@ class ImageResult:
 
     @property
     def kind(self) -> str:
-        """Its type of defect, or its label if that has no name."""
+        """Return the type of defect, or the label if that has no name."""
         return self.defect or self.label
 
 
 @dataclass(frozen=True)
 class Sample:
-    """A test image worth looking at, with its overlay from `csflow.detector.heatmap.overlay`."""
+    """A test image that the report shows, with its overlay from `csflow.detector.heatmap.overlay`."""
 
     group: SampleGroup
     result: ImageResult
@@ -65,12 +74,12 @@ class Example:
 
 
 class PixelFindings(NamedTuple):
-    """How well the maps find the masks.
+    """Pixel metrics of the maps against the masks.
 
     Attributes:
         metrics: From `csflow.metrics.pixel_metrics`.
-        by_defect: The same of each type of defect that has masks.
-        error: How far each value can be from that of maps that are not binned.
+        by_defect: The same for each type of defect that has masks.
+        error: Bound of how far each value can be from the exact one.
     """
 
     metrics: Mapping[PixelMetric, Measured]
@@ -79,7 +88,7 @@ class PixelFindings(NamedTuple):
 
 
 class Rate(NamedTuple):
-    """``events`` of ``trials`` images and the exact interval of their rate (None without trials)."""
+    """A number of events among a number of trials, with the exact interval of the rate; None without trials."""
 
     events: int
     trials: int
@@ -87,7 +96,7 @@ class Rate(NamedTuple):
 
 
 class DefectRow(NamedTuple):
-    """One defect type: how many images, how many called defective, and its metrics against all good test images."""
+    """One type of defect: its images, how many were called defective, and its metrics against all good test images."""
 
     defect: str
     images: int
@@ -98,7 +107,7 @@ class DefectRow(NamedTuple):
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Everything a report tells. What follows from the images is computed from them, not passed in.
+    """All findings that a report shows. What follows from the images is computed from them, not passed in.
 
     Attributes:
         line: Name of the product line.
@@ -109,7 +118,7 @@ class Evaluation:
         examples: One typical image of each kind, chosen with `csflow.reporting.selection.choose_examples`.
         features: Some features of the training images; None shows no histograms of them.
         nll: Training curve, nll per dimension of each epoch; may be empty.
-        lineage: What it came from (data, revision, run, backbone, …), shown as it is.
+        lineage: Origin of the detector (data, revision, run, backbone, …), shown verbatim.
     """
 
     line: str
@@ -124,62 +133,62 @@ class Evaluation:
 
     @cached_property
     def scores(self) -> npt.NDArray[np.float64]:
-        """Scores of `images`."""
+        """Return the scores of `images` ``(n,)``."""
         return np.array([result.score for result in self.images], dtype=np.float64)
 
     @cached_property
     def labels(self) -> npt.NDArray[np.bool_]:
-        """True where `images` are defective."""
+        """Return the labels of `images` ``(n,)``, True = defective."""
         return np.array([result.label == "defective" for result in self.images], dtype=bool)
 
     @property
     def has_both_classes(self) -> bool:
-        """Whether an AUROC exists."""
+        """Return True if there are good and defective test images, so that an AUROC exists."""
         return bool(self.labels.any() and not self.labels.all())
 
     @cached_property
     def image_metrics(self) -> dict[ImageMetric, Measured]:
-        """Every image metric with its 95 % interval; empty without good or without defective test images."""
+        """Return every image metric with its 95 % interval; empty without good or without defective test images."""
         return image_metrics(self.scores, self.labels) if self.has_both_classes else {}
 
     @property
     def metrics(self) -> dict[str, Measured]:
-        """Every metric that exists, of images and pixels, with its 95 % interval."""
+        """Return every image and pixel metric that exists, with its 95 % interval."""
         return _together(self.image_metrics, self.pixels.metrics if self.pixels else {})
 
     @property
     def image_auroc(self) -> float | None:
-        """Image AUROC; None without good or without defective test images."""
+        """Return the image AUROC; None without good or without defective test images."""
         return self.image_metrics["image_auroc"].value if self.has_both_classes else None
 
     @property
     def interval(self) -> Interval | None:
-        """95 % bootstrap interval of `image_auroc`."""
+        """Return the 95 % interval of `image_auroc`; None without one."""
         return Interval(*self.image_metrics["image_auroc"][1:]) if self.has_both_classes else None
 
     @property
     def pixel_auroc(self) -> float | None:
-        """Pixel AUROC; None without masks."""
+        """Return the pixel AUROC; None without masks."""
         return self.pixels.metrics["pixel_auroc"].value if self.pixels else None
 
     @cached_property
     def roc(self) -> RocCurve | None:
-        """ROC curve; None as `image_auroc`."""
+        """Return the ROC curve; None without good or without defective test images."""
         return roc_curve(self.scores, self.labels) if self.has_both_classes else None
 
     @cached_property
     def false_alarms(self) -> Rate | None:
-        """Good test images called defective; None without a threshold."""
+        """Return the rate of good test images called defective; None without a threshold."""
         return self._rate("good", "defective")
 
     @cached_property
     def misses(self) -> Rate | None:
-        """Defective test images called good; None without a threshold."""
+        """Return the rate of defective test images called good; None without a threshold."""
         return self._rate("defective", "good")
 
     @property
     def operating_point(self) -> tuple[float, float] | None:
-        """False-alarm rate and detection rate at the threshold; None if either was not measured."""
+        """Return false-alarm rate and detection rate at the threshold; None if either was not measured."""
         alarms, misses = self.false_alarms, self.misses
         if not alarms or not misses or not alarms.trials or not misses.trials:
             return None
@@ -187,14 +196,14 @@ class Evaluation:
 
     @property
     def promise_refuted(self) -> bool:
-        """Whether chance would give good test images so many false alarms in under 1 % of evaluations."""
+        """Return True if a detector that keeps its promise would have so many false alarms in under 1 % of cases."""
         rate = self.false_alarms
         surprise = self.calibration.surprise(rate.events, rate.trials) if rate else None
         return surprise is not None and surprise < 0.01
 
     @cached_property
     def defects(self) -> list[DefectRow]:
-        """One row a defect type, by name."""
+        """Return one row a type of defect, by name."""
         kinds = [result.defect for result in self.images]
         measured = by_defect(self.scores, self.labels, kinds) if self.has_both_classes else {}
         pixels = self.pixels.by_defect if self.pixels else {}
@@ -202,7 +211,7 @@ class Evaluation:
         return [self._defect_row(name, _together(measured.get(name, {}), pixels.get(name, {}))) for name in names]
 
     def times_threshold(self, score: float) -> float | None:
-        """How many times the threshold a score is; None where that means nothing (log-likelihoods below 0)."""
+        """Divide a score by the threshold; see :func:`times_threshold`."""
         return times_threshold(score, self.calibration.threshold)
 
     def _rate(self, label: str, decision: str) -> Rate | None:
@@ -220,7 +229,7 @@ class Evaluation:
 
 
 def times_threshold(score: float, threshold: float | None) -> float | None:
-    """How many times the threshold a score is; None where that means nothing (no threshold, or one below 0)."""
+    """Divide a score by the threshold; None where that means nothing (no threshold, or a value below 0)."""
     return score / threshold if threshold is not None and threshold > 0 and score >= 0 else None
 
 

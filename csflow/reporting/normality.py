@@ -1,7 +1,7 @@
-"""Are features normally distributed? Mostly not, which is why csflow learns their density with a flow.
+"""Test if features are normally distributed. Most are not, which is why csflow learns their density with a flow.
 
-A feature is one number of an image's pyramid: always the same channel at the same place. Over the good images
-of a line it has a distribution; a Gaussian model takes that to be normal.
+A feature is one number of an image's pyramid: always the same channel at the same position. Over the good images of a
+line it has a distribution, which a Gaussian model assumes to be normal.
 """
 
 from __future__ import annotations
@@ -13,18 +13,18 @@ import numpy as np
 import numpy.typing as npt
 
 from csflow.errors import DataError
+from csflow.metrics.ranking import Floats
 
 if TYPE_CHECKING:
-    from csflow.flow.cross_scale import Pyramid
+    from csflow.flow.pyramid import Pyramid
 
-Floats = npt.NDArray[np.float64]
 
 DRAWN = 500
-"""Features drawn from a pyramid, all with equal chances and always the same ones: none is picked to please."""
+"""Features sampled from a pyramid, all with equal probability and always the same ones: none is picked by hand."""
 
 
 class NormalFit(NamedTuple):
-    """The normal distribution of greatest likelihood for each of K features.
+    """The maximum-likelihood normal distribution of each of K features.
 
     Attributes:
         mean: ``(K,)``.
@@ -37,7 +37,7 @@ class NormalFit(NamedTuple):
     distance: Floats
 
     def only(self, chosen: Sequence[int]) -> NormalFit:
-        """The fits of some features."""
+        """Return the fits of some of the features."""
         return NormalFit(*(column[list(chosen)] for column in self))
 
 
@@ -46,7 +46,7 @@ class FeatureSample(NamedTuple):
 
     Attributes:
         values: ``(N, K)``.
-        names: ``(K,)``, where in the pyramid each lies.
+        names: Position of each in the pyramid, in words ``(K,)``.
     """
 
     values: Floats
@@ -54,13 +54,13 @@ class FeatureSample(NamedTuple):
 
 
 class Normality(NamedTuple):
-    """How normal a sample of features is.
+    """The normality of a sample of features.
 
     Attributes:
         fit: Of every feature.
         limit: Distance that 95 % of truly normal features stay below.
-        share: Share of the features beyond it.
-        shown: Features at equal steps of rank by distance, the most normal first.
+        share: Share of the features above it.
+        shown: Indices of features at equal steps of rank by distance, the most normal first.
     """
 
     fit: NormalFit
@@ -70,11 +70,11 @@ class Normality(NamedTuple):
 
 
 def sample_features(pyramids: Iterable[Pyramid], *, count: int = DRAWN, seed: int = 0) -> FeatureSample:
-    """Read the same random places and channels of every image's pyramid.
+    """Read the same random positions and channels of every image's pyramid.
 
     Args:
         pyramids: One an image, without batch: level ``i`` is ``(C, h, w)``. Read one after the other.
-        count: How many features; fewer if a pyramid has fewer.
+        count: Number of features; fewer if a pyramid has fewer.
         seed: Of the draw.
 
     Raises:
@@ -92,11 +92,11 @@ def sample_features(pyramids: Iterable[Pyramid], *, count: int = DRAWN, seed: in
         rows.append(flat[chosen])
     if not rows:
         raise DataError("Feature histograms need at least one image, got none. Add good images to the line.")
-    return FeatureSample(np.stack(rows), tuple(_place(int(index), shapes) for index in chosen))
+    return FeatureSample(np.stack(rows), tuple(_position(int(index), shapes) for index in chosen))
 
 
 def judge_normality(sample: FeatureSample) -> Normality:
-    """Fit every feature and say how many are not normal, with some to look at.
+    """Fit every feature, find how many are not normal, and choose some to show.
 
     Raises:
         DataError: As `fit_normal`.
@@ -106,7 +106,7 @@ def judge_normality(sample: FeatureSample) -> Normality:
 
 
 def fit_normal(values: npt.ArrayLike) -> NormalFit:
-    """Fit a normal distribution to each column and measure how far it is from the data.
+    """Fit a normal distribution to each column and measure its distance from the data.
 
     Args:
         values: ``(N, K)``, one feature a column.
@@ -130,7 +130,7 @@ def fit_normal(values: npt.ArrayLike) -> NormalFit:
 
 
 def normal_limit(images: int) -> float:
-    """Distance that 95 % of truly normal features stay below when mean and deviation are fitted.
+    """Return the distance that 95 % of truly normal features stay below when mean and deviation are fitted.
 
     Reference:
         Stephens, JASA 69 (1974), table 1A (Lilliefors' test).
@@ -140,19 +140,22 @@ def normal_limit(images: int) -> float:
 
 
 def representative(distances: Sequence[float] | Floats, panels: int = 6) -> list[int]:
-    """Features at equal steps of rank by distance, from the most normal one to the least.
+    """Choose features at equal steps of rank by distance, from the most normal one to the least.
 
     Args:
         distances: KS distances ``(K,)``.
-        panels: How many; fewer if there are fewer features.
+        panels: Number of features; fewer if there are fewer.
+
+    Returns:
+        Indices of the features.
     """
     order = np.argsort(np.asarray(distances), kind="stable")
-    places = np.linspace(0, order.size - 1, min(panels, order.size)).round().astype(np.int64)
-    return [int(order[place]) for place in places]
+    ranks = np.linspace(0, order.size - 1, min(panels, order.size)).round().astype(np.int64)
+    return [int(order[rank]) for rank in ranks]
 
 
-def _place(index: int, shapes: Sequence[tuple[int, ...]]) -> str:
-    """Human name of an index into the flattened pyramid."""
+def _position(index: int, shapes: Sequence[tuple[int, ...]]) -> str:
+    """Describe an index into the flattened pyramid in words."""
     for scale, (channels, height, width) in enumerate(shapes):
         size = channels * height * width
         if index < size:

@@ -1,4 +1,4 @@
-"""Self-contained HTML pages: templates, and pictures written into the page."""
+"""Make self-contained HTML pages from templates, with the pictures embedded in the page."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _THUMBNAIL = 320
 
 
 def render_page(template: str, **values: object) -> str:
-    """A template of ``csflow/reporting/templates`` filled in; text of the user is escaped."""
+    """Fill in a template of ``csflow/reporting/templates``; the user's text is escaped."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     environment = Environment(
@@ -29,24 +29,24 @@ def render_page(template: str, **values: object) -> str:
 
 
 def css_gradient(stops: int = 11) -> str:
-    """The colours of the maps from bottom to top, as the stops of a CSS gradient."""
+    """Return the colours of the maps, lowest value first, as the stops of a CSS gradient."""
     return ", ".join(f"rgb({r} {g} {b})" for r, g, b in colours(np.linspace(0.0, 1.0, stops)).tolist())
 
 
 def thumbnail(picture: Image.Image) -> str:
-    """A small JPEG of a picture as the value of ``src``."""
+    """Shrink a picture and return it as a JPEG in the form of a ``src`` attribute."""
     small = picture.convert("RGB")
     small.thumbnail((_THUMBNAIL, _THUMBNAIL))
     return data_uri(encoded(small, "JPEG"), "jpeg")
 
 
 def data_uri(content: bytes, kind: str) -> str:
-    """An image file as the value of ``src``."""
+    """Return an image file in the form of a ``src`` attribute."""
     return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
 
 
 def encoded(picture: Image.Image, kind: Literal["PNG", "JPEG"]) -> bytes:
-    """A picture as an image file in RGB."""
+    """Encode a picture as an image file in RGB."""
     buffer = io.BytesIO()
     picture.convert("RGB").save(buffer, kind, quality=88)
     return buffer.getvalue()

@@ -1,4 +1,4 @@
-"""Panels of pictures: what a detector sees in typical parts, and where it is wrong.
+"""Draw panels of pictures: the maps of typical parts, and the detector's mistakes.
 
 The colours of a map are fixed at calibration and mean the same on every image; their lightness rises steadily, so
 they can be read in black and white.
@@ -26,10 +26,10 @@ _CELL = 1.9
 """Side of a picture's cell in inches."""
 
 _PIXELS = 420
-"""Longest side of a picture: what a cell shows at 220 dots per inch."""
+"""Longest side of a picture in pixels: a cell at 220 dots per inch."""
 
 
-class Cell(NamedTuple):
+class PictureCell(NamedTuple):
     """A picture and the text around it; an empty cell has none."""
 
     picture: Image.Image | None = None
@@ -38,52 +38,52 @@ class Cell(NamedTuple):
 
 
 def three_views(example: Example, calibration: Calibration) -> tuple[Image.Image, Image.Image, Image.Image]:
-    """An image, its map in the fixed colours, and the map painted over the image."""
+    """Return an image, its map in the fixed colours, and the map painted over the image."""
     heat = Image.open(io.BytesIO(heatmap_png(example.map2d, calibration.map_range, example.image.size)))
     painted = overlay(example.image, example.map2d, calibration.map_range, calibration.region_threshold)
     return example.image, heat, painted
 
 
 def localisation_figure(examples: Sequence[Example], calibration: Calibration, *, across: int = 6) -> Figure:
-    """Image, map and overlay of one example of each kind, below each other.
+    """Draw image, map and overlay of one example of each kind, one below the other.
 
     Args:
         examples: At least one.
         calibration: Its fixed colour scale is drawn below.
-        across: Examples beside each other; more of them go into further rows.
+        across: Examples next to each other; further ones go into further rows.
 
     Reference:
         Rudolph et al., WACV 2022, Fig. 7.
     """
-    rows: list[list[Cell]] = []
+    rows: list[list[PictureCell]] = []
     for start in range(0, len(examples), across):
         chunk = examples[start : start + across]
         views = [three_views(example, calibration) for example in chunk]
         below = [_said(example.result, calibration.threshold) for example in chunk]
-        rows.append([Cell(view[0], above=e.result.kind) for view, e in zip(views, chunk, strict=True)])
-        rows.append([Cell(view[1]) for view in views])
-        rows.append([Cell(view[2], below=text) for view, text in zip(views, below, strict=True)])
+        rows.append([PictureCell(view[0], above=e.result.kind) for view, e in zip(views, chunk, strict=True)])
+        rows.append([PictureCell(view[1]) for view in views])
+        rows.append([PictureCell(view[2], below=text) for view, text in zip(views, below, strict=True)])
     figure, strip = _grid(rows, ["image", "map", "overlay"] * (len(rows) // 3))
     _colour_strip(strip, calibration)
     return figure
 
 
 def mistakes_figure(samples: Sequence[Sample], calibration: Calibration, *, across: int = 6) -> Figure:
-    """Misses and false alarms, the worst first, each with how wrong it is.
+    """Draw misses and false alarms, the worst first, each with its p-value and score.
 
     Args:
-        samples: Those of the groups ``miss`` and ``false_alarm`` are shown, at least one.
+        samples: Those of the groups ``miss`` and ``false_alarm`` are shown; at least one.
         calibration: Of the detector that made the overlays.
-        across: Mistakes beside each other; more of them go into further rows.
+        across: Mistakes next to each other; further ones go into further rows.
     """
-    rows: list[list[Cell]] = []
+    rows: list[list[PictureCell]] = []
     labels: list[str] = []
     for group, title in (("miss", "missed"), ("false_alarm", "false alarm")):
         members = [sample for sample in samples if sample.group == group]
         for start in range(0, len(members), across):
             chunk = members[start : start + across]
-            rows.append([Cell(sample.image, above=sample.result.kind) for sample in chunk])
-            rows.append([Cell(s.overlay, below=_said(s.result, calibration.threshold)) for s in chunk])
+            rows.append([PictureCell(sample.image, above=sample.result.kind) for sample in chunk])
+            rows.append([PictureCell(s.overlay, below=_said(s.result, calibration.threshold)) for s in chunk])
             labels += [title, "overlay"]
     figure, strip = _grid(rows, labels)
     _colour_strip(strip, calibration)
@@ -97,8 +97,8 @@ def _said(result: ImageResult, threshold: float | None) -> str:
     return "\n".join(lines)
 
 
-def _grid(rows: Sequence[Sequence[Cell]], labels: Sequence[str]) -> tuple[Figure, Axes]:
-    """Pictures in rows with a label at the left of each, and low axes below them all."""
+def _grid(rows: Sequence[Sequence[PictureCell]], labels: Sequence[str]) -> tuple[Figure, Axes]:
+    """Draw pictures in rows with a label at the left of each row, and return flat axes below them all."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -115,7 +115,7 @@ def _grid(rows: Sequence[Sequence[Cell]], labels: Sequence[str]) -> tuple[Figure
     return figure, figure.add_subplot(grid[len(rows), :])
 
 
-def _show(axes: Axes, cell: Cell) -> None:
+def _show(axes: Axes, cell: PictureCell) -> None:
     axes.set(xticks=[], yticks=[])
     axes.spines[:].set_color(FAINT)
     axes.set_title(cell.above, fontsize=9, color=INK)
@@ -127,7 +127,7 @@ def _show(axes: Axes, cell: Cell) -> None:
 
 
 def _colour_strip(axes: Axes, calibration: Calibration) -> None:
-    """The fixed colour scale, with the value at which a region becomes defective."""
+    """Draw the fixed colour scale, with the value at which a region becomes defective."""
     low, high = calibration.map_range
     axes.imshow(colours(np.linspace(0.0, 1.0, 512))[None], aspect="auto", extent=(0.0, 1.0, 0.0, 1.0))
     ticks, labels = [0.0, 1.0], [f"{low:.3g}", f"{high:.3g}"]

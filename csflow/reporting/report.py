@@ -1,4 +1,4 @@
-"""What an evaluation found, as JSON, pictures and one self-contained page."""
+"""Write the findings of an evaluation as JSON, pictures and one self-contained page."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ def write_report(directory: Path, evaluation: Evaluation) -> Path:
     """Write ``report.json``, the pictures and, last, ``report.html``.
 
     Args:
-        directory: Made if it is missing; files of an earlier report are replaced.
-        evaluation: What was found.
+        directory: Created if needed; files of an earlier report are replaced.
+        evaluation: The findings.
 
     Returns:
         Path of ``report.html``, which needs no other file and no network.
@@ -38,15 +38,15 @@ def write_report(directory: Path, evaluation: Evaluation) -> Path:
     shown = {name: sample.result.path for sample, name in samples}
     write_json(directory / "report.json", _facts(evaluation, normality, shown))
     page = directory / "report.html"
-    write_atomic(page, render(evaluation, figures, normality))
+    write_atomic(page, render_report(evaluation, figures, normality))
     return page
 
 
-def render(evaluation: Evaluation, figures: Mapping[str, bytes], normality: Normality | None = None) -> str:
-    """The report page as HTML text.
+def render_report(evaluation: Evaluation, figures: Mapping[str, bytes], normality: Normality | None = None) -> str:
+    """Render the report page as HTML text.
 
     Args:
-        evaluation: What was found.
+        evaluation: The findings.
         figures: PNG files by the names ``scores``, ``roc``, ``features``, ``training``; missing ones are left out.
         normality: Of the evaluation's features.
     """
@@ -67,7 +67,7 @@ def render(evaluation: Evaluation, figures: Mapping[str, bytes], normality: Norm
 
 
 def _examples(evaluation: Evaluation) -> list[dict[str, object]]:
-    """The typical images with their three views, as the page shows them."""
+    """Return the typical images with their three views, as the page shows them."""
     from csflow.reporting.panels import three_views
 
     return [
@@ -77,7 +77,7 @@ def _examples(evaluation: Evaluation) -> list[dict[str, object]]:
 
 
 def _figures(evaluation: Evaluation, normality: Normality | None) -> dict[str, bytes]:
-    """The plots, as PNG files by name."""
+    """Draw the plots, as PNG files by name."""
     from csflow.reporting import figures
 
     drawn: dict[str, bytes] = {}
@@ -104,7 +104,7 @@ def _figures(evaluation: Evaluation, normality: Normality | None) -> dict[str, b
 
 
 def _panels(evaluation: Evaluation) -> dict[str, bytes]:
-    """The panels of pictures, as PNG files by name; the page shows the same pictures in its own layout."""
+    """Draw the panels of pictures, as PNG files by name; the page shows the same pictures in its own layout."""
     from csflow.reporting import figures, panels
 
     drawn: dict[str, bytes] = {}

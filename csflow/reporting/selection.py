@@ -1,4 +1,4 @@
-"""Which test images a report shows: by rules that do not look at how well a picture would please."""
+"""Choose the test images that a report shows, by fixed rules and not by how good a picture looks."""
 
 from __future__ import annotations
 
@@ -13,10 +13,18 @@ from csflow.reporting.findings import ImageResult, SampleGroup
 def choose_samples(
     images: Sequence[ImageResult], threshold: float | None, *, each: int = 6
 ) -> list[tuple[SampleGroup, int]]:
-    """Which test images to show: group and index into ``images``; no image twice.
+    """Choose the test images to show: mistakes, then correct decisions near to the threshold and far from it.
 
-    Misses and false alarms, the worst first. Then, of those judged rightly, the nearest to the threshold and
-    the farthest on both sides (without a threshold: to the middle between the classes' medians).
+    First misses and false alarms, the worst first. Then, of the images judged correctly, the nearest to the threshold
+    and the farthest on both sides (without a threshold: from the middle between the classes' medians).
+
+    Args:
+        images: All test images.
+        threshold: The detector's; None without one.
+        each: Images of a group at most.
+
+    Returns:
+        Group and index into ``images``; no image twice.
     """
     scores = np.array([r.score for r in images], dtype=np.float64)
     bad = np.array([r.label == "defective" for r in images], dtype=bool)
@@ -40,10 +48,13 @@ def choose_samples(
 
 
 def choose_examples(images: Sequence[ImageResult]) -> list[int]:
-    """The image with the median score of each kind, good first, then the types of defect by name.
+    """Choose the image with the median score of each kind, good first, then the types of defect by name.
 
-    Of an even number the lower of the two in the middle; of equal scores the first. The best of each kind would
-    show what the detector can do once, the median what it does.
+    Of an even number of images it is the lower of the two in the middle, of equal scores the first. The best image of a
+    kind would show what the detector can do once, the median shows what it does.
+
+    Returns:
+        Indices into ``images``.
     """
     kinds = sorted({(result.label == "defective", result.kind) for result in images})
     chosen = []

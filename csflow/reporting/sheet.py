@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 Font: TypeAlias = ImageFont.ImageFont | ImageFont.FreeTypeFont
 Point: TypeAlias = tuple[int, int]
 
-GOOD = "good"
+GOOD_KIND = "good"
 """Kind of a part without a defect."""
 
 # Pixels. Shown 800 pixels wide, a sheet of six parts across has text of 12 pixels; at 400 pixels, so has one of three.
@@ -55,7 +55,7 @@ class Part:
     @property
     def title(self) -> str:
         """Return what the part is, in words."""
-        return "good part" if self.kind == GOOD else self.kind.replace("_", " ")
+        return "good part" if self.kind == GOOD_KIND else self.kind.replace("_", " ")
 
     @property
     def verdict(self) -> tuple[bool, str] | None:
@@ -63,9 +63,9 @@ class Part:
         decision = self.prediction.decision
         if decision is None:
             return None
-        if (decision == GOOD) == (self.kind == GOOD):
+        if (decision == GOOD_KIND) == (self.kind == GOOD_KIND):
             return True, "correct"
-        return False, "wrong: false alarm" if self.kind == GOOD else "wrong: missed"
+        return False, "wrong: false alarm" if self.kind == GOOD_KIND else "wrong: missed"
 
 
 class _LegendItem(NamedTuple):

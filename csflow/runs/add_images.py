@@ -140,9 +140,9 @@ def _placed(root: Path, copies: dict[str, Path]) -> Iterator[None]:
 
 
 def _require_quality(manifest: Manifest, line: LineConfig) -> None:
-    from csflow.adapters.data_quality import validate
+    from csflow.adapters.data_quality import run_data_gate
 
-    report = validate(manifest, line.quality)
+    report = run_data_gate(manifest, line.quality)
     if not report.success:
         reasons = [f"{failure.explanation} ({shorten(failure.files)})" for failure in report.failures]
         raise DataError("The data gate refuses the result; nothing was added:\n" + "\n".join(f"- {r}" for r in reasons))

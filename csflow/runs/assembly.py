@@ -10,8 +10,8 @@ from csflow.config import LineConfig
 from csflow.data.manifest import Manifest
 from csflow.detector.calibration import calibrate
 from csflow.detector.detector import Detector
-from csflow.detector.fitting import load_model
-from csflow.detector.model import round_to_stored, score_stored
+from csflow.detector.model import score_stored
+from csflow.detector.model_file import load_model, round_to_stored
 from csflow.features.backbone import load_backbone
 from csflow.features.cache_manifest import CacheManifest
 
@@ -25,7 +25,7 @@ def assemble(
         line: The line's configuration.
         manifest: The line's images.
         cached: Features of at least the images held out for calibration.
-        model: The file that :func:`csflow.detector.model.save_model` wrote.
+        model: The file that :func:`csflow.detector.model_file.save_model` wrote.
         lineage: Where the detector comes from, as plain JSON values.
 
     Raises:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from csflow.data.manifest import Manifest
     from csflow.features.entries import Shape
     from csflow.features.shared_tier import FeatureTier
-    from csflow.flow.cross_scale import Pyramid
+    from csflow.flow.pyramid import Pyramid
 
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")

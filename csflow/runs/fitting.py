@@ -94,7 +94,7 @@ def fit_here(
     """
     from csflow.config import KINDS
     from csflow.detector.fitting import fit_model
-    from csflow.detector.model import save_model
+    from csflow.detector.model_file import save_model
     from csflow.flow.distributed import ALONE
 
     group = group or ALONE

@@ -1,16 +1,22 @@
-"""Name the code that models and detectors of a line are made by."""
+"""Identify the code that makes the models and detectors of a line."""
 
 from __future__ import annotations
 
 from csflow.config import KINDS, LineConfig
 from csflow.system.code_identity import code_version
 
+MODEL_ROOTS = ("csflow.features.cache_manifest", "csflow.runs.fitting")
+"""Modules that, with all they import, make a model from stored features."""
+
+DETECTOR_ROOTS = (*MODEL_ROOTS, "csflow.features.store", "csflow.runs.assembly")
+"""Modules that, with all they import, make a detector from images."""
+
 
 def model_code(line: LineConfig) -> str:
     """Digest the code that fits a line's kind of detector."""
-    return code_version("csflow.runs.fitting", KINDS[line.detector].implementation)
+    return code_version(*MODEL_ROOTS, KINDS[line.detector].implementation)
 
 
 def detector_code(line: LineConfig) -> str:
     """Digest the code that decides what a line's detector is and says, given its images and configuration."""
-    return code_version("csflow.runs.fitting", "csflow.runs.assembly", KINDS[line.detector].implementation)
+    return code_version(*DETECTOR_ROOTS, KINDS[line.detector].implementation)

@@ -220,10 +220,10 @@ def fit_job(path: Path, *, tell: bool) -> None:
     """
     try:
         from csflow.features.cache_manifest import CacheManifest
-        from csflow.flow.distributed import joined
+        from csflow.flow.distributed import join_process_group
 
         job = Job.load(path)
-        with joined(device=job.line.training.device) as group:
+        with join_process_group(device=job.line.training.device) as group:
             cached = CacheManifest.load(_features(path))
             publish = _tell if tell else lambda result: None
             fit_here(job.line, cached, job.images, job.folder, publish, group=group)

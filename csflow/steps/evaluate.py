@@ -70,12 +70,10 @@ def evaluate(
         model = Path(model_path) / "model.safetensors"
         detector = assemble(context.line, manifest, cached, model, _lineage(context, manifest))
         detector.save(Path(detector_out), examples=_examples(manifest))
-        epochs = json.loads((Path(model_path) / "training.json").read_text())
-        shown = _features_shown(context, manifest, cached)
-        evaluation = judge(detector, manifest, cached, nll=[row["nll"] for row in epochs], features=shown)
+        nll = [row["nll"] for row in json.loads((Path(model_path) / "training.json").read_text())]
+        evaluation = judge(detector, manifest, cached, nll=nll, features=_features_shown(context, manifest, cached))
         folder = services.workspace.runs / context.run_id / "report"
-        page = write_report(folder, evaluation)
-        shutil.copyfile(page, report_out)
+        shutil.copyfile(write_report(folder, evaluation), report_out)
         metrics = _metrics(evaluation) | {f"images_{role}": float(n) for role, n in _counts(context, manifest).items()}
         services.tracker.log_metrics(context.run_id, metrics)
         services.tracker.log_artifact(context.run_id, folder)

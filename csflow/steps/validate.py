@@ -29,10 +29,10 @@ def validate(
     if context.unchanged:
         return
     with step(services, "validate", context):
-        from csflow.adapters import data_quality as quality
+        from csflow.adapters.data_quality import run_data_gate
 
         manifest = load_manifest(context, Path(manifest_path))
-        report = quality.validate(manifest, context.line.quality)
+        report = run_data_gate(manifest, context.line.quality)
         folder = services.workspace.runs / context.run_id / "data_quality"
         write_atomic(folder / "data_quality.html", report.html())
         write_json(folder / "data_quality.json", report.to_json())

@@ -1,4 +1,4 @@
-"""Images drawn by csflow itself: the demo lines, and synthetic defects pasted on good images."""
+"""Draw images: the demo lines, and synthetic defects pasted on good images."""
 
 from csflow.synthetic.demo import DEMO_LINES as DEMO_LINES
 from csflow.synthetic.demo import DemoLine as DemoLine

@@ -1,4 +1,4 @@
-"""The demo lines as folders of images in MVTec AD layout."""
+"""Draw the demo lines as folders of images in MVTec AD layout."""
 
 from __future__ import annotations
 
@@ -22,12 +22,20 @@ from csflow.system.progress import track
 SIDE = 256
 OVERSAMPLING = 2
 JPEG_QUALITY = 78
-VISIBLE = 0.03  # change of a channel (0..1) that counts as part of the defect
+_VISIBLE_CHANGE = 0.03  # change of a channel (0..1) that counts as part of the defect
 
 
 @dataclass(frozen=True)
 class DemoLine:
-    """How a demo line is drawn. ``draw(seed, defect, side)`` gives RGB in 0..1, ``(side, side, 3)``."""
+    """A demo line and how it is drawn.
+
+    Attributes:
+        draw: Called as ``draw(seed, defect, side)``; returns RGB in 0..1, ``(side, side, 3)``.
+        defects: Types of defect.
+        train: Number of good images to learn from.
+        test_good: Number of good test images.
+        test_defective: Number of defective test images.
+    """
 
     draw: Callable[[int, str | None, int], Array]
     defects: tuple[str, ...]
@@ -45,16 +53,16 @@ DEMO_LINES: dict[str, DemoLine] = {
 def draw_demo(dest: Path, *, lines: Sequence[str] = tuple(DEMO_LINES), seed: int = 0) -> list[Path]:
     """Draw demo lines, each into ``dest / NAME``, in MVTec AD layout with masks.
 
-    The same seed gives the same pixels; another version of numpy or of the JPEG encoder may change
-    the last bits, which is why the images of the demo are versioned and not drawn anew.
+    The same seed gives the same pixels, but another version of NumPy or of the JPEG encoder may change the last bits.
+    That is why the images of the demo are versioned and not drawn again.
 
     Args:
-        dest: Folder of the lines; made if needed.
+        dest: Folder of the lines; created if needed.
         lines: Names from ``DEMO_LINES``.
         seed: Another seed draws other pieces of the same products.
 
     Returns:
-        The folders written.
+        The folders that were written.
 
     Raises:
         UsageError: If a name is not a demo line.
@@ -75,16 +83,16 @@ def _draw_line(name: str, folder: Path, seeds: np.random.SeedSequence) -> None:
     line = DEMO_LINES[name]
     pieces = list(_pieces(line))
     drawn_from = (int(seed) for seed in seeds.generate_state(len(pieces)))
-    for (place, defect), seed in zip(track(pieces, total=len(pieces), label=f"draw {name}"), drawn_from, strict=True):
+    for (path, defect), seed in zip(track(pieces, total=len(pieces), label=f"draw {name}"), drawn_from, strict=True):
         picture = _picture(line, seed, defect)
-        _save(picture, folder / f"{place}.jpg")
+        _save(picture, folder / f"{path}.jpg")
         if defect:
             mask = _difference(_picture(line, seed, None), picture)
-            _save(mask, folder / f"{place.replace('test', 'ground_truth', 1)}_mask.png")
+            _save(mask, folder / f"{path.replace('test', 'ground_truth', 1)}_mask.png")
 
 
 def _pieces(line: DemoLine) -> Iterator[tuple[str, str | None]]:
-    """Place in the layout and defect of every image; the kinds take turns."""
+    """Yield the path in the layout and the defect of every image; the types of defect alternate."""
     for number in range(line.train):
         yield f"train/good/{number:03d}", None
     for number in range(line.test_good):
@@ -95,16 +103,16 @@ def _pieces(line: DemoLine) -> Iterator[tuple[str, str | None]]:
 
 
 def _picture(line: DemoLine, seed: int, defect: str | None) -> Image.Image:
-    """The drawing, made larger and reduced, so that edges are smooth."""
+    """Draw a picture at a larger size and reduce it, so that edges are smooth."""
     fine = line.draw(seed, defect, SIDE * OVERSAMPLING)
     large = Image.fromarray(np.round(fine * 255).astype(np.uint8))
     return large.reduce(OVERSAMPLING)
 
 
 def _difference(good: Image.Image, bad: Image.Image) -> Image.Image:
-    """Mask of the defect: where the piece differs visibly from the same piece without it."""
+    """Make the mask of the defect: the pixels that differ visibly from the same piece without it."""
     change = np.abs(np.asarray(bad, dtype=np.int16) - np.asarray(good, dtype=np.int16)).max(axis=2)
-    differs: NDArray[np.bool_] = change > 255 * VISIBLE
+    differs: NDArray[np.bool_] = change > 255 * _VISIBLE_CHANGE
     closed = binary_closing(np.pad(differs, 6), iterations=4)[6:-6, 6:-6]
     opened = binary_opening(closed)
     return Image.fromarray(opened if opened.any() else closed)

@@ -1,4 +1,4 @@
-"""The texture line: indigo twill, seen from above."""
+"""Draw the texture line: indigo twill, seen from above."""
 
 from __future__ import annotations
 
@@ -17,7 +17,15 @@ THREADS = 56  # entries of the weave tables; more than any picture shows
 
 @dataclass
 class Weave:
-    """Which thread lies on top at each crossing; rows are weft threads, columns warp threads."""
+    """A weave: which thread is on top at each crossing. Rows are weft threads, columns are warp threads.
+
+    Attributes:
+        side: Height and width of the picture in pixels.
+        pitch: Distance between two threads in pixels.
+        warp_on_top: True where the warp thread is on top.
+        warp_there: True where there is a warp thread.
+        weft_there: True where there is a weft thread.
+    """
 
     side: int
     pitch: float
@@ -27,23 +35,23 @@ class Weave:
 
     @classmethod
     def twill(cls, side: int, pitch: float) -> Weave:
-        """Two over, one under, shifted by one each row."""
+        """Make a twill: two over, one under, shifted by one in each row."""
         row, column = np.mgrid[:THREADS, :THREADS]
         there = np.ones((THREADS, THREADS), dtype=bool)
         return cls(side, pitch, (row + column) % 3 != 0, there, there.copy())
 
     def crossing(self, rng: np.random.Generator) -> tuple[int, int]:
-        """Row and column of a crossing well inside the picture."""
+        """Choose the row and the column of a crossing well inside of the picture."""
         visible = int(self.side / self.pitch)
         row, column = rng.integers(round(visible * 0.15), round(visible * 0.85), 2)
         return int(row), int(column)
 
 
 def draw_fabric(seed: int, defect: str | None, side: int) -> Array:
-    """Draw one picture; without its defect it is the same picture but for the defect.
+    """Draw one picture; with another defect, or none, the rest of the picture is the same.
 
     Args:
-        seed: Names the piece of fabric and the place of the defect.
+        seed: Determines the piece of fabric and the position of the defect.
         defect: A key of ``FABRIC_DEFECTS``, or None for a good piece.
         side: Height and width in pixels.
 
@@ -62,7 +70,7 @@ def draw_fabric(seed: int, defect: str | None, side: int) -> Array:
 
 
 def _threads(weave: Weave, rng: np.random.Generator) -> Array:
-    """Colour of the threads under even light."""
+    """Colour the threads under even light."""
     side = weave.side
     u, v = _thread_coordinates(weave, rng)
     column, row = np.floor(u).astype(int) % THREADS, np.floor(v).astype(int) % THREADS
@@ -73,7 +81,7 @@ def _threads(weave: Weave, rng: np.random.Generator) -> Array:
     fibre = side / 256
     warp = _yarn(INDIGO, across_warp, column, rng, smooth_noise(rng, side, side, (5 * fibre, 1.2 * fibre)), 0.06)
     weft = _yarn(ECRU, across_weft, row, rng, smooth_noise(rng, side, side, (1.2 * fibre, 5 * fibre)), 0.04)
-    # A thread dives under its neighbour at the end of a float, so it is darker there.
+    # A thread is darker where it goes under its neighbour at the end of a float.
     dive = np.where(on_top, 1.0 - 0.9 * across_weft**2, 1.0 - 1.2 * across_warp**2)[..., None]
     colour = np.where(on_top[..., None], warp, weft * 0.78) * dive
     woven: Array = colour * gap[..., None]
@@ -81,7 +89,7 @@ def _threads(weave: Weave, rng: np.random.Generator) -> Array:
 
 
 def _thread_coordinates(weave: Weave, rng: np.random.Generator) -> tuple[Array, Array]:
-    """Place of every pixel in threads: the cloth is turned a little, shifted and stretched unevenly."""
+    """Map every pixel to thread coordinates: the cloth is turned a little, shifted and stretched unevenly."""
     side = weave.side
     y, x = np.mgrid[:side, :side].astype(np.float32)
     angle = rng.normal(0.0, 0.02)
@@ -93,7 +101,7 @@ def _thread_coordinates(weave: Weave, rng: np.random.Generator) -> tuple[Array, 
 
 def _yarn(colour: Array, across: Array, thread: NDArray[np.int_], rng: np.random.Generator, fibre: Array,
           strength: float) -> Array:  # fmt: skip
-    """Colour of one system of threads: round, each of its own shade, fibrous."""
+    """Colour one system of threads, which are round and fibrous, each with its own shade."""
     shade = (1.0 + 0.07 * rng.standard_normal(THREADS))[thread]
     roundness = 1.0 - 1.7 * across**2
     brightness: Array = shade * roundness * (1.0 + strength * fibre)
@@ -129,7 +137,7 @@ def _misweave(weave: Weave, rng: np.random.Generator) -> None:
 def _hole(colour: Array, rng: np.random.Generator) -> Array:
     side = len(colour)
     radius = side * rng.uniform(0.012, 0.045)
-    inside = blot(rng, _place(rng, side), radius, side, side)
+    inside = blot(rng, _position(rng, side), radius, side, side)
     frayed = blend(colour, ECRU, 0.55 * smooth_step(inside + radius * 0.5, side / 60))
     return blend(frayed, (0.03, 0.03, 0.04), smooth_step(inside, side / 120))
 
@@ -137,7 +145,7 @@ def _hole(colour: Array, rng: np.random.Generator) -> Array:
 def _stain(colour: Array, rng: np.random.Generator) -> Array:
     side = len(colour)
     radius = side * rng.uniform(0.07, 0.17)
-    inside = blot(rng, _place(rng, side), radius, side, side)
+    inside = blot(rng, _position(rng, side), radius, side, side)
     cover = smooth_step(inside, radius * 0.35) * rng.uniform(0.35, 0.8)
     ring = smooth_step(inside, radius * 0.3) * smooth_step(radius * 0.35 - inside, radius * 0.3) * 0.2
     tint = np.asarray([(0.35, 0.24, 0.12), (0.12, 0.12, 0.13), (0.55, 0.50, 0.38)][rng.integers(3)])
@@ -147,20 +155,20 @@ def _stain(colour: Array, rng: np.random.Generator) -> Array:
 def _cut(colour: Array, rng: np.random.Generator) -> Array:
     side = len(colour)
     length, width = side * rng.uniform(0.10, 0.38), side * rng.uniform(0.003, 0.010)
-    curve = wandering_curve(rng, _place(rng, side), rng.uniform(0.0, 2 * np.pi), length, 0.08)
+    curve = wandering_curve(rng, _position(rng, side), rng.uniform(0.0, 2 * np.pi), length, 0.08)
     distance = curve_distance(curve, side, side)
     frayed = blend(colour, ECRU * 0.9, rng.uniform(0.2, 0.5) * smooth_step(2.2 * width - distance, 2 * width))
     return blend(frayed, (0.05, 0.05, 0.07), rng.uniform(0.6, 0.95) * smooth_step(width - distance, width))
 
 
-def _place(rng: np.random.Generator, side: int) -> tuple[float, float]:
+def _position(rng: np.random.Generator, side: int) -> tuple[float, float]:
     x, y = rng.uniform(0.18, 0.82, 2) * side
     return float(x), float(y)
 
 
-Structure = Callable[[Weave, np.random.Generator], None]
-Surface = Callable[[Array, np.random.Generator], Array]
-FABRIC_DEFECTS: dict[str, tuple[Structure | None, Surface | None]] = {
+_WeaveChange = Callable[[Weave, np.random.Generator], None]
+_SurfaceChange = Callable[[Array, np.random.Generator], Array]
+FABRIC_DEFECTS: dict[str, tuple[_WeaveChange | None, _SurfaceChange | None]] = {
     "broken_thread": (_break_thread, None),
     "cut": (None, _cut),
     "hole": (None, _hole),

@@ -1,4 +1,4 @@
-"""The object line: a turned steel gear on a tray."""
+"""Draw the object line: a turned steel gear on a tray."""
 
 from __future__ import annotations
 
@@ -19,7 +19,17 @@ ROOT, WEB_OUTER, WEB_INNER, HOLE_RING, HOLE, BORE = 0.84, 0.73, 0.40, 0.565, 0.1
 
 @dataclass
 class Gear:
-    """Where the gear lies and what its teeth and holes are like (1 is as designed)."""
+    """A gear: its position on the tray, and the sizes of its teeth and holes (1 is as designed).
+
+    Attributes:
+        side: Height and width of the picture in pixels.
+        centre: ``x, y`` in pixels.
+        radius: Tip radius in pixels.
+        rotation: In radians.
+        tooth_height: Of each tooth.
+        hole_size: Of each hole.
+        missing: Signed distances of missing material, positive inside, ``(side, side)`` in pixels each.
+    """
 
     side: int
     centre: tuple[float, float]
@@ -31,13 +41,13 @@ class Gear:
 
     @classmethod
     def lying(cls, rng: np.random.Generator, side: int) -> Gear:
-        """A good gear, laid down by hand."""
+        """Make a good gear at a slightly random position, as if placed by hand."""
         x, y = side * (0.5 + rng.uniform(-0.012, 0.012, 2))
         radius = side * rng.uniform(0.42, 0.43)
         return cls(side, (float(x), float(y)), float(radius), float(rng.normal(0.0, 0.02)))
 
     def at(self, radius: float, angle: float) -> tuple[float, float]:
-        """Pixel ``x, y`` of a place given as a share of the tip radius and an angle from the first tooth."""
+        """Return the pixel ``x, y`` at a share of the tip radius and an angle from the first tooth, in radians."""
         turned = angle + self.rotation
         return (
             self.centre[0] + radius * self.radius * float(np.cos(turned)),
@@ -46,10 +56,10 @@ class Gear:
 
 
 def draw_gear(seed: int, defect: str | None, side: int) -> Array:
-    """Draw one picture; without its defect it is the same picture but for the defect.
+    """Draw one picture; with another defect, or none, the rest of the picture is the same.
 
     Args:
-        seed: Names the gear, how it lies and the place of the defect.
+        seed: Determines the gear, its position and the position of the defect.
         defect: A key of ``GEAR_DEFECTS``, or None for a good gear.
         side: Height and width in pixels.
 
@@ -69,7 +79,7 @@ def draw_gear(seed: int, defect: str | None, side: int) -> Array:
 
 
 def _shape(gear: Gear) -> tuple[Array, Array]:
-    """Where there is steel (0..1) and how high it stands, both ``(side, side)``."""
+    """Return the cover of steel (0..1) and the height of its surface, both ``(side, side)``."""
     side, edge = gear.side, gear.side / 256 * 1.2
     y, x = np.mgrid[:side, :side].astype(np.float32)
     r = np.hypot(x - gear.centre[0], y - gear.centre[1])
@@ -91,7 +101,7 @@ def _shape(gear: Gear) -> tuple[Array, Array]:
 
 
 def _shaded(gear: Gear, solid: Array, height: Array, rng: np.random.Generator) -> Array:
-    """Gear and tray under a lamp from the upper left."""
+    """Shade gear and tray under a lamp from the upper left."""
     side = gear.side
     lamp = rng.normal(-2.3, 0.03)
     slope_y, slope_x = np.gradient(gaussian_filter(height, side / 400))
@@ -105,7 +115,7 @@ def _shaded(gear: Gear, solid: Array, height: Array, rng: np.random.Generator) -
 
 
 def _turned_face(gear: Gear, lamp: float, rng: np.random.Generator) -> Array:
-    """Brightness of a face with turning grooves: rings, and the double fan that a lamp makes on them."""
+    """Shade a face with turning grooves: rings, and the double fan that a lamp makes on them."""
     side = gear.side
     y, x = np.mgrid[:side, :side].astype(np.float32)
     r = np.hypot(x - gear.centre[0], y - gear.centre[1])
@@ -126,9 +136,9 @@ def _light(colour: Array, rng: np.random.Generator) -> Array:
 
 
 def _chip(gear: Gear, rng: np.random.Generator) -> None:
-    """A bite out of the tip of a tooth."""
-    place = gear.at(rng.uniform(0.95, 1.0), 2 * np.pi * (rng.integers(TEETH) + rng.uniform(-0.15, 0.15)) / TEETH)
-    gear.missing.append(blot(rng, place, gear.side * rng.uniform(0.034, 0.06), gear.side, gear.side))
+    """Break a piece out of the tip of a tooth."""
+    tip = gear.at(rng.uniform(0.95, 1.0), 2 * np.pi * (rng.integers(TEETH) + rng.uniform(-0.15, 0.15)) / TEETH)
+    gear.missing.append(blot(rng, tip, gear.side * rng.uniform(0.034, 0.06), gear.side, gear.side))
 
 
 def _missing_tooth(gear: Gear, rng: np.random.Generator) -> None:
@@ -137,12 +147,12 @@ def _missing_tooth(gear: Gear, rng: np.random.Generator) -> None:
 
 
 def _bad_hole(gear: Gear, rng: np.random.Generator) -> None:
-    """Not drilled, or with the wrong drill."""
+    """Leave a hole undrilled, or drill it with the wrong drill."""
     gear.hole_size[rng.integers(HOLES)] = 0.0 if rng.random() < 0.5 else rng.uniform(0.4, 0.6)
 
 
 def _crack(colour: Array, gear: Gear, rng: np.random.Generator) -> Array:
-    """A fine dark line that starts at a hole."""
+    """Draw a fine dark line that starts at a hole."""
     angle = 2 * np.pi * rng.integers(HOLES) / HOLES
     outward = rng.random() < 0.4
     start = gear.at(HOLE_RING + (HOLE if outward else -HOLE), angle)
@@ -156,16 +166,16 @@ def _crack(colour: Array, gear: Gear, rng: np.random.Generator) -> Array:
 
 
 def _contamination(colour: Array, gear: Gear, rng: np.random.Generator) -> Array:
-    """A drop of oil or a curl of swarf on the face."""
+    """Put a drop of oil or a curl of swarf on the face."""
     side = gear.side
-    place = gear.at(rng.uniform(0.35, 0.8), rng.uniform(0.0, 2 * np.pi))
+    spot = gear.at(rng.uniform(0.35, 0.8), rng.uniform(0.0, 2 * np.pi))
     if rng.random() < 0.55:
         radius = side * rng.uniform(0.032, 0.07)
-        inside = blot(rng, place, radius, side, side)
+        inside = blot(rng, spot, radius, side, side)
         oil = blend(colour, colour * (0.52, 0.36, 0.18), rng.uniform(0.5, 0.9) * smooth_step(inside, radius * 0.4))
-        x, y = place[0] - radius * 0.3, place[1] - radius * 0.3
+        x, y = spot[0] - radius * 0.3, spot[1] - radius * 0.3
         return blend(oil, (0.95, 0.93, 0.88), 0.6 * smooth_step(blot(rng, (x, y), radius * 0.2, side, side), radius))
-    curve = wandering_curve(rng, place, rng.uniform(0.0, 2 * np.pi), side * rng.uniform(0.12, 0.25), 0.5)
+    curve = wandering_curve(rng, spot, rng.uniform(0.0, 2 * np.pi), side * rng.uniform(0.12, 0.25), 0.5)
     shadow = smooth_step(side / 128 - curve_distance(curve + side / 170, side, side), side / 128)
     curl = smooth_step(side / 200 - curve_distance(curve, side, side), side / 200)
     return blend(blend(colour, colour * 0.45, shadow), (0.80, 0.66, 0.42), curl)
@@ -183,9 +193,9 @@ def _scratch(colour: Array, gear: Gear, rng: np.random.Generator) -> Array:
     return colour
 
 
-Structure = Callable[[Gear, np.random.Generator], None]
-Surface = Callable[[Array, Gear, np.random.Generator], Array]
-GEAR_DEFECTS: dict[str, tuple[Structure | None, Surface | None]] = {
+_ShapeChange = Callable[[Gear, np.random.Generator], None]
+_SurfaceChange = Callable[[Array, Gear, np.random.Generator], Array]
+GEAR_DEFECTS: dict[str, tuple[_ShapeChange | None, _SurfaceChange | None]] = {
     "bad_hole": (_bad_hole, None),
     "chip": (_chip, None),
     "contamination": (None, _contamination),

@@ -1,4 +1,4 @@
-"""Deterministic noise and curves that the drawings are made of."""
+"""Make the deterministic noise and curves from which pictures are drawn."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ Array = NDArray[np.float32]
 
 
 def smooth_noise(rng: np.random.Generator, height: int, width: int, cell: tuple[float, float]) -> Array:
-    """Value noise of zero mean and unit deviation.
+    """Make value noise of zero mean and unit deviation.
 
     Args:
-        rng: Where the values come from.
+        rng: Source of the values.
         height: Rows.
         width: Columns.
-        cell: Rows and columns between two independent values: large is smooth, unequal is streaky.
+        cell: Rows and columns between two independent values; large cells are smooth, unequal ones streaky.
 
     Returns:
         ``(height, width)``.
@@ -31,7 +31,7 @@ def smooth_noise(rng: np.random.Generator, height: int, width: int, cell: tuple[
 
 
 def smooth_step(value: Array, width: float) -> Array:
-    """0 below ``-width / 2``, 1 above ``width / 2``, a soft edge in between."""
+    """Return 0 below ``-width / 2``, 1 above ``width / 2``, and a soft edge in between."""
     ramp: Array = np.clip(value / width + 0.5, 0.0, 1.0)
     return (ramp * ramp * (3.0 - 2.0 * ramp)).astype(np.float32)
 
@@ -39,7 +39,14 @@ def smooth_step(value: Array, width: float) -> Array:
 def wandering_curve(
     rng: np.random.Generator, start: tuple[float, float], angle: float, length: float, wobble: float
 ) -> Array:
-    """A curve that sets out at ``angle`` (radians) and loses its way by ``wobble`` a step.
+    """Draw a random curve.
+
+    Args:
+        rng: Source of the turns.
+        start: First point ``x, y`` in pixels.
+        angle: First direction in radians.
+        length: In pixels.
+        wobble: Standard deviation of the change of direction at each step, in radians.
 
     Returns:
         Points ``(n, 2)`` as ``x, y``.
@@ -52,7 +59,7 @@ def wandering_curve(
 
 
 def curve_distance(points: Array, height: int, width: int) -> Array:
-    """Distance in pixels of every place from the polyline through ``points``: ``(height, width)``."""
+    """Return the distance of every pixel from the polyline through ``points``: ``(height, width)`` in pixels."""
     y, x = np.mgrid[:height, :width].astype(np.float32)
     nearest = np.full((height, width), np.inf, dtype=np.float32)
     for (x0, y0), (x1, y1) in pairwise(points):
@@ -63,7 +70,11 @@ def curve_distance(points: Array, height: int, width: int) -> Array:
 
 
 def blot(rng: np.random.Generator, centre: tuple[float, float], radius: float, height: int, width: int) -> Array:
-    """Signed distance (positive inside, pixels) of an irregular blot around ``centre`` (``x, y``)."""
+    """Draw an irregular blot around ``centre`` ``x, y``.
+
+    Returns:
+        Signed distance of every pixel from its outline, positive inside: ``(height, width)`` in pixels.
+    """
     y, x = np.mgrid[:height, :width].astype(np.float32)
     x, y = x - centre[0], y - centre[1]
     theta = np.arctan2(y, x)
@@ -75,7 +86,7 @@ def blot(rng: np.random.Generator, centre: tuple[float, float], radius: float, h
 
 
 def blend(below: Array, above: Array | tuple[float, ...], cover: Array) -> Array:
-    """Lay ``above`` over ``below`` ``(h, w, 3)`` where ``cover`` ``(h, w)`` is 1."""
+    """Blend ``above`` over ``below`` ``(h, w, 3)`` with the opacity ``cover`` ``(h, w)`` in 0..1."""
     weight = cover[..., None]
     mixed: Array = below * (1.0 - weight) + np.asarray(above, dtype=np.float32) * weight
     return mixed.astype(np.float32)

@@ -1,6 +1,6 @@
-"""Synthetic defects on good images: evidence for a gate that has no real defects.
+"""Paste synthetic defects on good images: evidence for a gate that has no real defects.
 
-They stand for no real defect. They only order detectors: one that misses these misses real ones too.
+They represent no real defect. They only rank detectors: one that misses these misses real ones too.
 """
 
 from __future__ import annotations
@@ -16,22 +16,22 @@ from csflow.errors import DataError
 from csflow.synthetic.noise import Array, blend, blot, curve_distance, smooth_noise, smooth_step, wandering_curve
 
 MIN_SIDE = 16  # below this a defect of a few pixels would cover the image
-VISIBLE = 6  # least change of any channel, in levels of 255, counted as defective
+_VISIBLE_LEVELS = 6  # least change of any channel, in levels of 255, counted as defective
 
 
 def paste_defects(images: Sequence[Image.Image], seed: int) -> tuple[list[Image.Image], list[Image.Image]]:
     """Paste one synthetic defect on each image.
 
-    Kinds, sizes (about 3 % to 20 % of the shorter side) and contrasts vary, subtle ones included. Defects
-    fall where the image has structure, so that a part is hit more often than the plain tray it lies on.
+    Kinds, sizes (about 3 % to 20 % of the shorter side) and contrasts vary, subtle ones included. Defects are placed
+    where the image has structure, so that a part is hit more often than the plain tray below it.
 
     Args:
         images: Good images; read as RGB, of any size from 16 x 16.
-        seed: The same images and seed give the same defects; each image's defect also depends on its position.
+        seed: The same images and seed give the same defects; each image's defect also depends on its index.
 
     Returns:
         The images with a defect in mode RGB, and masks of the same sizes in mode L: 255 where the image changed and in
-        pinholes between such places.
+        pinholes between such pixels.
 
     Raises:
         DataError: If an image is smaller than 16 pixels on a side.
@@ -40,7 +40,7 @@ def paste_defects(images: Sequence[Image.Image], seed: int) -> tuple[list[Image.
         Li et al., CutPaste, CVPR 2021 (patches and scars from the image itself); Zavrtanik et al., DRAEM,
         ICCV 2021 (noise-shaped defects).
     """
-    pairs = [_paste(image, np.random.default_rng([seed, place])) for place, image in enumerate(images)]
+    pairs = [_paste(image, np.random.default_rng([seed, index])) for index, image in enumerate(images)]
     return [image for image, _ in pairs], [mask for _, mask in pairs]
 
 
@@ -64,11 +64,11 @@ def _levels(image: Array) -> NDArray[np.uint8]:
 
 def _changed(before: NDArray[np.uint8], after: NDArray[np.uint8]) -> NDArray[np.bool_]:
     change: NDArray[np.int16] = np.abs(after.astype(np.int16) - before.astype(np.int16)).max(axis=2)
-    return change >= VISIBLE
+    return change >= _VISIBLE_LEVELS
 
 
-def _structured_place(image: Array, rng: np.random.Generator) -> tuple[float, float]:
-    """A random place ``x, y``, likelier where the brightness changes nearby."""
+def _structured_position(image: Array, rng: np.random.Generator) -> tuple[float, float]:
+    """Choose a random pixel ``x, y``, more likely where the brightness changes nearby."""
     height, width, _ = image.shape
     gray = image.mean(axis=2)
     rows, columns = np.gradient(gaussian_filter(gray, 1.0))
@@ -79,14 +79,14 @@ def _structured_place(image: Array, rng: np.random.Generator) -> tuple[float, fl
 
 
 def _blot_cover(image: Array, rng: np.random.Generator) -> Array:
-    """Soft cover ``(h, w)`` of an irregular blot."""
+    """Return the soft cover ``(h, w)`` of an irregular blot."""
     height, width, _ = image.shape
     radius = max(2.0, min(height, width) * float(np.exp(rng.uniform(np.log(0.03), np.log(0.11)))))
-    return smooth_step(blot(rng, _structured_place(image, rng), radius, height, width), max(1.5, radius * 0.3))
+    return smooth_step(blot(rng, _structured_position(image, rng), radius, height, width), max(1.5, radius * 0.3))
 
 
 def _spot(image: Array, rng: np.random.Generator) -> Array:
-    """Darker, brighter or tinted: stains, oil, burns, bare places."""
+    """Darken, brighten or tint a spot, like a stain, oil, a burn or a bare patch."""
     tint = rng.uniform(0.7, 1.3, 3)
     strength = float(rng.uniform(0.15, 0.6)) * (1 if rng.random() < 0.4 else -1)
     changed = np.clip(image * tint * (1.0 + strength) + 0.1 * strength, 0.0, 1.0)
@@ -94,7 +94,7 @@ def _spot(image: Array, rng: np.random.Generator) -> Array:
 
 
 def _patch(image: Array, rng: np.random.Generator) -> Array:
-    """Another place of the same image, turned by a right angle: wrong structure of the right colour."""
+    """Copy another part of the same image, turned by a right angle: wrong structure in the right colour."""
     height, width, _ = image.shape
     turned = np.rot90(image, 2) if height != width or rng.random() < 0.5 else np.rot90(image)
     moved = np.roll(turned, (int(rng.integers(height)), int(rng.integers(width))), axis=(0, 1))
@@ -103,10 +103,10 @@ def _patch(image: Array, rng: np.random.Generator) -> Array:
 
 
 def _scratch(image: Array, rng: np.random.Generator) -> Array:
-    """A fine dark or bright line."""
+    """Draw a fine dark or bright line."""
     height, width, _ = image.shape
     side = min(height, width)
-    start, length = _structured_place(image, rng), side * rng.uniform(0.1, 0.35)
+    start, length = _structured_position(image, rng), side * rng.uniform(0.1, 0.35)
     heading, wobble = rng.uniform(0.0, 2 * np.pi), rng.uniform(0.02, 0.3)
     curve = wandering_curve(rng, start, heading, length, wobble)
     thickness = max(0.8, side * float(rng.uniform(0.002, 0.008)))
@@ -116,7 +116,7 @@ def _scratch(image: Array, rng: np.random.Generator) -> Array:
 
 
 def _grain(image: Array, rng: np.random.Generator) -> Array:
-    """Roughness: noise laid over a blot."""
+    """Roughen a spot with noise."""
     height, width, _ = image.shape
     cell = max(1.0, min(height, width) / float(rng.uniform(60, 120)))
     noise = smooth_noise(rng, height, width, (cell, cell))[..., None] * rng.uniform(0.06, 0.2)
@@ -124,7 +124,7 @@ def _grain(image: Array, rng: np.random.Generator) -> Array:
 
 
 def _invert(image: Array, rng: np.random.Generator) -> Array:
-    """A blot that shows on any image, a constant one included."""
+    """Invert a spot, which is visible on any image, a constant one included."""
     far = np.where(image.mean() > 0.5, image * 0.3, 0.7 + 0.3 * image)
     return blend(image, far.astype(np.float32), _blot_cover(image, rng))
 

@@ -4,6 +4,10 @@ The identity of some modules is a digest over their source and that of every mod
 indirectly, at module level or inside functions. Nobody keeps a list: what is imported counts, what is not does not.
 Comments, docstrings and layout do not count, so that words can be improved without retraining every line; imports
 under ``if TYPE_CHECKING`` do not count, because they never run.
+
+A package that only collects names from its modules does not count itself: a name that is taken from it counts as taken
+from the module that defines it. A module that is imported by a name computed at run time must be named as a root:
+nothing in the source tells of it.
 """
 
 from __future__ import annotations
@@ -41,10 +45,10 @@ def code_version(*roots: str) -> str:
         ModuleNotFoundError: If there is no such module.
     """
     packages = frozenset({"csflow", *(root.partition(".")[0] for root in roots)})
-    return sha256_json([[name, _module(name, packages).digest] for name in sorted(code_of(*roots))])
+    return sha256_json([[name, _module(name, packages).digest] for name in sorted(modules_of(*roots))])
 
 
-def code_of(*roots: str) -> set[str]:
+def modules_of(*roots: str) -> set[str]:
     """Return the names of some modules and of all modules that they import, directly or indirectly.
 
     Args:
@@ -62,11 +66,11 @@ def code_of(*roots: str) -> set[str]:
 
 
 def _with_parents(name: str) -> Iterator[str]:
-    """A module and the packages around it, whose code runs as well; but a top-level package only tells its version."""
+    """Yield a module and the packages around it, whose code runs too; not the top-level one with the version."""
     parts = name.split(".")
     for length in range(2, len(parts) + 1):
         parent = ".".join(parts[:length])
-        if _file(parent) is not None:  # a folder without __init__.py has no code
+        if _file(parent) is not None and (parent == name or not _collected(parent)):
             yield parent
 
 
@@ -86,14 +90,33 @@ def _imports(tree: ast.AST) -> Iterator[str]:
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
-            for alias in node.names:
-                submodule = f"{node.module}.{alias.name}"
-                yield submodule if _file(submodule) is not None else node.module
+            yield from (_origin(node.module, alias.name) for alias in node.names)
+
+
+def _origin(module: str, name: str) -> str:
+    """Return the module that defines a name imported from a module, which may itself have imported it."""
+    submodule = f"{module}.{name}"
+    return submodule if _file(submodule) is not None else _collected(module).get(name, module)
+
+
+@cache
+def _collected(package: str) -> dict[str, str]:
+    """Return the modules that define the names of a package which does nothing but collect them; else no names."""
+    file = _file(package)
+    if file is None or file.name != "__init__.py":
+        return {}
+    origins: dict[str, str] = {}
+    for statement in _Essence().visit(ast.parse(file.read_text(encoding="utf-8"))).body:
+        if isinstance(statement, ast.ImportFrom) and statement.module and not statement.level:
+            origins |= {each.asname or each.name: _origin(statement.module, each.name) for each in statement.names}
+        elif not isinstance(statement, ast.Assign) or ast.unparse(statement.targets[0]) != "__all__":
+            return {}
+    return origins
 
 
 @cache
 def _file(name: str) -> Path | None:
-    """The source file of a module or package; ``None`` if there is none."""
+    """Return the source file of a module or package; ``None`` if there is none."""
     top, _, rest = name.partition(".")
     spec = find_spec(top)
     folders = list(spec.submodule_search_locations or []) if spec else []
@@ -104,16 +127,15 @@ def _file(name: str) -> Path | None:
 
 
 class _Essence(ast.NodeTransformer):
-    """Drops what cannot change what code does: strings that are statements, and imports for type checkers."""
+    """Drops what cannot change a result: strings that are statements, and code for type checkers."""
 
     def visit_Expr(self, node: ast.Expr) -> ast.AST | None:
         is_text = isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
         return None if is_text else self.generic_visit(node)
 
     def visit_If(self, node: ast.If) -> ast.AST | list[ast.stmt]:
-        if isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING":
-            return [each for each in node.orelse if self.visit(each) is not None]
-        return self.generic_visit(node)
+        visited = self.generic_visit(node)
+        return node.orelse if ast.unparse(node.test) in ("TYPE_CHECKING", "typing.TYPE_CHECKING") else visited
 
     def generic_visit(self, node: ast.AST) -> ast.AST:
         super().generic_visit(node)

@@ -36,22 +36,22 @@ class Variable:
 _OURS = (
     Variable(
         "CSFLOW_PROJECT",
-        "Folder of the project, which holds `lines/` and `pipelines/`; `csflow --project DIR` sets it for one command.",
-        "the nearest project upwards from the current folder",
+        "Folder of the project: the one that holds `lines/` and `pipelines/`. `csflow --project DIR` sets it.",
+        "the nearest project, from the current folder upwards",
         "/srv/factory",
         "all commands",
     ),
     Variable(
         "CSFLOW_HOME",
         "Folder of the workspace: data, features, models, runs, endpoints and MLflow's database.",
-        "`.csflow` in the project, else in the current folder",
+        "`.csflow` in the project's folder, without a project in the current one",
         "/srv/csflow",
         "all commands and steps",
     ),
     Variable(
         "CSFLOW_LINES",
         "Folder that holds the YAML files of the lines.",
-        "`lines` in the project, else in the current folder",
+        "`lines` in the project's folder, without a project in the current one",
         "/srv/factory/lines",
         "all commands that take a line",
     ),

@@ -15,7 +15,7 @@ from PIL import Image
 from csflow.config import load_line
 from csflow.detector.engine import Engine
 from csflow.release.locate import locate_detector
-from csflow.reporting.sheet import GOOD, judged_sheet
+from csflow.reporting.sheet import GOOD_KIND, judged_sheet
 from csflow.runs.checkout import materialise
 from csflow.runs.services import Services
 
@@ -42,7 +42,7 @@ def main() -> None:
 def first_of_each_kind(files: list[Path]) -> list[Path]:
     """Return the first file of each folder, that of the good parts first."""
     kinds: dict[str, Path] = {}
-    for file in sorted(files, key=lambda f: (f.parent.name != GOOD, f.parent.name, f.name)):
+    for file in sorted(files, key=lambda f: (f.parent.name != GOOD_KIND, f.parent.name, f.name)):
         kinds.setdefault(file.parent.name, file)
     return list(kinds.values())
 

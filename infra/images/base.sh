@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# Make a Python base image from Debian packages, where no container registry can be reached.
+# Make a Python base image from Debian packages where no container registry is reachable.
 #
 #   infra/images/base.sh [--tag NAME:TAG] [--suite SUITE] [--mirror URL] [--include PACKAGE,...] [--force]
 #
-# `make images` finds the image under its default name. It holds a minimal Debian, Python with the venv module and
-# CA certificates. A mirror given here is written into the image's apt sources, so that a later apt-get install in
-# it finds the same place.
+# `make images` finds the image under its default name. It contains a minimal Debian, Python with the venv module and
+# CA certificates. A mirror given here is written to the image's apt sources, so that a later apt-get install in it
+# uses the same mirror.
 set -euo pipefail
 
 tag=csflow-base:bookworm suite=bookworm mirror='' include='' force=''
@@ -24,11 +24,11 @@ while [ $# -gt 0 ]; do
   esac
 done
 
-command -v docker >/dev/null || fail "docker is missing. Install it (Debian: apt-get install docker.io)."
-command -v mmdebstrap >/dev/null || fail "mmdebstrap is missing. Install it (Debian: apt-get install mmdebstrap)."
-docker info >/dev/null 2>&1 || fail "no Docker engine answers. Start one, or set DOCKER_HOST to where one runs."
+command -v docker >/dev/null || fail "Docker is not installed. Install it (Debian: apt-get install docker.io)."
+command -v mmdebstrap >/dev/null || fail "mmdebstrap is not installed. Install it (Debian: apt-get install mmdebstrap)."
+docker info >/dev/null 2>&1 || fail "No Docker engine answers. Start one, or set DOCKER_HOST to the address of one."
 if [ -z "$force" ] && docker image inspect "$tag" >/dev/null 2>&1; then
-  echo "$tag is there already (--force makes it again)."
+  echo "$tag exists already (--force makes it again)."
   exit 0
 fi
 

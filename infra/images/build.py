@@ -1,7 +1,7 @@
-"""Build csflow-train and csflow-serve from the locks, and print how big they are and how long they take to start.
+"""Build csflow-train and csflow-serve from the locks, and print their sizes and start-up times.
 
 ``make images`` calls this. BASE_IMAGE, INDEX_URL and CA_BUNDLE (options, or environment variables) make it work in
-an air-gapped factory; without them the base image is what this machine has or can pull, and index and certificates
+an air-gapped factory. Without them the base image is one that this machine has or can pull, and index and certificates
 are those that pip uses here. Only the standard library is needed.
 """
 
@@ -33,11 +33,11 @@ READY_SECONDS = 180.0
 
 
 class BuildError(Exception):
-    """The images cannot be built; says what to do."""
+    """The images cannot be built; the message says what to do."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Build, measure, print; the exit status."""
+    """Build the images, print their figures, and return the exit status."""
     options = _parser().parse_args(arguments)
     try:
         check_engine()
@@ -62,7 +62,9 @@ def _parser() -> argparse.ArgumentParser:
     certificates = environment("CA_BUNDLE") or environment("PIP_CERT") or environment("SSL_CERT_FILE")
     parser.add_argument("--base-image", default=environment("BASE_IMAGE", ""), help="Python 3.11 or newer on Debian.")
     parser.add_argument("--index-url", default=environment("INDEX_URL", ""), help="Package index.")
-    parser.add_argument("--ca-bundle", default=certificates or "", help="PEM file that build downloads are checked by.")
+    parser.add_argument(
+        "--ca-bundle", default=certificates or "", help="PEM file to verify downloads of the build with."
+    )
     parser.add_argument("--network", default="host", help="Network of the build (default %(default)s).")
     parser.add_argument("--only", action="append", choices=IMAGES, help="Build this one; may be repeated.")
     return parser
@@ -71,13 +73,13 @@ def _parser() -> argparse.ArgumentParser:
 def check_engine() -> None:
     """Raise `BuildError` unless a Docker engine answers."""
     if shutil.which("docker") is None:
-        raise BuildError("docker is missing. Install it (Debian: apt-get install docker.io).")
+        raise BuildError("Docker is not installed. Install it (Debian: apt-get install docker.io).")
     if _docker("info").returncode != 0:
-        raise BuildError("no Docker engine answers. Start one, or set DOCKER_HOST to where one runs.")
+        raise BuildError("No Docker engine answers. Start one, or set DOCKER_HOST to the address of one.")
 
 
 def base_image(asked: str) -> str:
-    """The base image asked for, else one that is here, else Python's from the public registry if it can be pulled."""
+    """Return the requested base image, else one that the engine has, else Python's public one if it can be pulled."""
     for name in [asked] if asked else [OWN_BASE, PUBLIC_BASE]:
         if _docker("image", "inspect", name).returncode == 0:
             return name
@@ -86,13 +88,13 @@ def base_image(asked: str) -> str:
         if _docker("pull", "--quiet", wanted, timeout=300).returncode == 0:
             return wanted
     raise BuildError(
-        f"The base image {wanted} is not here and cannot be pulled. Make one from Debian packages with "
+        f"The engine does not have the base image {wanted} and cannot pull it. Make one from Debian packages with "
         f"infra/images/base.sh ({OWN_BASE}), or name one that this engine has: make images BASE_IMAGE=NAME:TAG"
     )
 
 
 def index_url(asked: str) -> str:
-    """The package index asked for, else the one that pip or uv uses here; empty for the public one."""
+    """Return the requested package index, else the one that pip or uv uses here; empty for the public one."""
     environment = os.environ.get("PIP_INDEX_URL") or os.environ.get("UV_DEFAULT_INDEX")
     found = asked or environment or _pip_setting("global.index-url")
     if found.startswith("file:"):
@@ -107,16 +109,16 @@ def _pip_setting(key: str) -> str:
 
 
 def shown(url: str) -> str:
-    """An address without the name and password that may be in it."""
+    """Return an address without a user name and password."""
     parts = urlsplit(url)
     return url.replace(f"{parts.netloc}", parts.netloc.rpartition("@")[2], 1) if url else "as pip's default"
 
 
 @contextmanager
 def build_context(certificates: str) -> Iterator[Path]:
-    """A folder with what goes into the images, and the certificates that the build stages check downloads by."""
+    """Yield a folder with the contents of the images and the certificates that verify downloads of the build."""
     if certificates and not Path(certificates).is_file():
-        raise BuildError(f"The CA bundle {certificates} is no file. Correct CA_BUNDLE, PIP_CERT or SSL_CERT_FILE.")
+        raise BuildError(f"The CA bundle {certificates} is not a file. Correct CA_BUNDLE, PIP_CERT or SSL_CERT_FILE.")
     with tempfile.TemporaryDirectory() as folder:
         context = Path(folder)
         for name in CONTEXT:
@@ -131,7 +133,7 @@ def build_context(certificates: str) -> Iterator[Path]:
 
 
 def build_arguments(base: str, index: str, bundle: str) -> list[str]:
-    """All build arguments; empty ones are left out."""
+    """Return all build arguments; empty ones are left out."""
     values = {
         "BASE_IMAGE": base,
         "INDEX_URL": index,
@@ -139,7 +141,7 @@ def build_arguments(base: str, index: str, bundle: str) -> list[str]:
         "VERSION": project_version(),
         "REVISION": revision(),
         "SOURCE": source(),
-        # Of the commit, not of the clock: the same commit gives the same labels.
+        # The time of the commit and not the present one, so that the same commit gives the same labels.
         "CREATED": _git("log", "-1", "--format=%cI"),
     }
     given = [f"--build-arg={name}={value}" for name, value in values.items() if value]
@@ -147,24 +149,18 @@ def build_arguments(base: str, index: str, bundle: str) -> list[str]:
 
 
 def project_version() -> str:
-    """The version in pyproject.toml, the tag of the images."""
+    """Return the version in pyproject.toml, which is the tag of the images."""
     return str(tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"])
 
 
 def revision() -> str:
-    """The commit, with ``-dirty`` when what goes into the images is not as committed; empty without git."""
+    """Return the commit, with ``-dirty`` if the contents of the images differ from it; empty without git."""
     commit = _git("rev-parse", "HEAD")
     return f"{commit}-dirty" if commit and _git("status", "--porcelain", "--", *CONTEXT) else commit
 
 
-def built_from(image: str) -> str:
-    """The commit that an image's label names; empty if the engine has no such image."""
-    label = '--format={{index .Config.Labels "org.opencontainers.image.revision"}}'
-    return _docker("image", "inspect", label, image).stdout.strip()
-
-
 def source() -> str:
-    """Address of the repository that was cloned, without credentials; empty if it is none."""
+    """Return the address of the cloned repository, without credentials; empty if there is none."""
     url = _git("remote", "get-url", "origin")
     return shown(url) if "://" in url and not url.startswith("file:") else ""
 
@@ -177,7 +173,7 @@ def _git(*arguments: str) -> str:
 
 
 def build(name: str, context: Path, arguments: list[str], network: str) -> None:
-    """Build one image; all that the engine prints goes to a file, of which a failure shows the end."""
+    """Build one image; the engine's output goes to a log file, whose end is shown after a failure."""
     log = ROOT / "build" / "images" / f"{name}.log"
     log.parent.mkdir(parents=True, exist_ok=True)
     tag, start = f"{name}:{project_version()}", time.monotonic()
@@ -201,7 +197,7 @@ def report(names: Sequence[str]) -> None:
 
 
 def start_up(name: str, version: str) -> str:
-    """How long an image takes from ``docker run`` to being of use, in words."""
+    """Measure and describe how long an image takes from ``docker run`` until it is usable."""
     image = f"{name}:{version}"
     if name == "csflow-train":
         command = _seconds_of(image, "csflow", "--help")
@@ -209,7 +205,7 @@ def start_up(name: str, version: str) -> str:
         return f"csflow --help {command:.1f} s, all imports of a training step {imports:.1f} s"
     maker = f"csflow-train:{version}"
     if _docker("image", "inspect", maker).returncode != 0:
-        return f"start-up not measured: the detector to serve is made by {maker}, which is not here"
+        return f"start-up not measured: {maker} makes the detector to serve, and the engine does not have it"
     with tempfile.TemporaryDirectory() as folder:
         make_small_detector(maker, Path(folder))
         ready = min(_seconds_until_ready(image, Path(folder) / "small") for _ in range(2))
@@ -217,7 +213,7 @@ def start_up(name: str, version: str) -> str:
 
 
 def _seconds_of(image: str, *command: str) -> float:
-    """The better of two: the first one reads an image from disk that was just written."""
+    """Return the better of two times, because the first run reads the new image from disk."""
     taken = []
     for _ in range(2):
         start = time.monotonic()
@@ -227,7 +223,7 @@ def _seconds_of(image: str, *command: str) -> float:
 
 
 def make_small_detector(image: str, folder: Path) -> None:
-    """Let the training image write a small detector, for the line ``small``, into ``folder/small``."""
+    """Make the training image write a small detector, for the line ``small``, into ``folder/small``."""
     folder.chmod(0o755)
     script = ROOT / ".ci" / "small_detector.py"
     mounts = [f"--volume={folder}:/out", f"--volume={script}:/small_detector.py:ro"]
@@ -252,7 +248,7 @@ def _seconds_until_ready(image: str, detector: Path) -> float:
                     return time.monotonic() - start
             time.sleep(0.05)
         said = _docker("logs", "--tail=20", container)
-        raise BuildError(f"{image} does not get ready. It says:\n{said.stdout}{said.stderr}")
+        raise BuildError(f"{image} does not become ready. Its log ends with:\n{said.stdout}{said.stderr}")
     finally:
         _docker("rm", "--force", container)
 
@@ -262,7 +258,7 @@ def _running(container: str) -> bool:
 
 
 def free_port() -> int:
-    """A TCP port of this machine that is free right now."""
+    """Return a TCP port of this machine that is free at the moment."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

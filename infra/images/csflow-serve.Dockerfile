@@ -17,7 +17,7 @@ COPY infra/images/finish.sh /tmp/
 RUN sh /tmp/finish.sh && rm /tmp/finish.sh
 COPY --from=build /opt/csflow /opt/csflow
 COPY --from=build /app /app
-# The only place that is written to is /tmp: the root file system may be read-only.
+# Only /tmp is written to, so the root file system may be read-only.
 ENV PATH=/app/site/bin:/opt/csflow/bin:/usr/local/bin:/usr/bin:/bin \
     HOME=/tmp USER=csflow LOGNAME=csflow LANG=C.UTF-8 \
     PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1

@@ -16,13 +16,13 @@ COPY pipelines/ /app/pipelines/
 RUN /opt/csflow/bin/python -m compileall -q /app/components /app/pipelines
 
 FROM ${BASE_IMAGE}
-# DVC reads revisions through git. A base image that brings it (base.sh --include git) needs no Debian mirror here.
+# DVC reads revisions through git. A base image that contains it (base.sh --include git) needs no Debian mirror here.
 COPY infra/images/finish.sh /tmp/
 RUN { command -v git >/dev/null || { apt-get update -q && apt-get install -qy --no-install-recommends git; }; } \
     && sh /tmp/finish.sh && rm /tmp/finish.sh && install -d -o 10001 -g 10001 /workspace
 COPY --from=build /opt/csflow /opt/csflow
 COPY --from=build /app /app
-# Written to are the workspace, which is a mounted volume, and /tmp: the root file system may be read-only.
+# Only the workspace, which is a mounted volume, and /tmp are written to, so the root file system may be read-only.
 ENV PATH=/app/site/bin:/opt/csflow/bin:/usr/local/bin:/usr/bin:/bin \
     HOME=/tmp USER=csflow LOGNAME=csflow LANG=C.UTF-8 \
     PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 \

@@ -1,5 +1,5 @@
 #!/bin/sh
-# What the final stages of both images do to their base: no installers left, and a user without rights.
+# Prepare the base in the final stages of both images: remove the installers and add a user without rights.
 set -eu
 for python in /usr/lib/python3* /usr/local/lib/python3*; do
   rm -rf "$python/ensurepip" "$python"/*-packages/pip "$python"/*-packages/pip-* \

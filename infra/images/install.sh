@@ -1,10 +1,10 @@
 #!/bin/sh
 # What the build stages of both images install: install.sh requirements FILE | install.sh code FOLDER.
-# INDEX_URL and CA_BUNDLE come as build arguments; nothing of them reaches the final stage.
+# INDEX_URL and CA_BUNDLE are build arguments; neither reaches the final stage.
 set -eu
 [ -z "${INDEX_URL:-}" ] || export PIP_INDEX_URL="$INDEX_URL" UV_DEFAULT_INDEX="$INDEX_URL"
 [ -z "${CA_BUNDLE:-}" ] || export PIP_CERT="/ca/$CA_BUNDLE" SSL_CERT_FILE="/ca/$CA_BUNDLE"
-# Bytecode is made here: on a read-only root every start would compile all its imports again.
+# Bytecode is compiled here, because on a read-only root every start would compile all its imports again.
 export UV_NO_CACHE=1 UV_LINK_MODE=copy UV_COMPILE_BYTECODE=1 UV_HTTP_TIMEOUT=300 UV_PYTHON_DOWNLOADS=never UV_NO_PROGRESS=1 NO_COLOR=1
 
 if [ ! -x /tools/bin/uv ]; then
@@ -15,9 +15,9 @@ case $1 in
   requirements)
     /tools/bin/uv venv --quiet --python "$(command -v python3)" /opt/csflow
     /tools/bin/uv pip sync --python /opt/csflow/bin/python "$2"
-    # Static libraries are of use to a linker only.
+    # Only a linker needs static libraries.
     find /opt/csflow -name '*.a' -delete
-    # The code lies in a folder of its own, so that a change of it leaves this big layer alone.
+    # The code is in a folder of its own, so that a change of it leaves this big layer unchanged.
     site=$(/opt/csflow/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
     echo /app/site >"$site/csflow.pth" ;;
   code)

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import yaml
 from PIL import Image
-from published import cli, mvtec, runs
+from published import cli, mvtec, mvtec_paper, mvtec_table, runs
 from published.log import TableRun
 from published.protocol import FOLDER, Protocol, RowSpec, load_protocol
 from published.table import differences, markdown, row_of, show
@@ -24,7 +24,7 @@ from csflow.errors import ConfigError, DataError
 from csflow.metrics import IMAGE_METRICS, paired_bootstrap
 
 PROTOCOLS = sorted(FOLDER.glob("*.yaml"))
-PAPER = mvtec.PaperTable.model_validate(yaml.safe_load((FOLDER / "table1-paper.yml").read_text()))
+PAPER = mvtec_paper.PaperTable.model_validate(yaml.safe_load((FOLDER / "table1-paper.yml").read_text()))
 
 
 def measured(auroc: float, seed: int = 0) -> dict[str, Any]:
@@ -65,7 +65,7 @@ and 1.1 points off, which no rounding explains; Mahalanobis' average is 0.07 off
 
 
 @pytest.mark.parametrize("group", ["textures", "objects", "average"])
-def test_table_1_has_the_papers_averages(group: mvtec.Group) -> None:
+def test_table_1_has_the_papers_averages(group: mvtec_paper.Group) -> None:
     """What was typed from the paper agrees with its averages, but where the paper disagrees with itself."""
     printed, chosen = PAPER.averages[group], [PAPER.classes[name] for name in PAPER.of(group)]
     assert np.mean([one.full for one in chosen]) == pytest.approx(printed.full, abs=ROUNDED)
@@ -85,16 +85,16 @@ def test_averages_are_of_the_papers_classes_and_laid_beside_only_when_complete(
     def rows(names: Sequence[str]) -> list[dict[str, Any]]:
         return [{"class": name, "kind": None, **row_of("full", None, {0: measured(0.5)})} for name in names]
 
-    some = mvtec.averages([*rows(["tile", "grid"]), *rows(["washer"])], "full", PAPER)
-    assert some["textures"] == mvtec.Average(0.5, 2, 5)
-    assert some["average"] == mvtec.Average(0.5, 2, 15)
+    some = mvtec_paper.averages([*rows(["tile", "grid"]), *rows(["washer"])], "full", PAPER)
+    assert some["textures"] == mvtec_paper.Average(0.5, 2, 5)
+    assert some["average"] == mvtec_paper.Average(0.5, 2, 15)
     assert "objects" not in some
     methods = [RowSpec(method="full")]
-    mvtec.show(rows(["tile", "washer"]), PAPER, methods)
+    mvtec_table.show(rows(["tile", "washer"]), PAPER, methods)
     shown = capsys.readouterr().out
     assert "50.0 (1 of 15)" in shown
     assert "50.0 / 98.7" not in shown
-    mvtec.show(rows(list(PAPER.classes)), PAPER, methods)
+    mvtec_table.show(rows(list(PAPER.classes)), PAPER, methods)
     shown = capsys.readouterr().out
     for ours in ("50.0 / 99.8", "50.0 / 98.2", "50.0 / 98.7"):
         assert ours in shown
@@ -307,19 +307,19 @@ def test_the_joint_average_is_laid_beside_only_if_no_other_class_was_fitted(caps
         return [{"class": name, "kind": None, **row_of("joint", None, {0: measured(0.5)})} for name in names]
 
     methods = [RowSpec(method="joint", joint=True)]
-    text = mvtec.markdown(rows([*PAPER.classes]), PAPER, methods)
+    text = mvtec_table.markdown(rows([*PAPER.classes]), PAPER, methods)
     assert "| Average | 50.0 / 98.2 |" in text
     assert "| Textures | 50.0 / - |" in text, "the paper prints no such average of its joint model"
-    assert "| Average | 50.0 (14 of 15) |" in mvtec.markdown(rows([*PAPER.classes][1:]), PAPER, methods)
-    text = mvtec.markdown(rows([*PAPER.classes, "washer"]), PAPER, methods)
+    assert "| Average | 50.0 (14 of 15) |" in mvtec_table.markdown(rows([*PAPER.classes][1:]), PAPER, methods)
+    text = mvtec_table.markdown(rows([*PAPER.classes, "washer"]), PAPER, methods)
     assert "| Average | 50.0 (fitted to 1 more) |" in text
-    mvtec.show([{"class": "[/a]", "method": "joint", "error": "[b]", "paper": None}], PAPER, methods)
+    mvtec_table.show([{"class": "[/a]", "method": "joint", "error": "[b]", "paper": None}], PAPER, methods)
     assert "Failed: [/a], joint: [b]" in capsys.readouterr().out
 
 
 def test_the_averages_of_few_images_stand_beside_the_papers_of_few_images() -> None:
     rows = [{"class": name, "kind": None, **row_of("16 shots", None, {0: measured(0.5)})} for name in PAPER.classes]
-    text = mvtec.markdown(rows, PAPER, [RowSpec(method="16 shots", set={"roles": {"shots": 16}})])
+    text = mvtec_table.markdown(rows, PAPER, [RowSpec(method="16 shots", set={"roles": {"shots": 16}})])
     for group, theirs in {"Textures": "98.5", "Objects": "91.0", "Average": "93.5"}.items():
         assert f"| {group} | 50.0 / {theirs} |" in text
 

@@ -6,8 +6,9 @@ from sidebyside.weights import to_anomalib, to_official
 
 from csflow.config import FlowConfig
 from csflow.detector.scoring import anomaly_score
-from csflow.flow.cross_scale import CrossScaleFlow, Pyramid
+from csflow.flow.cross_scale import CrossScaleFlow
 from csflow.flow.official_weights import from_official
+from csflow.flow.pyramid import Pyramid
 
 
 def flow_and_features() -> tuple[CrossScaleFlow, Pyramid]:

@@ -10,7 +10,7 @@ import scale
 import torch
 
 from csflow.config import FeatureConfig, load_line, presets
-from csflow.detector.model import save_model
+from csflow.detector.model_file import save_model
 from csflow.features.backbone import load_backbone
 from csflow.features.store import FeatureStore
 from csflow.flow.cross_scale import CrossScaleFlow

@@ -28,7 +28,7 @@ def test_a_wide_gap_between_running_numbers_begins_a_new_tile() -> None:
 
 
 def test_a_name_without_a_number_is_refused() -> None:
-    with pytest.raises(DataError, match=r"IMG_7\.jpg is not named like a picture of Magnetic Tile Defects"):
+    with pytest.raises(DataError, match=r"IMG_7\.jpg is not named like an image of Magnetic Tile Defects"):
         tiles_of(["exp1_num_1.jpg", "IMG_7.jpg"])
 
 

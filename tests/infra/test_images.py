@@ -26,6 +26,7 @@ from PIL import Image
 
 from csflow.adapters.serving import without_arguments
 from csflow.adapters.serving.__main__ import main as serve_main
+from tests.docker_images import revision_of
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "infra" / "images"
@@ -97,7 +98,7 @@ def test_without_engine_the_build_says_so(monkeypatch: pytest.MonkeyPatch, capsy
     monkeypatch.setenv("DOCKER_HOST", "unix:///nonexistent.sock")
     monkeypatch.delenv("DOCKER_CONTEXT", raising=False)
     assert build.main([]) == 1
-    assert re.search("docker is missing|no Docker engine answers", capsys.readouterr().err)
+    assert re.search("Docker is not installed|No Docker engine answers", capsys.readouterr().err)
 
 
 def base_script(path: str, *words: str) -> subprocess.CompletedProcess[str]:
@@ -108,7 +109,7 @@ def base_script(path: str, *words: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_the_base_script_names_what_is_missing(tmp_path: Path) -> None:
-    assert "docker is missing" in base_script(str(tmp_path)).stderr
+    assert "Docker is not installed" in base_script(str(tmp_path)).stderr
     (tmp_path / "docker").symlink_to("/bin/true")
     lacking = base_script(str(tmp_path))
     assert lacking.returncode == 1
@@ -144,7 +145,7 @@ def images() -> dict[str, str]:
         pytest.skip(f"needs a Docker engine: {error}")
     tags = {name: f"{name}:{build.project_version()}" for name in NAMES}
     for tag in tags.values():
-        if build.built_from(tag) != (build.revision() or "unknown"):
+        if revision_of(tag) != (build.revision() or "unknown"):
             pytest.skip(f"needs the image {tag} of this commit: make images")
     return tags
 

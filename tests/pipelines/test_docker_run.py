@@ -25,6 +25,7 @@ from csflow.system.workspace import Workspace
 from pipelines import containers
 from pipelines.local import run_locally
 from pipelines.mounts import Place, passed_environment, places
+from tests.docker_images import revision_of
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -179,7 +180,7 @@ def image() -> str:
     except UsageError as error:
         pytest.skip(str(error))
     build = runpy.run_path(str(ROOT / "infra" / "images" / "build.py"))
-    if build["built_from"](found) != (build["revision"]() or "unknown"):
+    if revision_of(found) != (build["revision"]() or "unknown"):
         pytest.skip(f"needs the image {found} of this commit: make images")
     return found
 

@@ -1,4 +1,4 @@
-"""anomalib's CS-Flow, run by the interpreter of an environment that has it (made for version 2.7.0).
+"""Measure anomalib's CS-Flow, run by the interpreter of an environment that has it (made for version 2.7.0).
 
 Its feature extractor would download weights, and its flow knows only that extractor's 304 channels: the trunk is
 replaced by ours and the number by the trunk's. Its Lightning module is left out, which only saves it time.
@@ -23,18 +23,18 @@ CLAMP = 3
 
 
 class Driver(FlowPeer):
-    """Its flow with our weights and permutations, its loss, its optimiser and gradient clipping."""
+    """Driver of anomalib's flow with our weights and permutations, its loss, its optimiser and gradient clipping."""
 
     def __init__(self, folder: Path, channel: Channel) -> None:
         super().__init__(folder, channel)
         self.loss = CsFlowLoss()
 
     def version(self) -> str:
-        """Of the package."""
+        """Return the version of the package."""
         return metadata.version("anomalib")
 
     def build(self, weights: str) -> nn.Module:
-        """Theirs, with our weights under their names."""
+        """Return their model with our weights under their names."""
         state = self.bench.tensors(weights)
         channels, size = state["blocks.0.permutation"].shape[1], self.settings.size
         model: nn.Module = _flow(channels, size, self.settings.width)
@@ -45,16 +45,16 @@ class Driver(FlowPeer):
         return model
 
     def new_optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
-        """As their code configures it."""
+        """Return the optimiser as their code configures it."""
         return torch.optim.Adam(model.parameters(), lr=2e-4, eps=1e-04, weight_decay=1e-5, betas=(0.5, 0.9))
 
     def latents_and_loss(self, levels: list[Tensor]) -> tuple[list[Tensor], Tensor]:
-        """By their forward pass and their loss."""
+        """Compute the loss by their forward pass and their loss."""
         latents, jacobian = self.model(levels)
         return list(latents), self.loss(latents, jacobian)
 
     def train_batch(self, levels: list[Tensor]) -> float:
-        """In the order of their training loop."""
+        """Take one optimiser step in the order of their training loop."""
         self.optimizer.zero_grad()
         _, loss = self.latents_and_loss([level.to(self.device) for level in levels])
         value = loss.item()

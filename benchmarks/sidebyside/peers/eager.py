@@ -1,4 +1,4 @@
-"""The pipeline around the authors' flow: torchvision transforms and an eager float32 timm trunk.
+"""Measure the pipeline around the authors' flow: torchvision transforms and an eager float32 timm trunk.
 
 Their EfficientNet-B5 weights are not part of their code, so every peer gets the trunk that ours has.
 """
@@ -22,11 +22,11 @@ from sidebyside.child import Channel
 from sidebyside.process import seconds
 
 LOADER_BATCH = 16
-"""Images extracted at once, as in the authors' configuration."""
+"""Number of images extracted at once, as in the authors' configuration."""
 
 
 class Trunk(nn.Module):
-    """An uncompiled timm trunk, cut like ours, on images made smaller the authors' way."""
+    """An uncompiled timm trunk, cut like ours, on images resized as by the authors."""
 
     def __init__(self, bench: Bench) -> None:
         super().__init__()
@@ -47,19 +47,19 @@ class Trunk(nn.Module):
         )
 
     def decode(self, contents: Sequence[bytes]) -> Tensor:
-        """Normalised images ``(B, 3, size, size)``."""
+        """Read and normalise images ``(B, 3, size, size)``."""
         pictures = [Image.open(io.BytesIO(content)).convert("RGB") for content in contents]
         return torch.stack([self.transform(picture) for picture in pictures])
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        """One feature map a scale, finest first."""
+        """Return one feature map a scale, finest first."""
         sides = [self.size // 2**scale for scale in range(self.scales)]
         inputs = [images, *(F.interpolate(images, size=(side, side)) for side in sides[1:])]
         return [self.blocks(self.bn1(self.conv_stem(level))) for level in inputs]
 
 
 class Driver:
-    """Extracts features as the authors' ``extract_features.py`` does, with the eager trunk."""
+    """Driver that extracts features as the authors' ``extract_features.py`` does, with the eager trunk."""
 
     def __init__(self, folder: Path, channel: Channel) -> None:
         self.bench = Bench(folder)
@@ -68,7 +68,7 @@ class Driver:
 
     @torch.no_grad()
     def extract(self) -> float:
-        """Seconds from image files to features in memory."""
+        """Measure the seconds from image files to features in memory."""
         maps: list[list[Tensor]] = []
 
         def work() -> None:
@@ -81,11 +81,11 @@ class Driver:
         return elapsed
 
     def decode(self) -> float:
-        """Seconds to decode and size all images, in one process as the authors' loader does."""
+        """Measure the seconds to decode and resize all images, in one process as the authors' loader does."""
         return seconds(lambda: [self.trunk.decode([path.read_bytes() for path in f]) for f in self._chunks()])
 
     def flops(self) -> int:
-        """Arithmetic of the trunk on one image at all scales."""
+        """Count the FLOPs of the trunk on one image at all scales."""
         from torch.utils.flop_counter import FlopCounterMode
 
         with FlopCounterMode(display=False) as counter, torch.no_grad():

@@ -1,4 +1,4 @@
-"""What measuring the authors' code and anomalib has in common."""
+"""The common part of measuring the authors' code and anomalib."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from sidebyside.plain import plain_scores
 
 
 class FlowPeer(ABC):
-    """Trains and scores with another implementation of the flow, from our weights."""
+    """Driver that trains and scores with another implementation of the flow, from our weights."""
 
     model: nn.Module
     optimizer: torch.optim.Optimizer
@@ -33,26 +33,26 @@ class FlowPeer(ABC):
 
     @abstractmethod
     def build(self, weights: str) -> nn.Module:
-        """Their model on the CPU with the weights of that name."""
+        """Return their model on the CPU with the weights of that name."""
 
     @abstractmethod
     def new_optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
-        """Their optimiser as they configure it."""
+        """Return their optimiser as they configure it."""
 
     @abstractmethod
     def latents_and_loss(self, levels: list[Tensor]) -> tuple[list[Tensor], Tensor]:
-        """Their forward pass and loss on features on the device."""
+        """Return the loss of their forward pass on features on the device."""
 
     @abstractmethod
     def train_batch(self, levels: list[Tensor]) -> float:
-        """One optimiser step as in their training loop; gives the loss."""
+        """Take one optimiser step as in their training loop and return the loss."""
 
     def batches(self, source: str) -> Iterable[list[Tensor]]:
-        """Batches of an epoch; ``batch`` is a single one."""
+        """Yield the batches of an epoch; ``batch`` is a single one."""
         return [[level[: self.settings.batch] for level in self.bench.pyramid("features")]]
 
     def training(self, source: str) -> dict[str, float]:
-        """Make model and optimiser and run the first epoch."""
+        """Make the model and the optimiser and run the first epoch."""
         data = self.batches(source)
         warm_torch(self.device)
         self._measured = Memory(self.device)
@@ -63,7 +63,7 @@ class FlowPeer(ABC):
         return self.step()
 
     def step(self) -> dict[str, float]:
-        """One epoch: its seconds and mean loss."""
+        """Run one epoch and return its seconds and mean loss."""
         began = time.perf_counter()
         losses = [self.train_batch(list(levels)) for levels in self.data]
         if self.device.type == "cuda":
@@ -75,11 +75,11 @@ class FlowPeer(ABC):
         self._peak = {"total": self._measured.peak()}
 
     def memory(self) -> dict[str, float]:
-        """Peak megabytes of the last training, above what was there when it began."""
+        """Return the peak megabytes of the last training, above the use when it began."""
         return self._peak
 
     def train(self) -> dict[str, float]:
-        """Seconds of a whole training on the stored features."""
+        """Measure the seconds of a whole training on the stored features."""
         warm_torch(self.device)
         began = time.perf_counter()
         result = self.training("store")
@@ -88,14 +88,14 @@ class FlowPeer(ABC):
         return {**result, "seconds": time.perf_counter() - began}
 
     def latent_error(self) -> float:
-        """Relative error of their latents against float64."""
+        """Measure the relative error of their latents against float64."""
         reference = self.bench.pyramid("latents")
         self.model = self.build("flow").to(self.device).train()
         levels = [level[: len(reference[0])].to(self.device) for level in self.bench.pyramid("features")]
         return relative_error(self.latents_and_loss(levels)[0], reference)
 
     def kept(self) -> float:
-        """Megabytes that the forward pass of a step keeps for the backward pass, parameters not counted."""
+        """Measure the megabytes that a forward pass keeps for the backward pass, parameters not counted."""
         self.model = self.build("flow").to(self.device).train()
         levels = [level[: self.settings.batch].to(self.device) for level in self.bench.pyramid("features")]
         with kept_for_gradients(self.model) as megabytes:
@@ -103,7 +103,7 @@ class FlowPeer(ABC):
             return megabytes()
 
     def load(self) -> float:
-        """Read trunk and flow from their files; seconds without imports."""
+        """Read trunk and flow from their files and return the seconds, without imports."""
         from sidebyside.peers.eager import Trunk
 
         began = time.perf_counter()
@@ -116,12 +116,12 @@ class FlowPeer(ABC):
         return elapsed
 
     def load_model(self) -> nn.Module:
-        """Their way of getting a trained model back."""
+        """Load a trained model in their way."""
         return self.build("flow")
 
     @torch.no_grad()
     def score(self, indices: list[int]) -> float:
-        """Seconds from encoded images to score, decision and map in the image's size."""
+        """Measure the seconds from encoded images to score, decision and map in the image's size."""
         began = time.perf_counter()
         images = self.trunk.decode([self.contents[i] for i in indices]).to(self.device)
         features = self.trunk(images)
@@ -135,5 +135,5 @@ class FlowPeer(ABC):
         return time.perf_counter() - began
 
     def answers(self) -> dict[str, Any]:
-        """Scores so far, by image."""
+        """Return the scores so far, by image."""
         return {"scores": self.scored}

@@ -1,4 +1,4 @@
-"""The authors' code, imported from a checkout the user supplies (github.com/marco-rudolph/cs-flow, 88a13b8).
+"""Measure the authors' code, imported from the user's checkout (github.com/marco-rudolph/cs-flow, 88a13b8).
 
 Nothing of it is copied here: model, loss, datasets and loaders are theirs; the order of calls follows their train.py,
 whose loop cannot be imported.
@@ -26,30 +26,30 @@ MODEL_FILE = "official.model"
 
 
 class Driver(FlowPeer):
-    """Their model with our weights, in their training loop and their evaluation."""
+    """Driver of their model with our weights, in their training loop and their evaluation."""
 
     def __init__(self, folder: Path, channel: Channel, checkout: str) -> None:
         super().__init__(folder, channel)
         self.config, self.theirs, self.utils = _import_theirs(Path(checkout), self.bench)
 
     def build(self, weights: str) -> nn.Module:
-        """Theirs, with our weights under their names."""
+        """Return their model with our weights under their names."""
         model: nn.Module = self.theirs.get_cs_flow_model(self.config.n_feat)
         state = self.bench.tensors(weights)
         model.load_state_dict(to_official(state))
         return model
 
     def new_optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
-        """As their code configures it."""
+        """Return the optimiser as their code configures it."""
         return torch.optim.Adam(model.parameters(), lr=self.config.lr_init, eps=1e-04, weight_decay=1e-5)
 
     def latents_and_loss(self, levels: list[Tensor]) -> tuple[list[Tensor], Tensor]:
-        """By their forward pass and their loss."""
+        """Compute the loss by their forward pass and their loss."""
         latents, jacobian = self.theirs.nf_forward(self.model, levels)
         return latents, self.utils.get_loss(latents, jacobian)
 
     def train_batch(self, levels: Any) -> float:
-        """In the order of their training loop."""
+        """Take one optimiser step in the order of their training loop."""
         self.optimizer.zero_grad()
         inputs, _ = self.utils.preprocess_batch(levels)
         _, loss = self.latents_and_loss(inputs)
@@ -60,7 +60,7 @@ class Driver(FlowPeer):
         return value
 
     def batches(self, source: str) -> Iterable[Any]:
-        """One batch as their loader would give it, or their loader over their files."""
+        """Yield one batch as their loader would, or use their loader over their files."""
         levels = self.bench.pyramid("features")
         if source == "batch":
             batch = [level[: self.settings.batch] for level in levels]
@@ -75,23 +75,23 @@ class Driver(FlowPeer):
         return loader
 
     def save_model(self) -> float:
-        """Write their file (``torch.save`` of the whole module, as theirs does); its megabytes."""
+        """Write their file (``torch.save`` of the whole module, as in their code) and return its megabytes."""
         path = self.bench.folder / MODEL_FILE
         torch.save(self.build("flow"), path)
         return path.stat().st_size / 1e6
 
     def load_model(self) -> nn.Module:
-        """By unpickling the whole module."""
-        # Their pickle, written by this program a moment ago.
+        """Unpickle the whole module, as in their code."""
+        # Their pickle, which this program has just written.
         model: nn.Module = torch.load(self.bench.folder / MODEL_FILE, weights_only=False)
         return model
 
 
 def _import_theirs(checkout: Path, bench: Bench) -> tuple[Any, Any, Any]:
-    """Their modules config, model and utils, with the fields of their config set first: their defaults read them."""
+    """Import their modules config, model and utils, after setting the fields of config, which their defaults read."""
     sys.path.insert(0, str(checkout.resolve()))
     if importlib.util.find_spec("efficientnet_pytorch") is None:
-        # Only their feature extractor uses it, which needs weights that cannot be had here.
+        # Only their feature extractor uses it, whose weights are not available here.
         stub = types.ModuleType("efficientnet_pytorch")
         stub.EfficientNet = object  # type: ignore[attr-defined]
         sys.modules["efficientnet_pytorch"] = stub

@@ -16,6 +16,7 @@ import urllib.request
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import IO
 
 from csflow.adapters.deployment.endpoints import LOG_LINES
 from csflow.errors import DeployError
@@ -100,21 +101,8 @@ def launch(
         output = opened.enter_context(log.open("ab"))
         offset = output.tell()
         public, private = _url(listeners[0]), _url(listeners[-1])
-        descriptors = [listener.fileno() for listener in listeners]
         command = [*SERVER, "--model", f"{line}={directory}", "--version", f"{line}={version}"]
-        command += [*(f"--fd={descriptor}" for descriptor in descriptors), f"--grpc-port={grpc_port}"]
-        try:
-            process = subprocess.Popen(
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-                pass_fds=descriptors,
-                env=os.environ | {"PYTHONUNBUFFERED": "1"},
-            )
-        except OSError as error:
-            raise DeployError(f"The server of {line} cannot be started: {error}.") from error
+        process = _spawn([*command, f"--grpc-port={grpc_port}"], listeners, output, line)
     started = processes.start_time(process.pid) or ""
     endpoint = LocalEndpoint(line, public, f"{HOST}:{grpc_port}", process.pid, started, digest, version, str(log))
     write_json(_record_file(workspace, endpoint), asdict(endpoint))
@@ -124,6 +112,23 @@ def launch(
         end(workspace, endpoint)
         raise
     return endpoint
+
+
+def _spawn(command: list[str], listeners: list[socket.socket], output: IO[bytes], line: str) -> subprocess.Popen[bytes]:
+    """Start the server in a session of its own, with the sockets it is to answer on."""
+    descriptors = [listener.fileno() for listener in listeners]
+    try:
+        return subprocess.Popen(
+            [*command, *(f"--fd={descriptor}" for descriptor in descriptors)],
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            pass_fds=descriptors,
+            env=os.environ | {"PYTHONUNBUFFERED": "1"},
+        )
+    except OSError as error:
+        raise DeployError(f"The server of {line} cannot be started: {error}.") from error
 
 
 def _bound(workspace: Workspace, line: str, port: int) -> list[socket.socket]:

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Concatenate, ParamSpec, Protocol, TypeVar
 
 from csflow.errors import CsflowError, NotRegisteredError, RegistryError
 from csflow.system.files import exclusive
+from csflow.system.loggers import log_level
 from csflow.system.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -135,16 +136,9 @@ def refused(workspace: Workspace, error: Exception) -> RegistryError:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Inside the block MLflow and its migrations report errors only."""
-    loggers = [logging.getLogger("mlflow"), logging.getLogger("alembic")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
-    try:
+    """Let MLflow and its migrations report errors only inside the block."""
+    with log_level(logging.ERROR, "mlflow", "alembic"):
         yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
 
 
 @functools.cache

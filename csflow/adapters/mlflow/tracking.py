@@ -149,7 +149,7 @@ class Tracker:
 
     @contextmanager
     def epoch_log(self, run_id: str, *, every: float = 2.0) -> Iterator[Callable[[EpochResult], None]]:
-        """Yield an ``on_epoch`` for :func:`csflow.flow.training.fit` that draws the run's curves.
+        """Yield an ``on_epoch`` for :func:`csflow.flow.training.fit_flow` that draws the run's curves.
 
         Epochs are written together every ``every`` seconds and when the block ends, however it ends, so
         that the tracker does not slow down short ones.

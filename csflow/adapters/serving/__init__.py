@@ -1,16 +1,16 @@
-"""KServe model server for detector directories: V1 and V2 over REST, V2 over gRPC.
+"""Serve detector directories with KServe: V1 and V2 over REST, V2 over gRPC.
 
-It reads detector directories and nothing else: no tracker, registry or orchestrator is imported here.
+Only detector directories are read: no tracker, registry or orchestrator is imported here.
 ``python -m csflow.adapters.serving --model LINE=DIRECTORY --port 8080`` serves one line.
 
-================== ==========================================================
-``requests.py``    request → images and options; says what is wrong with it
-``responses.py``   prediction → what a client reads
+================== ===============================================================
+``requests.py``    reads images and wishes from a request, or says what is wrong
+``responses.py``   describes predictions to clients
 ``model.py``       the ``kserve.Model`` of one line
-``data_plane.py``  V1 and V2 bodies → what the model gets, and back
-``http_errors.py`` the answers 400 and 413
+``data_plane.py``  decodes V1 and V2 bodies, and encodes responses
+``http_errors.py`` responds with 400 and 413
 ``server.py``      sockets, loopback, start and stop
-================== ==========================================================
+================== ===============================================================
 """
 
 from __future__ import annotations
@@ -24,19 +24,18 @@ from csflow.adapters.serving.served import LOOPBACK as LOOPBACK
 from csflow.adapters.serving.served import ServedDetector as ServedDetector
 
 
-def serve(
+def serve_detectors(
     models: Mapping[str, ServedDetector], listeners: Sequence[socket.socket], *, grpc_port: int | None = None
 ) -> None:
     """Load the detectors and answer requests until SIGTERM or Ctrl-C.
 
     Args:
-        models: Detectors by the name they are served under, the line's.
-        listeners: Bound TCP sockets, listened on in this order; binding them beforehand makes "port in use" a
-            clear early error.
-        grpc_port: Port of the gRPC server on the address of the first; ``None`` for none.
+        models: Detectors by the name under which they are served, which is the line's.
+        listeners: Bound TCP sockets; binding them beforehand makes "port in use" a clear early error.
+        grpc_port: Port of the gRPC server, on the address of the first listener; ``None`` for no gRPC.
 
     Raises:
-        ModelError: If a directory holds no detector.
+        ModelError: If a directory contains no detector.
         DeployError: If the gRPC port is in use.
     """
     with without_arguments():
@@ -46,7 +45,7 @@ def serve(
 
 @contextmanager
 def without_arguments() -> Iterator[None]:
-    """Hide the command line while kserve is imported: it parses ``sys.argv`` as its own."""
+    """Hide the command line while kserve is imported, which parses ``sys.argv`` as its own."""
     kept = sys.argv
     sys.argv = kept[:1]
     try:

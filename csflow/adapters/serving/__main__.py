@@ -1,8 +1,8 @@
-"""``python -m csflow.adapters.serving``: serve detector directories in the foreground.
+"""Serve detector directories in the foreground: ``python -m csflow.adapters.serving``.
 
-Two ways to say what: ``--model LINE=DIRECTORY``, once a line, or as a KServe ``ServingRuntime`` says it, one detector
-with ``--model-dir`` (default ``/mnt/models``, where KServe mounts it) and ``--model-name`` (default: the line that
-the directory was made for). KServe's own spellings with underscores are understood as well.
+The detectors are named by ``--model LINE=DIRECTORY``, once a line. A KServe ``ServingRuntime`` names one detector by
+``--model-dir`` (default ``/mnt/models``, where KServe mounts it) and ``--model-name`` (default: the line that the
+directory was made for). KServe's spellings with underscores are accepted as well.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from csflow.adapters.serving import LOOPBACK, ServedDetector, serve
+from csflow.adapters.serving import LOOPBACK, ServedDetector, serve_detectors
 from csflow.detector.directory import line_of
 from csflow.errors import CsflowError, ModelError, UsageError
 from csflow.system.ports import bind
 from csflow.system.processes import raised_on_sigterm
 
 MOUNTED = Path("/mnt/models")
-"""Where KServe puts what ``storageUri`` names."""
+"""Folder at which KServe mounts the detector that ``storageUri`` names."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -30,10 +30,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s")
     try:
         models = _many(options) if options.model else _one(options)
-        # As process 1 of a container a signal without handler is ignored: one that comes while models are loaded
-        # must end the process too. The server puts its own handlers in place later.
+        # Process 1 of a container ignores a signal without a handler, but one that arrives while models are loaded
+        # must end the process too. The server installs its own handlers later.
         with raised_on_sigterm():
-            serve(models, _listeners(options), grpc_port=options.grpc_port or None)
+            serve_detectors(models, _listeners(options), grpc_port=options.grpc_port or None)
     except CsflowError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
@@ -46,7 +46,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("--model", action="append", metavar="LINE=DIRECTORY", help="May be repeated.")
-    add("--version", action="append", default=[], metavar="LINE=VERSION", help="Shown in answers.")
+    add("--version", action="append", default=[], metavar="LINE=VERSION", help="Named in responses.")
     add("--model-dir", "--model_dir", type=Path, metavar="DIRECTORY", help=f"The only detector (default {MOUNTED}).")
     add("--model-name", "--model_name", metavar="NAME", help="Name of the only detector (default: its line).")
     add("--model-version", metavar="VERSION", help="Version of the only detector (default: from its digest).")
@@ -72,7 +72,7 @@ def _one(options: argparse.Namespace) -> dict[str, ServedDetector]:
     if options.version:
         raise UsageError("--version belongs to --model LINE=DIRECTORY. Use --model-version.")
     directory = options.model_dir or MOUNTED
-    # A name is asked of the directory even if one is given: a wrong mount is then named before anything is loaded.
+    # The directory's line is read even if a name is given, so that a wrong mount is reported before anything is loaded.
     try:
         line = line_of(directory)
     except ModelError as error:

@@ -1,4 +1,4 @@
-"""Decode V1 and V2 request bodies for the model, and encode its answers."""
+"""Decode V1 and V2 request bodies for the model, and encode its responses."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from kserve.errors import InvalidInput
 from kserve.protocol.dataplane import DataPlane
 from kserve.protocol.infer_type import RequestedOutput
 
-FieldType = TypeVar("FieldType")
+_Field = TypeVar("_Field")
 
 
 class DetectorDataPlane(DataPlane):  # type: ignore[misc]
     """KServe's data plane with three gaps closed.
 
-    A V1 body is JSON whatever its content type says (``; charset=utf-8`` and curl's default reach the model as
-    undecoded bytes otherwise). The V2 binary extension may carry BYTES that are not UTF-8, such as a PNG. And
-    whatever is wrong with either is an ``InvalidInput``, never a stray ``KeyError`` that ends as a 500.
+    A V1 body is JSON whatever its content type says; with ``; charset=utf-8`` or curl's default, KServe passes
+    undecoded bytes to the model. The V2 binary extension may carry BYTES that are not UTF-8, such as a PNG. And every
+    mistake in either body is an ``InvalidInput``, never a stray ``KeyError`` that ends as a 500.
     """
 
     def decode(
@@ -30,7 +30,7 @@ class DetectorDataPlane(DataPlane):  # type: ignore[misc]
         protocol_version: str = PredictorProtocol.REST_V1.value,
         model_name: str | None = None,
     ) -> tuple[object, dict[str, object]]:
-        """Turn a body into what the model's ``predict`` gets."""
+        """Decode a body into the argument of the model's ``predict``."""
         if not isinstance(body, bytes):
             decoded: tuple[object, dict[str, object]] = super().decode(body, headers, protocol_version, model_name)
             return decoded
@@ -42,7 +42,7 @@ class DetectorDataPlane(DataPlane):  # type: ignore[misc]
     def encode(
         self, model_name: str, response: object, headers: Mapping[str, str], req_attributes: Mapping[str, object]
     ) -> tuple[object, dict[str, str]]:
-        """Turn the model's answer into a body and its headers (no cloud events)."""
+        """Encode the model's response as a body and its headers (no cloud events)."""
         if not isinstance(response, InferResponse):
             return response, {}
         encoded, json_length = response.to_rest()
@@ -50,10 +50,15 @@ class DetectorDataPlane(DataPlane):  # type: ignore[misc]
 
 
 def infer_request(head: object, tail: bytes, model_name: str) -> InferRequest:
-    """Read a V2 request with the binary extension: JSON head, then the tensors' bytes.
+    """Read a V2 request with the binary extension.
+
+    Args:
+        head: The JSON part, parsed.
+        tail: The tensors' bytes after it.
+        model_name: Name of the model in the address.
 
     Raises:
-        InvalidInput: Naming the field that is missing or wrong.
+        InvalidInput: If a field is missing or wrong; the text names it.
     """
     fields = _object(head, "The request")
     inputs: list[InferInput] = []
@@ -76,7 +81,7 @@ def infer_request(head: object, tail: bytes, model_name: str) -> InferRequest:
 
 
 def _json_length(body: bytes, headers: Mapping[str, str]) -> int:
-    """Where the JSON head ends: a header of the extension tells; without it the body is JSON alone."""
+    """Return the length of the JSON part: a header of the extension states it; without it the whole body is JSON."""
     given = headers.get(INFERENCE_CONTENT_LENGTH_HEADER)
     if given is None:
         return len(body)
@@ -95,34 +100,34 @@ def _json(body: bytes) -> object:
         raise InvalidInput(f"The body is not JSON: {error}.") from error
 
 
-def _input(fields: dict[str, object], place: str, tail: bytes) -> tuple[InferInput, bytes]:
-    """Read one tensor and return what is left of the binary part."""
+def _input(fields: dict[str, object], path: str, tail: bytes) -> tuple[InferInput, bytes]:
+    """Read one tensor; return it and the rest of the binary part."""
     parameters = _parameters(fields) or {}
-    shape = _field(fields, "shape", list, place)
+    shape = _field(fields, "shape", list, path)
     if not all(isinstance(side, int) and not isinstance(side, bool) and side >= 0 for side in shape):
-        raise InvalidInput(f"{place}.shape is {shape!r}, expected a list of whole numbers.")
+        raise InvalidInput(f"{path}.shape is {shape!r}, expected a list of whole numbers.")
     tensor = InferInput(
-        name=_field(fields, "name", str, place),
+        name=_field(fields, "name", str, path),
         shape=shape,
-        datatype=_field(fields, "datatype", str, place),
+        datatype=_field(fields, "datatype", str, path),
         parameters=parameters,
     )
     if "data" in fields:
-        tensor.data = _field(fields, "data", list, place)
+        tensor.data = _field(fields, "data", list, path)
         return tensor, tail
     size = parameters.pop("binary_data_size", None)
     if not isinstance(size, int) or isinstance(size, bool) or not 0 <= size <= len(tail):
         raise InvalidInput(
-            f"{place} has no 'data', and its parameter 'binary_data_size' is {size!r}; "
+            f"{path} has no 'data', and its parameter 'binary_data_size' is {size!r}; "
             f"{len(tail)} bytes follow the JSON part."
         )
     tensor._raw_data = tail[:size]
     return tensor, tail[size:]
 
 
-def _object(value: object, place: str) -> dict[str, object]:
+def _object(value: object, path: str) -> dict[str, object]:
     if not isinstance(value, dict):
-        raise InvalidInput(f"{place} is not a JSON object.")
+        raise InvalidInput(f"{path} is not a JSON object.")
     return value
 
 
@@ -140,9 +145,9 @@ def _parameters(fields: dict[str, object]) -> dict[str, object] | None:
     return None if value is None else _object(value, "'parameters'")
 
 
-def _field(fields: dict[str, object], key: str, kind: type[FieldType], place: str) -> FieldType:
+def _field(fields: dict[str, object], key: str, kind: type[_Field], path: str) -> _Field:
     value = fields.get(key)
     if not isinstance(value, kind):
         expected = "text" if kind is str else "a list"
-        raise InvalidInput(f"{place}.{key} is missing or not {expected}; found the fields {sorted(fields)[:10]}.")
+        raise InvalidInput(f"{path}.{key} is missing or not {expected}; found the fields {sorted(fields)[:10]}.")
     return value

@@ -1,4 +1,4 @@
-"""Answer what goes wrong over HTTP: a 400 with its reason, a 413 for a body that is too large."""
+"""Turn errors into HTTP responses: a 400 with its reason, a 413 for a body that is too large."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from starlette.exceptions import HTTPException
 if TYPE_CHECKING:
     from fastapi import Request
 
-logger = logging.getLogger("csflow.serving")
+_logger = logging.getLogger("csflow.serving")
 
 MAX_BODY = 64 * 2**20
-"""Bytes of one request, over REST and gRPC."""
+"""Bytes of one request at most, over REST and gRPC."""
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -25,10 +25,10 @@ App = Callable[[MutableMapping[str, Any], Receive, Send], Awaitable[None]]
 
 
 class BodyLimit:
-    """ASGI middleware that answers 413 to a body above ``limit`` bytes, declared or streamed.
+    """ASGI middleware that responds with 413 to a body above ``limit`` bytes, declared or streamed.
 
     Args:
-        app: What to protect.
+        app: The application to protect.
         limit: Largest body in bytes.
     """
 
@@ -62,21 +62,21 @@ class BodyLimit:
 
 
 async def refuse_invalid_input(request: Request, error: Exception) -> JSONResponse:
-    """Answer 400 and log one line; a client's mistake is no reason for a traceback."""
-    logger.info("%s: refused: %s", request.url.path, error)
+    """Respond with 400 and log one line; a client's mistake is no reason for a traceback."""
+    _logger.info("%s: refused: %s", request.url.path, error)
     return JSONResponse({"error": str(error)}, status_code=400)
 
 
 async def refuse_invalid_body(_: Request, error: Exception) -> JSONResponse:
-    """Answer 400 with the reason where FastAPI would answer 422 with its own structure."""
+    """Respond with 400 and the reason where FastAPI would respond with 422 and a structure of its own."""
     problems = error.errors() if isinstance(error, RequestValidationError) else []
-    # The body may also be bytes for FastAPI; a complaint that it is none helps nobody.
+    # FastAPI accepts a body of bytes as well; the complaint that it is not bytes helps nobody.
     chosen = [problem for problem in problems if problem.get("type") != "bytes_type"] or problems
     reasons = [f"{'.'.join(str(part) for part in problem['loc'])}: {problem['msg']}" for problem in chosen]
     return JSONResponse({"error": "; ".join(reasons[:5]) or str(error)}, status_code=400)
 
 
 async def refuse(_: Request, error: Exception) -> JSONResponse:
-    """Answer an HTTP error in the shape of all other errors here."""
+    """Respond to any other HTTP error in the same JSON structure."""
     assert isinstance(error, HTTPException)
     return JSONResponse({"error": error.detail}, status_code=error.status_code)

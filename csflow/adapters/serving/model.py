@@ -1,4 +1,4 @@
-"""The ``kserve.Model`` of one line: checks, decodes and scores off the event loop."""
+"""The ``kserve.Model`` of one line, which checks, decodes and scores images off the event loop."""
 
 from __future__ import annotations
 
@@ -15,30 +15,37 @@ from kserve.protocol.infer_type import to_http_parameters
 from PIL import Image
 from prometheus_client import Counter
 
-from csflow.adapters.serving.requests import WISHES, Item, check_count, images_of_tensor, items_of_instances, wishes_of
-from csflow.adapters.serving.responses import DATATYPES, Answer, answer, columns
+from csflow.adapters.serving.requests import (
+    WISHES,
+    RequestedImage,
+    check_count,
+    images_of_instances,
+    images_of_tensor,
+    wishes_of,
+)
+from csflow.adapters.serving.responses import DATATYPES, PredictionValues, describe_prediction, output_tensors
 from csflow.adapters.serving.served import ServedDetector
 from csflow.data.images import read_image
 from csflow.detector.engine import Engine
 from csflow.errors import DataError
 from csflow.system.files import sha256_tree
 
-logger = logging.getLogger("csflow.serving")
+_logger = logging.getLogger("csflow.serving")
 
 REQUESTS = Counter("csflow_requests", "Requests by how they ended", ("model_name", "outcome"))
-"""``answered``, ``refused`` (the client's mistake) or ``failed`` (ours); a canary is judged by it."""
+"""Outcomes are ``answered``, ``refused`` (the client's mistake) and ``failed`` (ours); canaries are judged by them."""
 
 
 class DetectorModel(Model):  # type: ignore[misc]
-    """A detector behind KServe's protocols.
+    """A detector behind KServe's protocols; making one loads the detector.
 
     Args:
         name: The line's name, part of every address.
-        served: Where the detector lies; it is loaded here.
-        executor: Where images are decoded and scored, so that probes are answered meanwhile.
+        served: Directory and version of the detector.
+        executor: Decodes and scores images, so that probes are answered meanwhile.
 
     Raises:
-        ModelError: If the directory holds no detector.
+        ModelError: If the directory contains no detector.
     """
 
     def __init__(self, name: str, served: ServedDetector, executor: Executor) -> None:
@@ -47,16 +54,16 @@ class DetectorModel(Model):  # type: ignore[misc]
         # On a cluster the version comes with the detector, in the InferenceService, not as an argument of the runtime.
         self._version = served.version or os.environ.get("CSFLOW_VERSION") or sha256_tree(served.directory)[:12]
         self._executor = executor
-        # The first batch is slow (memory, kernels) and shows whether the detector works at all.
+        # The first batch is slow (memory, kernels) and fails early if the detector does not work.
         self._engine.predict([Image.new("RGB", (64, 64))])
         self.ready = True
 
     def get_input_types(self) -> list[dict[str, object]]:
-        """The one input, for ``GET /v2/models/NAME``."""
+        """Describe the one input, for ``GET /v2/models/NAME``."""
         return [{"name": "image", "datatype": "BYTES", "shape": [-1]}]
 
     def get_output_types(self) -> list[dict[str, object]]:
-        """All outputs a request can get."""
+        """Describe all outputs that a request can get."""
         return [{"name": name, "datatype": datatype, "shape": [-1]} for name, datatype in DATATYPES.items()]
 
     async def predict(
@@ -64,12 +71,12 @@ class DetectorModel(Model):  # type: ignore[misc]
         payload: object,
         headers: dict[str, str] | None = None,
         response_headers: dict[str, str] | None = None,
-    ) -> dict[str, list[Answer]] | InferResponse:
+    ) -> dict[str, list[PredictionValues]] | InferResponse:
         """Score the images of one request.
 
         Raises:
-            InvalidInput: If the request is wrong; its text says how. A 400 over REST.
-            InferenceError: If scoring fails although the request is right. A 500 that keeps the connection.
+            InvalidInput: If the request is wrong; its text says how. Over REST it becomes a 400.
+            InferenceError: If scoring fails although the request is correct. Over REST it becomes a 500.
         """
         work = self._infer if isinstance(payload, InferRequest) else self._predict
         try:
@@ -84,7 +91,7 @@ class DetectorModel(Model):  # type: ignore[misc]
             self._count("failed")
             if isinstance(error, InferenceError):
                 raise
-            logger.exception("%s: scoring failed", self.name)
+            _logger.exception("%s: scoring failed", self.name)
             raise InferenceError(f"{self.name} could not score the images. See the server's log.") from error
         self._count("answered")
         return answered
@@ -92,14 +99,14 @@ class DetectorModel(Model):  # type: ignore[misc]
     def _count(self, outcome: str) -> None:
         REQUESTS.labels(self.name, outcome).inc()
 
-    def _predict(self, body: object) -> dict[str, list[Answer]]:
-        return {"predictions": self._score(items_of_instances(body), "instances[{}]")}
+    def _predict(self, body: object) -> dict[str, list[PredictionValues]]:
+        return {"predictions": self._score(images_of_instances(body), "instances[{}]")}
 
     def _infer(self, request: InferRequest) -> InferResponse:
-        answers = self._score(_items_of_request(request), "Input 'image'[{}]")
+        described = self._score(_images_of_request(request), "Input 'image'[{}]")
         outputs = [
             InferOutput(name=name, shape=[len(values)], datatype=datatype, data=values)
-            for name, datatype, values in columns(answers)
+            for name, datatype, values in output_tensors(described)
         ]
         return InferResponse(
             response_id=request.id or str(uuid.uuid4()),
@@ -110,23 +117,23 @@ class DetectorModel(Model):  # type: ignore[misc]
             requested_outputs=request.request_outputs,
         )
 
-    def _score(self, items: Sequence[Item], place: str) -> list[Answer]:
+    def _score(self, requested: Sequence[RequestedImage], path: str) -> list[PredictionValues]:
         images = []
-        for index, item in enumerate(items):
+        for index, image in enumerate(requested):
             try:
-                images.append(read_image(item.content))
+                images.append(read_image(image.content))
             except DataError as error:
-                raise DataError(f"{place.format(index)}: {error}") from error
+                raise DataError(f"{path.format(index)}: {error}") from error
         calibration = self._engine.calibration
         predictions = self._engine.predict(images)
         return [
-            answer(prediction, item, calibration, self._version)
-            for prediction, item in zip(predictions, items, strict=True)
+            describe_prediction(prediction, image, calibration, self._version)
+            for prediction, image in zip(predictions, requested, strict=True)
         ]
 
 
-def _items_of_request(request: InferRequest) -> list[Item]:
-    """Read a V2 request; naming ``heatmap`` or ``boxes`` among the wanted outputs is a wish as well."""
+def _images_of_request(request: InferRequest) -> list[RequestedImage]:
+    """Read a V2 request; a client may also ask for ``heatmap`` or ``boxes`` by naming it among the wanted outputs."""
     if not request.inputs:
         raise DataError("The request has no input. Expected one input named 'image'.")
     images = [content for tensor in request.inputs for content in _images(tensor)]
@@ -135,7 +142,7 @@ def _items_of_request(request: InferRequest) -> list[Item]:
     wishes = {name: True for name in WISHES if name in wanted}
     for parameters in (request.parameters, *(tensor.parameters for tensor in request.inputs)):
         wishes |= wishes_of(to_http_parameters(parameters) if parameters else None)
-    return [Item(content, **wishes) for content in images]
+    return [RequestedImage(content, **wishes) for content in images]
 
 
 def _images(tensor: InferInput) -> list[bytes]:

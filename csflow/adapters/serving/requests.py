@@ -1,7 +1,7 @@
-"""What clients send: from a V1 body or V2 tensor to encoded images, with a reason when it is none.
+"""Read the images and the client's wishes from a V1 body or a V2 tensor, or say what is wrong with the request.
 
-Everything wrong with a request becomes a :class:`csflow.errors.DataError` that quotes what was found and
-what was expected; the server turns it into a 400.
+Every mistake in a request becomes a :class:`csflow.errors.DataError` that names what was found and what was expected;
+the server turns it into a 400.
 """
 
 from __future__ import annotations
@@ -16,8 +16,7 @@ from dataclasses import dataclass
 from csflow.errors import DataError
 
 MAX_IMAGES = 64
-"""Images in one request. More would keep other clients waiting and memory busy."""
-
+"""Images in one request at most. More would keep other clients waiting and need much memory."""
 WISHES = ("heatmap", "boxes")
 _EXPECTED = (
     'Expected {"instances": [{"image": {"b64": "…"}, "heatmap": true, "boxes": true}]}, '
@@ -26,13 +25,13 @@ _EXPECTED = (
 
 
 @dataclass(frozen=True)
-class Item:
+class RequestedImage:
     """One image to score.
 
     Attributes:
         content: The encoded image file.
-        heatmap: Whether the answer shall hold a heat-map.
-        boxes: Whether the answer shall hold the defective regions.
+        heatmap: True if the client wants a heat-map.
+        boxes: True if the client wants the defective regions.
     """
 
     content: bytes
@@ -40,8 +39,8 @@ class Item:
     boxes: bool = False
 
 
-def items_of_instances(body: object) -> list[Item]:
-    """Read a V1 body.
+def images_of_instances(body: object) -> list[RequestedImage]:
+    """Read the images of a V1 body.
 
     Raises:
         DataError: Naming the instance and what is wrong with it.
@@ -54,23 +53,26 @@ def items_of_instances(body: object) -> list[Item]:
     if not isinstance(instances, list):
         raise DataError(f"'instances' is a JSON {_kind(instances)}, expected a list. {_EXPECTED}.")
     check_count(len(instances))
-    return [_item(instance, f"instances[{index}]") for index, instance in enumerate(instances)]
+    return [_image(instance, f"instances[{index}]") for index, instance in enumerate(instances)]
 
 
 def check_count(count: int) -> None:
-    """Refuse an empty or overlong batch.
+    """Refuse a request without images or with too many.
 
     Raises:
         DataError: If there are no images or more than :data:`MAX_IMAGES`.
     """
     if count == 0:
-        raise DataError("The request holds no image. Send at least one.")
+        raise DataError("The request contains no image. Send at least one.")
     if count > MAX_IMAGES:
-        raise DataError(f"The request holds {count} images, at most {MAX_IMAGES} are allowed. Send several requests.")
+        raise DataError(f"The request contains {count} images, expected at most {MAX_IMAGES}. Send several requests.")
 
 
 def wishes_of(parameters: Mapping[str, object] | None) -> dict[str, bool]:
-    """The wishes among V2 parameters; other parameters belong to the protocol and are left alone.
+    """Read the client's wishes from V2 parameters; other parameters belong to the protocol and are ignored.
+
+    Returns:
+        The wishes that are given, ``heatmap`` and ``boxes``.
 
     Raises:
         DataError: If a wish is not a boolean.
@@ -82,12 +84,12 @@ def wishes_of(parameters: Mapping[str, object] | None) -> dict[str, bool]:
 def images_of_tensor(
     name: str, datatype: str, shape: Sequence[int], data: Sequence[object] | None, raw: bytes | None
 ) -> list[bytes]:
-    """Read the encoded images out of a V2 tensor.
+    """Read the encoded images of a V2 tensor.
 
     Args:
-        name: Of the tensor; must be ``image``.
+        name: Name of the tensor; must be ``image``.
         datatype: ``BYTES`` (one element an image) or ``UINT8`` (the bytes of one image).
-        shape: As declared by the client; must hold as many elements as there are.
+        shape: As declared by the client; must agree with the number of elements.
         data: Elements from JSON or protobuf: base64 text or bytes, or numbers.
         raw: The tensor's bytes from the binary extension or ``raw_input_contents``.
 
@@ -108,81 +110,81 @@ def images_of_tensor(
             "Expected BYTES (one encoded image an element) or UINT8 (the bytes of one encoded image)."
         )
     if found != math.prod(shape):
-        raise DataError(f"Input 'image' declares shape {list(shape)} but holds {found} {datatype} elements.")
+        raise DataError(f"Input 'image' declares shape {list(shape)} but contains {found} {datatype} elements.")
     check_count(found if datatype == "BYTES" else min(found, 1))
     return images
 
 
-def _item(instance: object, place: str) -> Item:
+def _image(instance: object, path: str) -> RequestedImage:
     if isinstance(instance, str):
-        return Item(_decoded(instance, place))
+        return RequestedImage(_decoded(instance, path))
     if not isinstance(instance, dict):
-        raise DataError(f"{place} is a JSON {_kind(instance)}. {_EXPECTED}.")
+        raise DataError(f"{path} is a JSON {_kind(instance)}. {_EXPECTED}.")
     holders = [key for key in ("image", "b64") if key in instance]
     unknown = sorted(str(key) for key in instance if key not in {"image", "b64", *WISHES})
     if unknown or len(holders) != 1:
-        raise DataError(f"{place} has the keys {_names(instance)}. {_EXPECTED}.")
-    wishes = {name: _boolean(instance[name], f"{place}.{name}") for name in WISHES if name in instance}
+        raise DataError(f"{path} has the keys {_names(instance)}. {_EXPECTED}.")
+    wishes = {name: _boolean(instance[name], f"{path}.{name}") for name in WISHES if name in instance}
     key = holders[0]
-    value, place = instance[key], f"{place}.{key}"
+    value, path = instance[key], f"{path}.{key}"
     if key == "image" and isinstance(value, dict):
         if list(value) != ["b64"]:
-            raise DataError(f"{place} has the keys {_names(value)}, expected only 'b64'.")
-        value, place = value["b64"], f"{place}.b64"
+            raise DataError(f"{path} has the keys {_names(value)}, expected only 'b64'.")
+        value, path = value["b64"], f"{path}.b64"
     if not isinstance(value, str):
-        raise DataError(f"{place} is a JSON {_kind(value)}, expected base64 text.")
-    return Item(_decoded(value, place), **wishes)
+        raise DataError(f"{path} is a JSON {_kind(value)}, expected base64 text.")
+    return RequestedImage(_decoded(value, path), **wishes)
 
 
-def _decoded(text: str, place: str) -> bytes:
+def _decoded(text: str, path: str) -> bytes:
     # Encoders such as `base64` wrap their lines; anything else outside the alphabet is an error.
     try:
         content = base64.b64decode("".join(text.split()), validate=True)
     except (binascii.Error, ValueError) as error:
-        raise DataError(f"{place} is not base64 ({error}). Send the image file's bytes, base64-encoded.") from error
+        raise DataError(f"{path} is not base64 ({error}). Send the image file's bytes, base64-encoded.") from error
     if not content:
-        raise DataError(f"{place} is empty. Send the image file's bytes, base64-encoded.")
+        raise DataError(f"{path} is empty. Send the image file's bytes, base64-encoded.")
     return content
 
 
 def _element(value: object) -> bytes:
-    """One element of a BYTES tensor: text is base64, bytes are the image itself."""
+    """Decode one element of a BYTES tensor: text is base64, bytes are the image itself."""
     if isinstance(value, bytes):
         return value
     if isinstance(value, str):
         return _decoded(value, "Input 'image'")
-    raise DataError(f"Input 'image' holds a JSON {_kind(value)}, expected base64 text, one for each image.")
+    raise DataError(f"Input 'image' contains a JSON {_kind(value)}, expected base64 text, one for each image.")
 
 
 def _octets(data: Sequence[object]) -> bytes:
     try:
-        return bytes(data)  # type: ignore[arg-type]  # bytes() itself refuses what is no octet
+        return bytes(data)  # type: ignore[arg-type]  # bytes() itself refuses everything but 0 to 255
     except (TypeError, ValueError) as error:
-        raise DataError(f"Input 'image' of datatype UINT8 holds something else than 0 to 255: {error}.") from error
+        raise DataError(f"Input 'image' of datatype UINT8 has a value that is not 0 to 255: {error}.") from error
 
 
 def _bytes_elements(raw: bytes) -> list[bytes]:
-    """Split a binary BYTES tensor: each element follows its length as a little-endian uint32."""
+    """Split a binary BYTES tensor, in which each element follows its length as a little-endian uint32."""
     elements: list[bytes] = []
-    place = 0
-    while place < len(raw):
-        if place + 4 > len(raw):
-            raise DataError(f"Input 'image': {len(raw) - place} bytes are left over where a 4-byte length belongs.")
-        (length,) = struct.unpack_from("<I", raw, place)
-        place += 4
-        if place + length > len(raw):
+    offset = 0
+    while offset < len(raw):
+        if offset + 4 > len(raw):
+            raise DataError(f"Input 'image': expected a 4-byte length, but only {len(raw) - offset} bytes are left.")
+        (length,) = struct.unpack_from("<I", raw, offset)
+        offset += 4
+        if offset + length > len(raw):
             raise DataError(
-                f"Input 'image': element {len(elements)} declares {length} bytes but only {len(raw) - place} follow. "
+                f"Input 'image': element {len(elements)} declares {length} bytes but only {len(raw) - offset} follow. "
                 "In a BYTES tensor each element is preceded by its length as a little-endian uint32."
             )
-        elements.append(raw[place : place + length])
-        place += length
+        elements.append(raw[offset : offset + length])
+        offset += length
     return elements
 
 
-def _boolean(value: object, place: str) -> bool:
+def _boolean(value: object, path: str) -> bool:
     if not isinstance(value, bool):
-        raise DataError(f"{place} is a JSON {_kind(value)}, expected true or false.")
+        raise DataError(f"{path} is a JSON {_kind(value)}, expected true or false.")
     return value
 
 
@@ -194,5 +196,5 @@ def _kind(value: object) -> str:
 
 
 def _names(keys: Mapping[str, object]) -> str:
-    """The keys of an object for a message, shortened: they come from a stranger."""
+    """List the keys of an object for a message, shortened because a stranger chose them."""
     return ", ".join(repr(str(key)[:40]) for key in list(keys)[:10]) or "none"

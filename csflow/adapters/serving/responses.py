@@ -1,4 +1,4 @@
-"""What clients read: a prediction as plain JSON values (V1) or as named columns (V2)."""
+"""Describe predictions to clients: as JSON values (V1) or as output tensors (V2)."""
 
 from __future__ import annotations
 
@@ -7,13 +7,16 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict
 
-from csflow.adapters.serving.requests import Item
+from csflow.adapters.serving.requests import RequestedImage
 from csflow.detector.calibration import Calibration
 from csflow.detector.heatmap import heatmap_png
 from csflow.detector.prediction import Prediction
 
-Answer = dict[str, object]
-Column = tuple[str, str, list[float | str]]
+PredictionValues = dict[str, object]
+"""A prediction in JSON values."""
+
+OutputTensor = tuple[str, str, list[float | str]]
+"""Name, datatype and values of a V2 output, one value an image."""
 
 DATATYPES = {
     "score": "FP64",
@@ -27,37 +30,45 @@ DATATYPES = {
 """V2 outputs: ``heatmap`` is a PNG in base64, ``boxes`` a JSON list; both only on request."""
 
 
-def answer(prediction: Prediction, item: Item, calibration: Calibration, version: str) -> Answer:
+def describe_prediction(
+    prediction: Prediction, image: RequestedImage, calibration: Calibration, version: str
+) -> PredictionValues:
     """Describe one prediction.
+
+    Args:
+        prediction: The prediction.
+        image: The image it is about, and what the client asked for.
+        calibration: Of the detector; fixes the colours of the heat-map.
+        version: Version of the detector.
 
     Returns:
         ``score``, ``p_value``, ``decision``, ``threshold`` (``None`` without calibration), ``version``, and on
         request ``heatmap`` (PNG of the image's size, base64) and ``boxes`` (pixels of the image; ``None`` without
         calibration).
     """
-    described: Answer = {
+    described: PredictionValues = {
         "score": prediction.score,
         "p_value": prediction.p_value,
         "decision": prediction.decision,
         "threshold": prediction.threshold,
         "version": version,
     }
-    if item.heatmap:
+    if image.heatmap:
         png = heatmap_png(prediction.anomaly_map, calibration.map_range, prediction.image_size)
         described["heatmap"] = base64.b64encode(png).decode()
-    if item.boxes:
+    if image.boxes:
         known = calibration.region_threshold is not None
         described["boxes"] = [asdict(box) for box in prediction.boxes] if known else None
     return described
 
 
-def columns(answers: Sequence[Answer]) -> list[Column]:
-    """Turn answers of one request into V2 outputs ``(name, datatype, values)``.
+def output_tensors(described: Sequence[PredictionValues]) -> list[OutputTensor]:
+    """Turn the described predictions of one request into V2 outputs.
 
-    Values a detector without calibration does not have are left out, because V2 knows no null.
+    Values that a detector without calibration does not have are left out, because V2 knows no null.
     """
-    present = [name for name in answers[0] if answers[0][name] is not None]
-    return [(name, DATATYPES[name], [_plain(name, each[name]) for each in answers]) for name in present]
+    present = [name for name in described[0] if described[0][name] is not None]
+    return [(name, DATATYPES[name], [_plain(name, each[name]) for each in described]) for name in present]
 
 
 def _plain(name: str, value: object) -> float | str:

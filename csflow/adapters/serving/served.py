@@ -1,4 +1,4 @@
-"""Name a detector that a server serves."""
+"""The detector that a server is asked to serve."""
 
 from __future__ import annotations
 
@@ -6,12 +6,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 LOOPBACK = "127.0.0.1"
-"""The address that only this machine can reach."""
+"""The address that is reachable from this machine only."""
 
 
 @dataclass(frozen=True)
 class ServedDetector:
-    """A detector directory and the version that answers say it is."""
+    """A detector to serve.
+
+    Attributes:
+        directory: The detector directory.
+        version: The version that responses name; by default taken from CSFLOW_VERSION or the directory's digest.
+    """
 
     directory: Path
     version: str = ""

@@ -1,4 +1,4 @@
-"""KServe's model server on sockets of our own: bound to the address asked for, not to all of them."""
+"""Run KServe's model server on sockets of our own, bound to the given address and not to all of them."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class DetectorServer(ModelServer):  # type: ignore[misc]
 
     Args:
         listeners: Bound TCP sockets of the REST server.
-        grpc_port: Port of the gRPC server on the address of the first; ``None`` for none.
+        grpc_port: Port of the gRPC server, on the address of the first listener; ``None`` for no gRPC.
     """
 
     def __init__(self, listeners: Sequence[socket.socket], *, grpc_port: int | None) -> None:
@@ -49,14 +49,14 @@ class DetectorServer(ModelServer):  # type: ignore[misc]
         self.dataplane = DetectorDataPlane(model_registry=self.registered_models)
 
     def run(self, models: Mapping[str, ServedDetector]) -> None:
-        """Load all detectors, then answer until a signal ends it; requests in flight are finished."""
-        # One worker: the engine uses all cores for one request, more threads would only compete for them.
+        """Load all detectors and answer requests until a signal arrives; requests in flight are finished."""
+        # One worker, because the engine uses all cores for one request: more threads would only compete for them.
         with ThreadPoolExecutor(max_workers=1, thread_name_prefix="score") as executor:
             self.start([DetectorModel(name, served, executor) for name, served in models.items()])
 
     def start(self, models: list[DetectorModel]) -> None:
-        """Register the models and serve; as KServe does, but on our sockets and address."""
-        warnings.filterwarnings("ignore", message="ORJSONResponse is deprecated")  # KServe's business, not ours
+        """Register the models and serve them as KServe does, but on our sockets and address."""
+        warnings.filterwarnings("ignore", message="ORJSONResponse is deprecated")  # for KServe to fix, not for us
         self._register_and_check_atleast_one_model_is_ready(models)
         rest = _BoundRestServer(
             FASTAPI_APP_IMPORT_STRING, self.dataplane, self.model_repository_extension, self.http_port
@@ -77,7 +77,7 @@ class _BoundRestServer(RESTServer):  # type: ignore[misc]
         await self._server.serve(sockets=listeners)
 
     def _add_middlewares(self, app: FastAPI) -> None:
-        # Without KServe's timing middleware: it only writes two more lines a request into the log.
+        # Without KServe's timing middleware, which only writes two more lines a request into the log.
         app.add_middleware(BodyLimit)
 
     def _add_exception_handlers(self, app: FastAPI) -> None:
@@ -88,7 +88,7 @@ class _BoundRestServer(RESTServer):  # type: ignore[misc]
 
 
 class _BoundGrpcServer(GRPCServer):  # type: ignore[misc]
-    """KServe's gRPC server, which otherwise always binds [::] and takes 8 MiB at most."""
+    """KServe's gRPC server, which otherwise always binds [::] and accepts 8 MiB at most."""
 
     async def start_on(self, host: str) -> None:
         limits = [("grpc.max_send_message_length", MAX_BODY), ("grpc.max_receive_message_length", MAX_BODY)]

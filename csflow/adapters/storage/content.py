@@ -1,4 +1,4 @@
-"""What an object must be, reckoned here, and whether the store says the same of what it holds."""
+"""Compute the digests of content, and compare them with what the store says about an object."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _MD5 = re.compile(r'"?[0-9a-f]{32}(-\d+)?"?')
 
 @dataclass(frozen=True)
 class Content:
-    """The bytes of a file or of memory, in the parts they are sent in.
+    """The bytes of a file or in memory, in the parts in which they are sent.
 
     Attributes:
         source: The file, or the bytes themselves.
@@ -32,17 +32,17 @@ class Content:
 
     @classmethod
     def of(cls, source: Path | bytes, part_bytes: int = PART_BYTES) -> Content:
-        """Content of a file or of bytes; parts grow where there would be more than S3 allows."""
+        """Make the content of a file or of bytes; parts are larger if there would be more than S3 allows."""
         size = len(source) if isinstance(source, bytes) else source.stat().st_size
         return cls(source, size, max(part_bytes, -(-size // _MOST_PARTS)))
 
     @property
     def parts(self) -> int:
-        """Number of parts; one also where there are no bytes."""
+        """Return the number of parts, which is one even if there are no bytes."""
         return max(1, -(-self.size // self.part_bytes))
 
     def part(self, number: int) -> bytes:
-        """Bytes of a part, counted from 1."""
+        """Return the bytes of a part; parts are counted from 1."""
         start = (number - 1) * self.part_bytes
         if isinstance(self.source, bytes):
             return self.source[start : start + self.part_bytes]
@@ -52,7 +52,7 @@ class Content:
 
     @cached_property
     def sums(self) -> Sums:
-        """All digests, in one reading."""
+        """Compute all digests in one pass."""
         whole, sha256, md5 = hashlib.sha256(), [], []
         for part in self._all():
             whole.update(part)
@@ -82,11 +82,11 @@ class Sums:
     part_md5: tuple[bytes, ...]
 
     def checksum(self, number: int) -> str:
-        """SHA-256 of a part as S3 writes it; parts are counted from 1."""
+        """Return the SHA-256 of a part as S3 writes it; parts are counted from 1."""
         return base64.b64encode(self.part_sha256[number - 1]).decode()
 
     def is_part(self, number: int, found: Mapping[str, Any]) -> bool:
-        """Whether a part that the store lists is this content's."""
+        """Return True if a part that the store lists belongs to this content."""
         if not 0 < number <= len(self.part_sha256):
             return False
         if checksum := found.get("ChecksumSHA256"):
@@ -94,10 +94,16 @@ class Sums:
         return bool(str(found.get("ETag", "")).strip('"') == self.part_md5[number - 1].hex())
 
     def difference(self, head: Mapping[str, Any]) -> tuple[str, str] | None:
-        """What the store says of an object and what was expected; ``None`` if it is the same content.
+        """Compare the store's description of an object with this content.
 
-        Compared are the size, the digest noted when it was uploaded, and the store's own digest of what it
-        holds where it tells one (ChecksumSHA256, or an ETag that is an MD5).
+        Compared are the size, the digest noted at the upload, and the store's own digest of the object if it states
+        one (ChecksumSHA256, or an ETag that is an MD5).
+
+        Args:
+            head: The store's description.
+
+        Returns:
+            What the store says and what was expected, in words; ``None`` if it is the same content.
         """
         if head["ContentLength"] != self.size:
             return f"{head['ContentLength']} bytes", f"{self.size} bytes"
@@ -115,7 +121,9 @@ class Sums:
         return base64.b64encode(bytes.fromhex(self.sha256)).decode()
 
     def _other_etag(self, head: Mapping[str, Any]) -> tuple[str, str] | None:
-        """An ETag is an MD5 unless a key of one's own encrypts; of parts only if they were cut as ours."""
+        """Compare the ETag, which is an MD5 unless the object is encrypted with a customer's key; that of an object
+        sent in parts is comparable only if the parts are the same as ours.
+        """
         etag = str(head.get("ETag", ""))
         encrypted = head.get("ServerSideEncryption") not in (None, "AES256") or "SSECustomerAlgorithm" in head
         if encrypted or not _MD5.fullmatch(etag):
@@ -125,6 +133,6 @@ class Sums:
             return None
         if not parts and len(self.part_md5) > 1:
             return None
-        joined = hashlib.md5(b"".join(self.part_md5), usedforsecurity=False).hexdigest()
-        expected = joined if parts else self.part_md5[0].hex()
+        composite = hashlib.md5(b"".join(self.part_md5), usedforsecurity=False).hexdigest()
+        expected = composite if parts else self.part_md5[0].hex()
         return None if found == expected else (f"MD5 {found}", f"MD5 {expected}")

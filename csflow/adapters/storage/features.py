@@ -1,4 +1,4 @@
-"""The feature store's shared tier: ``features/SPACE/XX/SHA``, one small object an image."""
+"""Keep the shared tier of the feature store: one small object an image, ``features/SPACE/XX/SHA``."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from csflow.adapters.storage.store import Store
 
 FEATURES = "features"
 _ASKED_SINGLY = 64
-"""Up to so many entries are asked for one by one; more are looked up in listings of their folders."""
+"""Up to this many entries are requested one by one; more are looked up in listings of their folders."""
 
 
 class SharedFeatures:
-    """Entries of all runs; fulfils :class:`csflow.features.shared_tier.FeatureTier`."""
+    """The entries of all runs; implements :class:`csflow.features.shared_tier.FeatureTier`."""
 
     def __init__(self, store: Store) -> None:
         """Keep entries below ``features/`` of ``store``."""
@@ -21,11 +21,18 @@ class SharedFeatures:
 
     @property
     def address(self) -> str:
-        """Address, for messages."""
+        """Return the address of the entries, for messages."""
         return self.store.uri(FEATURES)
 
     def held(self, space: str, shas: Collection[str]) -> set[str]:
-        """Which of these entries there are.
+        """Find out which entries exist.
+
+        Args:
+            space: Feature space.
+            shas: Digests of images.
+
+        Returns:
+            Those of ``shas`` that have an entry.
 
         Raises:
             StorageError: If the store refuses or does not answer.
@@ -39,7 +46,7 @@ class SharedFeatures:
         return set(wanted).intersection(*[set().union(*listed)])
 
     def get(self, space: str, sha: str) -> bytes | None:
-        """Bytes of an entry; ``None`` if there is none."""
+        """Read an entry; ``None`` if there is none."""
         return self.store.read(key_of(space, sha))
 
     def put(self, space: str, sha: str, entry: bytes) -> None:
@@ -52,5 +59,5 @@ class SharedFeatures:
 
 
 def key_of(space: str, sha: str) -> str:
-    """Key of an entry; two digits of its digest make folders that can be listed."""
+    """Return the key of an entry; two digits of its digest make folders that can be listed."""
     return f"{FEATURES}/{space}/{sha[:2]}/{sha}"

@@ -1,4 +1,4 @@
-"""Large objects in parts: what an interrupted upload of the same content left behind is not sent again."""
+"""Upload large objects in parts; parts that an interrupted upload of the same content sent are not sent again."""
 
 from __future__ import annotations
 
@@ -7,17 +7,24 @@ from contextlib import suppress
 from typing import Any, TypeAlias
 
 from csflow.adapters.storage.content import Content
-from csflow.adapters.storage.failures import code_of
 from csflow.adapters.storage.parallel import in_parallel
+from csflow.system.object_store import refusal_code
 
 Parts: TypeAlias = "dict[int, Mapping[str, Any]]"
-"""Parts that the store has, by number."""
+"""Parts that the store already has, by number."""
 
 
 def send_in_parts(client: Any, bucket: str, key: str, content: Content, *, workers: int) -> None:
-    """Upload content in parts; parts that are there are kept.
+    """Upload content in parts; parts that the store already has are kept.
 
-    An upload that another process finishes or drops in the meantime is begun anew, once.
+    If another process finishes or drops the upload in the meantime, it is started again, once.
+
+    Args:
+        client: A boto3 client.
+        bucket: Name of the bucket.
+        key: Key of the object.
+        content: The content.
+        workers: Number of parts sent at once.
 
     Raises:
         botocore.exceptions.ClientError: If the store refuses.
@@ -28,7 +35,7 @@ def send_in_parts(client: Any, bucket: str, key: str, content: Content, *, worke
     try:
         _send(client, {"Bucket": bucket, "Key": key}, content, upload, present, workers)
     except ClientError as error:
-        if code_of(error) != "NoSuchUpload":
+        if refusal_code(error) != "NoSuchUpload":
             raise
         _send(client, {"Bucket": bucket, "Key": key}, content, None, {}, workers)
 
@@ -57,9 +64,9 @@ def _send(
 
 
 def _left_behind(client: Any, bucket: str, key: str, content: Content) -> tuple[str | None, Parts]:
-    """An unfinished upload all of whose parts are this content's, and these parts.
+    """Find an unfinished upload all of whose parts belong to this content, and these parts.
 
-    Where listing uploads is not allowed, nothing is found.
+    Nothing is found if the credentials do not allow listing uploads.
     """
     from botocore.exceptions import ClientError
 

@@ -1,4 +1,4 @@
-"""Many transfers at once; the first that fails stops those that have not begun."""
+"""Run many transfers at once; the first that fails stops those that have not begun."""
 
 from __future__ import annotations
 
@@ -7,15 +7,27 @@ from concurrent.futures import CancelledError, ThreadPoolExecutor
 from threading import Event
 from typing import TypeVar
 
-Item = TypeVar("Item")
-Result = TypeVar("Result")
+_Item = TypeVar("_Item")
+_Result = TypeVar("_Result")
 
 
-def in_parallel(function: Callable[[Item], Result], items: Iterable[Item], workers: int) -> list[Result]:
-    """Results in the order of ``items``; the error of the first that failed is raised."""
+def in_parallel(function: Callable[[_Item], _Result], items: Iterable[_Item], workers: int) -> list[_Result]:
+    """Call a function for many items at once.
+
+    Args:
+        function: Called in several threads.
+        items: Its arguments.
+        workers: Number of calls at once.
+
+    Returns:
+        The results in the order of ``items``.
+
+    Raises:
+        Exception: The error of the first call that failed; calls that have not begun by then are not made.
+    """
     failed = Event()
 
-    def guarded(item: Item) -> Result:
+    def guarded(item: _Item) -> _Result:
         if failed.is_set():
             raise CancelledError
         try:

@@ -1,4 +1,4 @@
-"""Data revisions: git says which, DVC brings the files, md5 sums decide whether they may be used."""
+"""Check out data revisions: git knows the revisions, DVC fetches the files, and md5 digests verify them."""
 
 from csflow.adapters.versioning.checkout import CheckedOut, checkout
 from csflow.adapters.versioning.repository import (

@@ -1,4 +1,4 @@
-"""Bring the images of a line at a revision into a folder of their own, or nothing at all."""
+"""Check out the images of a line at a revision into a folder of their own, completely or not at all."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from dvc.api import DVCFileSystem
 
 SITE_CACHE = ".dvc-site"
-REMEDY = (
+_REMEDY = (
     "Where the images are complete, run 'dvc push'; delete damaged copies from the remote and the cache first "
     "(files/md5/XX/REST below each)."
 )
@@ -43,7 +43,7 @@ class CheckedOut:
     Attributes:
         root: Folder of the images.
         git_rev: Full id of the commit.
-        data_md5: DVC's digest of the tracked folder that is or holds the line's, ``….dir``.
+        data_md5: DVC's digest of the tracked folder that is or contains the line's, ``….dir``.
     """
 
     root: Path
@@ -52,17 +52,17 @@ class CheckedOut:
 
 
 def checkout(data: DataConfig, target_parent: Path) -> CheckedOut:
-    """Place the files of ``data.path`` at ``data.rev`` below ``target_parent``, each one checked.
+    """Check out the files of ``data.path`` at ``data.rev`` below ``target_parent`` and check every one.
 
-    What counts is what is committed: uncommitted changes in the repository are not seen. A folder that was
-    placed before is checked again and used, without calling DVC; a damaged one is replaced.
+    Only committed files count: uncommitted changes in the repository are ignored. An earlier checkout is checked again
+    and used, without calling DVC; a damaged one is replaced.
 
     Args:
         data: Repository (folder or URL), revision, path.
-        target_parent: Folder that gets one sub-folder per content.
+        target_parent: Folder that gets one subfolder per content.
 
     Raises:
-        DataError: If the repository, revision or path does not exist, files cannot be had from cache or
+        DataError: If the repository, revision or path does not exist, files are neither in the cache nor in the
             remote, or one differs from its recorded md5. Nothing is left behind then.
     """
     target_parent = target_parent.resolve()
@@ -79,7 +79,7 @@ def checkout(data: DataConfig, target_parent: Path) -> CheckedOut:
 
 
 def repository_path(path: str) -> str:
-    """``data.path`` in the form git and DVC use.
+    """Return ``data.path`` in the form that git and DVC use.
 
     Raises:
         DataError: If it is empty, absolute or leads out of the repository.
@@ -91,7 +91,7 @@ def repository_path(path: str) -> str:
 
 
 def locate(data: DataConfig, clones: Path) -> tuple[Path, str]:
-    """The repository as a local folder, and the full commit id of the revision.
+    """Return the repository as a local folder, cloned if needed, and the full commit id of the revision.
 
     Raises:
         DataError: If either does not exist.
@@ -103,22 +103,22 @@ def locate(data: DataConfig, clones: Path) -> tuple[Path, str]:
 
 
 def is_remote(repo: str) -> bool:
-    """Whether ``data.repo`` is a URL that has to be cloned; ``file://`` is a local folder."""
+    """Return True if ``data.repo`` is a URL that has to be cloned; ``file://`` is a local folder."""
     return ("://" in repo and not repo.startswith("file://")) or bool(re.match(r"[\w.-]+@[\w.-]+:", repo))
 
 
 def local_repository(data: DataConfig) -> Path:
-    """Top folder of a repository on this machine.
+    """Return the top folder of a repository on this machine.
 
     Raises:
-        DataError: If there is none.
+        DataError: If there is no such repository.
     """
     folder = Path(data.repo.removeprefix("file://"))
     if not folder.is_dir():
         raise DataError(f"The data repository {folder} does not exist. Correct data.repo in the line's YAML.")
     top = Path(git("rev-parse", "--show-toplevel", repository=folder).strip())
     if top.resolve() != folder.resolve():
-        raise DataError(f"{folder} is not a repository itself but lies in {top}. Name that as data.repo.")
+        raise DataError(f"{folder} is not a repository itself but inside of {top}. Set data.repo to that.")
     return top
 
 
@@ -133,7 +133,7 @@ def _commit(repository: Path, rev: str, name: str) -> str:
 
 
 def _clone(data: DataConfig, parent: Path) -> tuple[Path, str]:
-    """A clone with the revision checked out, because a DVC remote may lie inside the repository."""
+    """Clone and check out the revision, because a DVC remote may be inside of the repository."""
     clone = parent / f".repository-{sha256_json(data.repo)[:16]}"
     if not (clone / ".git").is_dir():
         with new_directory(clone) as temporary:
@@ -149,7 +149,7 @@ def _clone(data: DataConfig, parent: Path) -> tuple[Path, str]:
 
 
 def _known_commit(clone: Path, rev: str) -> str | None:
-    """A full commit id that is already there needs no network."""
+    """Return a full commit id that the clone already has, which needs no network."""
     return rev if re.fullmatch(r"[0-9a-f]{40}", rev) and _exists(clone, rev) else None
 
 
@@ -162,7 +162,7 @@ def _exists(clone: Path, rev: str) -> bool:
 
 
 def _is_intact(target: Path) -> bool:
-    """Whether a folder placed before still holds exactly the files it was made of."""
+    """Return True if an earlier checkout still has exactly its files."""
     try:
         listing: Listing = json.loads((target / "listing.json").read_text())
     except (OSError, ValueError):
@@ -181,48 +181,53 @@ def _fetch(repository: Path, commit: str, out: TrackedFolder, inside: str, targe
         wanted = {name.removeprefix(prefix): entry for name, entry in entries.items() if name.startswith(prefix)}
         if not wanted:
             folders = sorted({name.split("/")[0] for name in entries})
-            raise DataError(f"{out.folder} at {commit[:12]} has no folder {inside!r}; it holds {shorten(folders)}.")
+            raise DataError(f"{out.folder} at {commit[:12]} has no folder {inside!r}, only {shorten(folders)}.")
         _fetch_files(system, f"{out.folder}/{prefix}", wanted, target / "images")
     write_json(target / "listing.json", {name: entry.md5 for name, entry in wanted.items()})
 
 
 @dataclass(frozen=True)
-class Entry:
-    """A file of a tracked folder: its md5, and what spares DVC another search for it."""
+class CommittedFile:
+    """A file of a tracked folder.
+
+    Attributes:
+        md5: Its digest.
+        info: DVC's information about it, which saves another search.
+    """
 
     md5: str
     info: dict[str, object]
 
 
-def committed_entries(system: DVCFileSystem, out: TrackedFolder) -> dict[str, Entry]:
-    """The files of a tracked folder by their path in it, proved by its committed digest.
+def committed_entries(system: DVCFileSystem, out: TrackedFolder) -> dict[str, CommittedFile]:
+    """List the files of a tracked folder by their path in it, verified by the committed digest.
 
     Raises:
-        DataError: If cache or remote hold another listing under that digest.
+        DataError: If the cache or the remote has another listing under that digest.
     """
     found = system.find(out.folder, detail=True, dvc_only=True)
     entries = {
-        name.lstrip("/").removeprefix(f"{out.folder}/"): Entry(info["dvc_info"]["md5"], info)
+        name.lstrip("/").removeprefix(f"{out.folder}/"): CommittedFile(info["dvc_info"]["md5"], info)
         for name, info in found.items()
     }
     if listing_digest({name: entry.md5 for name, entry in entries.items()}) != out.md5:
-        raise DataError(f"The list of files {out.md5} is damaged in the cache or the remote. {REMEDY}")
+        raise DataError(f"The list of files {out.md5} is damaged in the cache or the remote. {_REMEDY}")
     return entries
 
 
-def _fetch_files(system: DVCFileSystem, prefix: str, entries: dict[str, Entry], target: Path) -> None:
+def _fetch_files(system: DVCFileSystem, prefix: str, entries: dict[str, CommittedFile], target: Path) -> None:
     """Fetch and check file by file, so that each missing or damaged one can be named."""
 
     def fetch(name: str) -> str:
-        place = target / name
+        file = target / name
         try:
-            # DVC takes the information out of the mapping it is given.
-            system.get_file(prefix + name, str(place), info=dict(entries[name].info))
+            # A copy, because DVC removes the information from the mapping.
+            system.get_file(prefix + name, str(file), info=dict(entries[name].info))
         except FileNotFoundError:
             return f"{name} (missing)"
-        return "" if md5_file(place) == entries[name].md5 else f"{name} (damaged)"
+        return "" if md5_file(file) == entries[name].md5 else f"{name} (damaged)"
 
     with ThreadPoolExecutor() as pool:
         results = list(track(pool.map(fetch, entries), total=len(entries), label="fetch images"))
     if bad := [f"{prefix}{result}" for result in results if result]:
-        raise DataError(f"{len(bad)} of {len(entries)} files cannot be used: {shorten(bad)}. {REMEDY}")
+        raise DataError(f"{len(bad)} of {len(entries)} files cannot be used: {shorten(bad)}. {_REMEDY}")

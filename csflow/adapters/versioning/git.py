@@ -1,4 +1,4 @@
-"""Running git, independent of the caller's repository, locale and identity."""
+"""Run git independently of the caller's repository, locale and identity."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ _INHERITED = frozenset({"GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_PREFI
 
 
 def git(*arguments: str, repository: Path | None = None) -> str:
-    """Output of ``git ARGUMENTS``, run in ``repository``.
+    """Run ``git ARGUMENTS`` in ``repository`` and return its output.
 
     Raises:
-        DataError: With git's own last words, if it fails or is not installed.
+        DataError: If git fails, with its error message, or is not installed.
     """
     environment = {key: value for key, value in os.environ.items() if key not in _INHERITED}
     environment |= {"LC_ALL": "C", "GIT_TERMINAL_PROMPT": "0"}
@@ -34,9 +34,12 @@ def git(*arguments: str, repository: Path | None = None) -> str:
 
 
 def commit(repository: Path, files: list[Path], message: str) -> str:
-    """Commit exactly ``files``, whatever else is staged; the full id of the commit that now holds them.
+    """Commit exactly ``files``, whatever else is staged.
 
-    Without a configured identity the commit is signed ``csflow``. Unchanged files make no commit.
+    Without a configured identity the author is ``csflow``. Unchanged files make no commit.
+
+    Returns:
+        Full id of the commit that now contains them.
     """
     names = [file.relative_to(repository).as_posix() for file in files]
     git("add", "--", *names, repository=repository)
@@ -47,7 +50,7 @@ def commit(repository: Path, files: list[Path], message: str) -> str:
 
 
 def has_identity(repository: Path) -> bool:
-    """Whether git knows, rather than guesses, who commits in ``repository``."""
+    """Return True if git has a configured identity for commits in ``repository`` and need not guess one."""
     try:
         for role in ("AUTHOR", "COMMITTER"):
             git("-c", "user.useConfigOnly=true", "var", f"GIT_{role}_IDENT", repository=repository)

@@ -1,4 +1,4 @@
-"""Data repositories that csflow may write to: create one, record a folder's new state, push it."""
+"""Create data repositories, record a folder's new state in them, and push it."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ from csflow.system.files import write_atomic
 
 @dataclass(frozen=True)
 class WorkingCopy:
-    """A line's images where they can be changed.
+    """A line's images in the repository itself, where they can be changed.
 
     Attributes:
         repository: Top folder of the repository.
-        tracked: Posix path of the folder DVC tracks; it is or holds the line's.
+        tracked: Posix path of the folder that DVC tracks; it is or contains the line's.
         root: Folder of the line's images.
     """
 
@@ -47,28 +47,28 @@ class Recorded:
 
 
 def is_data_repository(folder: Path) -> bool:
-    """Whether ``folder`` is the top of a git repository with DVC."""
+    """Return True if ``folder`` is the top folder of a git repository with DVC."""
     return (folder / ".git").exists() and (folder / ".dvc").is_dir()
 
 
 def create_data_repository(folder: Path, remote: str | None = None) -> None:
-    """Make ``folder`` a git repository with DVC and a remote that images are pushed to, and commit that.
+    """Make ``folder`` a git repository with DVC and a remote for the images, and commit that.
 
-    Without ``remote`` it is the folder ``NAME-remote`` beside ``folder``, named by a relative path: it
-    outlives ``git clean`` and the removal of the working copy, the pair can be moved together, and clones
-    made beside it find it. A remote given as a folder is named by its absolute path, so that every clone on
-    this machine finds it.
+    Without ``remote`` the remote is the sibling folder ``NAME-remote``, named by a relative path: it survives
+    ``git clean`` and the removal of the working copy, both folders can be moved together, and clones in the same
+    parent folder find it. A remote given as a folder is named by its absolute path, so that every clone on this
+    machine finds it.
 
     Args:
         folder: Missing or empty folder.
         remote: Folder, or a URL such as ``s3://bucket/prefix``.
 
     Raises:
-        DataError: If ``folder`` holds something, ``remote`` holds credentials (it is committed), or git or DVC
-            fail; a folder that was made is removed.
+        DataError: If ``folder`` is not empty, ``remote`` contains credentials (it is committed), or git or DVC fail;
+            a folder that was created is removed.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise DataError(f"{folder} is not empty and no data repository. Choose another folder.")
+        raise DataError(f"{folder} is neither empty nor a data repository. Choose another folder.")
     folder = folder.resolve()
     url = _remote_url(folder, remote)
     folder.mkdir(parents=True, exist_ok=True)
@@ -88,21 +88,21 @@ def create_data_repository(folder: Path, remote: str | None = None) -> None:
 
 
 def _remote_url(folder: Path, remote: str | None) -> str:
-    """The remote as ``.dvc/config`` names it; relative paths start at ``.dvc``."""
+    """Return the remote as ``.dvc/config`` names it; relative paths start at ``.dvc``."""
     if remote is None:
         return f'"../../{folder.name}-remote"'
     if any(character in remote for character in '"\n'):
-        raise DataError(f"The remote {remote!r} holds a quote or line break. Give a folder or a URL.")
+        raise DataError(f"The remote {remote!r} contains a quote or line break. Give a folder or a URL.")
     refuse_secrets(remote)
     return f'"{remote}"' if "://" in remote else f'"{Path(remote).absolute()}"'
 
 
 def open_working_copy(data: DataConfig) -> WorkingCopy:
-    """The line's images in the repository itself, complete and as committed; pulled if absent.
+    """Return the line's images in the repository itself, complete and as committed; pull them if they are absent.
 
     Raises:
-        DataError: If the repository is remote or cannot be written, the line is pinned to another revision
-            than ``HEAD``, or the working copy differs from what is committed.
+        DataError: If the repository is remote or cannot be written, the line is pinned to another revision than
+            ``HEAD``, or the working copy differs from the committed state.
     """
     if is_remote(data.repo):
         raise DataError(f"Images can only be added to a repository on this machine, and {data.repo} is not. Clone it.")
@@ -134,21 +134,21 @@ def _require_committed(repository: Path, out: TrackedFolder) -> None:
         entries = committed_entries(DVCFileSystem(str(repository), rev="HEAD"), out)
     if changed := differing_files(folder, {name: entry.md5 for name, entry in entries.items()}):
         raise DataError(
-            f"{folder} differs from what is committed: {shorten(changed)}. "
+            f"{folder} differs from the committed state: {shorten(changed)}. "
             f"Run 'dvc checkout {out.dvc_file}' to discard that, or 'dvc add' and commit to keep it."
         )
 
 
 def add_and_push(repository: Path, path: str, message: str) -> Recorded:
-    """Record the present files of a folder, push them, commit its ``.dvc`` file (and nothing else).
+    """Record the present files of a folder, push them, and commit its ``.dvc`` file (and nothing else).
 
     Args:
         repository: Top folder of the data repository.
-        path: Posix path of the folder that is tracked, or is to be.
+        path: Posix path of the folder that is or will be tracked.
         message: Of the commit.
 
     Raises:
-        DataError: If DVC, the remote or git fail; the ``.dvc`` file is then what it was.
+        DataError: If DVC, the remote or git fail; the ``.dvc`` file is then as before.
     """
     repository = repository.resolve()
     dvc_file = repository / f"{path}.dvc"
@@ -178,5 +178,5 @@ def _restore(repository: Path, before: dict[Path, bytes | None]) -> None:
 
 
 def site_cache(repository: Path) -> Path:
-    """DVC's bookkeeping of a repository, in the folder that its own ``.gitignore`` names."""
+    """Return the folder of DVC's bookkeeping for a repository, which the repository's ``.gitignore`` names."""
     return repository / ".dvc" / "tmp" / "site"

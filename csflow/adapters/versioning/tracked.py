@@ -1,4 +1,4 @@
-"""What a ``.dvc`` file in a commit says: which folder, which md5, which files."""
+"""Read the ``.dvc`` files of a commit: which folders are tracked, with which md5 and which files."""
 
 from __future__ import annotations
 
@@ -16,8 +16,9 @@ from posixpath import normpath
 import yaml
 
 from csflow.adapters.versioning.git import git
-from csflow.adapters.versioning.remote import explain
+from csflow.adapters.versioning.remote import explain_failure
 from csflow.errors import DataError
+from csflow.system.loggers import log_level
 
 Listing = dict[str, str]
 """md5 of each file by its posix path, relative to the folder in question."""
@@ -39,7 +40,7 @@ class TrackedFolder:
 
 
 def tracked_folder(repository: Path, commit: str, path: str) -> TrackedFolder:
-    """The tracked folder that is ``path`` or holds it, as committed (not as it lies in the working copy).
+    """Find the tracked folder that is or contains ``path``, as committed (not as in the working copy).
 
     Raises:
         DataError: If no committed ``.dvc`` file covers ``path``, or it names no folder with an md5 digest.
@@ -48,11 +49,11 @@ def tracked_folder(repository: Path, commit: str, path: str) -> TrackedFolder:
     for dvc_file in _dvc_files(repository, commit, path):
         text = git("show", f"{commit}:{dvc_file}", repository=repository)
         for out in _outs(text, f"{dvc_file} at {commit[:12]}"):
-            folder = _place(dvc_file, out)
+            folder = _tracked_path(dvc_file, out)
             if path == folder or path.startswith(f"{folder}/"):
                 return TrackedFolder(folder, _directory_md5(out, dvc_file), dvc_file)
             seen.append(folder)
-    tracked = f"tracked there: {', '.join(seen)}" if seen else "no .dvc file lies on its way"
+    tracked = f"tracked there: {', '.join(seen)}" if seen else "there is no .dvc file in its parent folders"
     raise DataError(
         f"DVC does not track {path!r} in {repository} at {commit[:12]} ({tracked}). "
         "Correct data.path in the line's YAML, or track the folder with 'dvc add' and commit its .dvc file."
@@ -60,7 +61,7 @@ def tracked_folder(repository: Path, commit: str, path: str) -> TrackedFolder:
 
 
 def _dvc_files(repository: Path, commit: str, path: str) -> list[str]:
-    """The ``.dvc`` files in all folders from that of ``path`` up to the top, nearest first."""
+    """List the ``.dvc`` files in all folders from that of ``path`` up to the top, nearest first."""
     found = []
     for folder in PurePosixPath(path).parents:
         prefix = "" if str(folder) == "." else f"{folder}/"
@@ -77,7 +78,7 @@ def _outs(text: str, source: str) -> list[Mapping[str, str]]:
     return [{"wdir": content.get("wdir", "."), **out} for out in outs]
 
 
-def _place(dvc_file: str, out: Mapping[str, str]) -> str:
+def _tracked_path(dvc_file: str, out: Mapping[str, str]) -> str:
     return normpath(str(PurePosixPath(dvc_file).parent / out["wdir"] / out["path"]))
 
 
@@ -92,13 +93,13 @@ def _directory_md5(out: Mapping[str, str], dvc_file: str) -> str:
 
 
 def listing_digest(listing: Listing) -> str:
-    """DVC's digest of a folder with these files, ``….dir``: it proves a listing to be the committed one."""
+    """Return DVC's digest of a folder with these files, ``….dir``, which verifies a listing."""
     entries = [{"md5": listing[path], "relpath": path} for path in sorted(listing)]
     return hashlib.md5(json.dumps(entries, sort_keys=True).encode(), usedforsecurity=False).hexdigest() + ".dir"
 
 
 def differing_files(folder: Path, listing: Listing) -> list[str]:
-    """Names of the files in ``folder`` that are missing, too many, or whose md5 is another."""
+    """Return the names of the files in ``folder`` that are missing, surplus, or have another md5."""
     present = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
     common = sorted(present & set(listing))
     with ThreadPoolExecutor() as pool:
@@ -108,26 +109,31 @@ def differing_files(folder: Path, listing: Listing) -> list[str]:
 
 
 def md5_file(path: Path) -> str:
-    """The digest DVC names files by."""
+    """Return the md5 of a file, by which DVC names it."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
 
 
 @contextmanager
 def quiet_dvc(repository: Path, site_cache: Path, doing: str) -> Iterator[None]:
-    """Call DVC in ``repository`` without analytics or log output, with its bookkeeping in ``site_cache``.
+    """Let DVC run in ``repository`` inside the block, without analytics and log output.
+
+    Args:
+        repository: Top folder of the repository.
+        site_cache: Folder for DVC's bookkeeping.
+        doing: What the block does, for messages.
 
     Raises:
-        DataError: For whatever goes wrong in DVC or the store behind it, with ``doing`` in front.
+        DataError: If anything fails in DVC or in the store behind it; the message begins with ``doing``.
     """
     try:
         with _environment(DVC_NO_ANALYTICS="1", DVC_SITE_CACHE_DIR=str(site_cache)), _silent_loggers():
             yield
     except DataError:
         raise
-    # DVC passes on the errors of every store it knows (botocore, fsspec, SSH, …): no narrower class holds them.
+    # DVC passes on the errors of every store it supports (botocore, fsspec, SSH, …): they have no narrower base class.
     except Exception as error:
-        raise DataError(f"{doing} failed: {explain(error, repository)}") from error
+        raise DataError(f"{doing} failed: {explain_failure(error, repository)}") from error
 
 
 @contextmanager
@@ -146,15 +152,8 @@ def _environment(**wanted: str) -> Iterator[None]:
 
 @contextmanager
 def _silent_loggers() -> Iterator[None]:
-    """DVC logs to the standard output, which belongs to the command; what matters comes as an error."""
+    """Silence DVC, which logs to the command's standard output; what matters is raised as an error."""
     import dvc  # noqa: F401  # importing it sets the levels of its loggers
 
-    loggers = [logging.getLogger(name) for name in ("dvc", "dvc_data", "dvc_objects")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.CRITICAL)
-    try:
+    with log_level(logging.CRITICAL, "dvc", "dvc_data", "dvc_objects"):
         yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)

@@ -11,16 +11,18 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from csflow.config import LineConfig, ScoringConfig
-from csflow.detector.fitting import Fitting, ShapedFeatures, flow_state
+from csflow.detector.fitting import Fitting, ShapedFeatures
 from csflow.detector.model import Model
+from csflow.detector.model_file import flow_state
 from csflow.detector.scoring import scored
 from csflow.features.entries import Shape
-from csflow.flow.cross_scale import CrossScaleFlow, Pyramid
-from csflow.flow.training import fit as fit_flow
+from csflow.flow.cross_scale import CrossScaleFlow
+from csflow.flow.pyramid import Pyramid
+from csflow.flow.training import fit_flow
 
 
 class FlowModel(Model):
-    """CS-Flow: the latents of a cross-scale flow, summed up."""
+    """CS-Flow: score and map are sums over the latents of a cross-scale flow."""
 
     def __init__(self, flow: CrossScaleFlow, scoring: ScoringConfig) -> None:
         super().__init__()
@@ -28,7 +30,7 @@ class FlowModel(Model):
         self.scoring = scoring
 
     def forward(self, pyramid: Pyramid) -> tuple[Tensor, Tensor]:
-        """See :meth:`Model.forward`."""
+        """See :meth:`csflow.detector.model.Model.forward`."""
         latents, log_det = self.flow(pyramid)
         return scored(latents, log_det, self.scoring)
 

@@ -1,4 +1,4 @@
-"""Share what kinds of detector have in common that measure a distance to the features of good images."""
+"""Measure distances to the features of good images: what several kinds of detector have in common."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ BLOCK = 512
 
 
 class DistanceModel(Model):
-    """A model whose file holds its constructor's tensors: large ones as parameters, which are stored in half."""
+    """A model whose file holds its constructor's tensors; large ones are parameters, stored in half precision."""
 
     def _keep(self, *, parameters: dict[str, Tensor], buffers: dict[str, Tensor]) -> None:
         for name, tensor in parameters.items():
@@ -35,7 +35,7 @@ class DistanceModel(Model):
 def smooth(maps: Tensor, pixels: int) -> Tensor:
     """Enlarge maps ``(B, h, w)`` bilinearly to ``(B, pixels, pixels)`` and convolve them with a Gaussian.
 
-    The outermost values go on beyond the border; the authors mirror them there.
+    Values at the border are repeated beyond it; the authors mirror them there.
 
     Reference:
         Codes of Defard et al. and Roth et al.: ``gaussian_filter(enlarged, sigma=4)``, cut off at four deviations.
@@ -48,35 +48,39 @@ def smooth(maps: Tensor, pixels: int) -> Tensor:
 
 
 def at_size(maps: Tensor, height: int, width: int) -> Tensor:
-    """Maps ``(B, H, W)`` at the places of a coarser grid, ``(B, height, width)``."""
+    """Sample maps ``(B, H, W)`` on a coarser grid ``(B, height, width)``."""
     return F.interpolate(maps[:, None], size=(height, width), mode="bilinear", align_corners=False)[:, 0]
 
 
 def positions_of(maps: Tensor) -> tuple[Tensor, tuple[int, int, int]]:
-    """Places of all images as vectors ``(B h w, D)``, and ``(B, h, w)``."""
+    """Return the features of all positions as vectors ``(B h w, D)``, and ``(B, h, w)``."""
     batch, channels, height, width = maps.shape
     return maps.permute(0, 2, 3, 1).reshape(-1, channels), (batch, height, width)
 
 
 def nearest_of(vectors: Tensor, memory: Tensor) -> tuple[Tensor, Tensor]:
-    """Distance ``(n,)`` to the nearest row of ``memory``, and which it is; small distances are exact, too."""
+    """Find the nearest row of ``memory`` for each vector.
+
+    Returns:
+        Distances ``(n,)``, exact for small ones too, and indices of the rows ``(n,)``.
+    """
     starts = range(0, len(memory), BLOCK)
-    least, place = _least(vectors, memory[:BLOCK])
+    least, row = _least(vectors, memory[:BLOCK])
     for start in starts[1:]:
-        found, where = _least(vectors, memory[start : start + BLOCK])
-        place = torch.where(found < least, where + start, place)
+        found, found_row = _least(vectors, memory[start : start + BLOCK])
+        row = torch.where(found < least, found_row + start, row)
         least = torch.minimum(found, least)
-    return (vectors - memory[place]).square().sum(dim=1).sqrt(), place
+    return (vectors - memory[row]).square().sum(dim=1).sqrt(), row
 
 
 def _least(vectors: Tensor, memory: Tensor) -> tuple[Tensor, Tensor]:
-    """Smallest squared distance ``(n,)`` less the vector's own square, and its row."""
-    least, place = (memory.square().sum(dim=1) - 2 * vectors @ memory.T).min(dim=1)
-    return least, place
+    """Return the smallest squared distances ``(n,)`` less each vector's own square, and the rows they belong to."""
+    least, row = (memory.square().sum(dim=1) - 2 * vectors @ memory.T).min(dim=1)
+    return least, row
 
 
 def distances_between(vectors: Tensor, memory: Tensor) -> Tensor:
-    """Euclidean distances ``(n, M)``."""
+    """Compute all Euclidean distances ``(n, M)``."""
     squares = vectors.square().sum(dim=1, keepdim=True) + memory.square().sum(dim=1) - 2 * vectors @ memory.T
     return squares.clamp(min=0.0).sqrt()
 

@@ -18,8 +18,8 @@ from csflow.detector.kinds.distances import DistanceModel, pooled_all, positions
 from csflow.detector.model import Model, pooled
 from csflow.errors import DataError
 from csflow.features.entries import Shape
-from csflow.flow.cross_scale import Pyramid, joined
 from csflow.flow.device import Features
+from csflow.flow.pyramid import Pyramid, join_scales
 
 
 class Mahalanobis(DistanceModel):
@@ -27,10 +27,11 @@ class Mahalanobis(DistanceModel):
 
     .. math:: s = \lVert W (y - \mu) \rVert, \quad W^\top W = \Sigma^{-1}
 
-    The map is the same distance of every place's features; it only hints, for the distribution is that of averages.
+    The map is the same distance of every position's features; it is only a hint, because the distribution is that of
+    averages.
 
     Args:
-        mean: ``(D,)``.
+        mean: Mean of the pooled features, ``(D,)``.
         whitening: ``W``, ``(D, D)``.
     """
 
@@ -43,8 +44,8 @@ class Mahalanobis(DistanceModel):
 
     def forward(self, pyramid: Pyramid) -> tuple[Tensor, Tensor]:
         """See :meth:`csflow.detector.model.Model.forward`."""
-        places, shape = positions_of(joined(pyramid))
-        return self._distance(pooled(pyramid)), self._distance(places).reshape(shape)
+        vectors, shape = positions_of(join_scales(pyramid))
+        return self._distance(pooled(pyramid)), self._distance(vectors).reshape(shape)
 
     def _distance(self, vectors: Tensor) -> Tensor:
         return ((vectors - self.mean) @ self.whitening.T).square().sum(dim=1).sqrt()

@@ -15,18 +15,18 @@ from csflow.detector.fitting import Fitting, ShapedFeatures
 from csflow.detector.kinds.distances import DistanceModel, nearest_of, pooled_all, positions_of, restore_distance
 from csflow.detector.model import Model, pooled
 from csflow.features.entries import Shape
-from csflow.flow.cross_scale import Pyramid, joined
 from csflow.flow.device import Features
+from csflow.flow.pyramid import Pyramid, join_scales
 
 
 class NearestNeighbour(DistanceModel):
     """Distance of the pooled features to those of the nearest good image.
 
-    The map is the same distance of every place's features; it only hints, for the neighbours are averages.
+    The map is the same distance of every position's features; it is only a hint, because the neighbours are averages.
 
     Args:
         memory: Pooled features of the good images less ``centre``, ``(n, D)``.
-        centre: Their mean, ``(D,)``: distances between small numbers lose fewer digits.
+        centre: Mean of the pooled features, ``(D,)``: distances between small numbers lose fewer digits.
     """
 
     memory: Tensor
@@ -39,8 +39,8 @@ class NearestNeighbour(DistanceModel):
     def forward(self, pyramid: Pyramid) -> tuple[Tensor, Tensor]:
         """See :meth:`csflow.detector.model.Model.forward`."""
         scores, _ = nearest_of(pooled(pyramid) - self.centre, self.memory)
-        places, shape = positions_of(joined(pyramid))
-        distances, _ = nearest_of(places - self.centre, self.memory)
+        vectors, shape = positions_of(join_scales(pyramid))
+        distances, _ = nearest_of(vectors - self.centre, self.memory)
         return scores, distances.reshape(shape)
 
     @classmethod

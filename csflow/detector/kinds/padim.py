@@ -18,21 +18,21 @@ from csflow.detector.kinds.distances import DistanceModel, at_size, batches, res
 from csflow.detector.model import Model
 from csflow.errors import DataError
 from csflow.features.entries import Shape
-from csflow.flow.cross_scale import Pyramid, joined
 from csflow.flow.device import Features
+from csflow.flow.pyramid import Pyramid, join_scales
 
 
 class Padim(DistanceModel):
-    r"""Mahalanobis distance at every place to the good images' features at this very place.
+    r"""Mahalanobis distance at every position to the good images' features at the same position.
 
-    Parts must lie in the same place on every image. The score is the maximum of the map enlarged to the input and
-    smoothed there; the map is that one at the size of the finest level.
+    Parts must be at the same position on every image. The map is enlarged to the input and smoothed there: its maximum
+    is the score, and it is returned at the size of the finest level.
 
     Args:
         channels: Channels kept of the joined levels, ``(d,)``.
-        mean: Of every place, ``(h w, d, 1)``.
-        whitening: Of every place, ``(h w, d, d)``; ``W^T W`` is the inverse covariance.
-        pixels: Of the input's side, a scalar.
+        mean: Mean at every position, ``(h w, d, 1)``.
+        whitening: ``W`` at every position, ``(h w, d, d)``; ``W^T W`` is the inverse covariance.
+        pixels: Side of the input in pixels, a scalar.
     """
 
     channels: Tensor
@@ -47,22 +47,22 @@ class Padim(DistanceModel):
 
     def forward(self, pyramid: Pyramid) -> tuple[Tensor, Tensor]:
         """See :meth:`csflow.detector.model.Model.forward`."""
-        maps = joined(pyramid)[:, self.channels.long()]
+        maps = join_scales(pyramid)[:, self.channels.long()]
         batch, _, height, width = maps.shape
-        by_place = maps.flatten(2).permute(2, 1, 0) - self.mean  # (h w, d, B)
-        distances = (self.whitening @ by_place).square().sum(dim=1).sqrt()
+        centred = maps.flatten(2).permute(2, 1, 0) - self.mean  # (h w, d, B)
+        distances = (self.whitening @ centred).square().sum(dim=1).sqrt()
         fine = smooth(distances.T.reshape(batch, height, width), self._pixels)
         return fine.flatten(1).amax(dim=1), at_size(fine, height, width)
 
     @classmethod
     def fit(cls, features: Features, config: PadimConfig, *, pixels: int, seed: int) -> Padim:
-        """Estimate mean and covariance of every place.
+        """Estimate mean and covariance at every position.
 
         Args:
-            features: Of the good images.
-            config: Channels kept and regularisation.
-            pixels: Of the input's side.
-            seed: Draws the channels.
+            features: Features of the good images.
+            config: Number of channels and regularisation.
+            pixels: Side of the input in pixels.
+            seed: Seed that draws the channels.
 
         Raises:
             DataError: If there are fewer than two images.
@@ -70,17 +70,17 @@ class Padim(DistanceModel):
         count = len(features)
         if count < 2:
             raise DataError(f"A covariance needs at least 2 good images, got {count}. Add good images.")
-        total = joined(features.batch([0])).shape[1]
+        total = join_scales(features.batch([0])).shape[1]
         kept = np.sort(np.random.default_rng(seed).permutation(total)[: config.dimensions])
         channels = torch.from_numpy(kept)
 
-        def places(rows: range) -> Tensor:
-            return joined(features.batch(rows))[:, channels].flatten(2).permute(2, 0, 1).double()  # (h w, B, d)
+        def vectors(rows: range) -> Tensor:
+            return join_scales(features.batch(rows))[:, channels].flatten(2).permute(2, 0, 1).double()  # (h w, B, d)
 
-        mean = torch.stack([places(rows).sum(dim=1) for rows in batches(count)]).sum(dim=0) / count
+        mean = torch.stack([vectors(rows).sum(dim=1) for rows in batches(count)]).sum(dim=0) / count
         scatter = torch.zeros(len(mean), len(channels), len(channels), dtype=torch.float64)
         for rows in tracked_batches(count, "estimate covariances"):
-            centred = places(rows) - mean[:, None]
+            centred = vectors(rows) - mean[:, None]
             scatter += centred.transpose(1, 2) @ centred
         covariance = scatter / (count - 1) + config.regularization * torch.eye(len(channels), dtype=torch.float64)
         whitening = torch.linalg.inv(torch.linalg.cholesky(covariance))

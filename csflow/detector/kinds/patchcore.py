@@ -27,22 +27,22 @@ from csflow.detector.kinds.distances import (
 )
 from csflow.detector.model import Model
 from csflow.features.entries import Shape
-from csflow.flow.cross_scale import Pyramid, joined
 from csflow.flow.device import Features
+from csflow.flow.pyramid import Pyramid, join_scales
 from csflow.system.progress import track
 
 CANDIDATES = 200_000
-"""Most patches PatchCore thins out; of more, so many are drawn. Every patch kept is compared with all of them."""
+"""Most patches that are thinned out; of more, so many are drawn. Every patch kept is compared with all of them."""
 
 PROJECTED = 128
-"""Dimensions in which PatchCore compares patches while thinning them out (the authors' default)."""
+"""Dimensions in which patches are compared while they are thinned out (the authors' default)."""
 
 
 class Patchcore(DistanceModel):
     r"""Distance of every patch to the nearest of a thinned-out set of good patches.
 
-    A patch is the mean over a place and its eight neighbours. With ``p`` the patch farthest from its nearest kept patch
-    ``m`` and ``N`` the ``neighbours`` kept patches nearest to ``m``, the score is
+    A patch is the mean over a position and its eight neighbours. With ``p`` the patch farthest from its nearest kept
+    patch ``m`` and ``N`` the ``neighbours`` kept patches nearest to ``m``, the score is
 
     .. math:: \left(1 - \frac{e^{\lVert p - m \rVert}}{\sum_{n \in N} e^{\lVert p - n \rVert}}\right)
               \lVert p - m \rVert
@@ -52,8 +52,8 @@ class Patchcore(DistanceModel):
     Args:
         memory: Patches kept less ``centre``, ``(M, D)``.
         centre: Mean of the good patches, ``(D,)``.
-        pixels: Of the input's side, a scalar.
-        neighbours: Patches that weigh the score, as a scalar; 1 for no weight.
+        pixels: Side of the input in pixels, a scalar.
+        neighbours: Number of patches that weigh the score, a scalar; 1 for no weight.
     """
 
     memory: Tensor
@@ -74,14 +74,14 @@ class Patchcore(DistanceModel):
         patches = patches - self.centre
         distances, nearest = nearest_of(patches, self.memory)
         by_image = distances.reshape(shape[0], -1)
-        score, place = by_image.max(dim=1)
+        score, index = by_image.max(dim=1)
         if self._weighing > 1:
-            farthest = torch.arange(shape[0], device=place.device) * by_image.shape[1] + place
+            farthest = torch.arange(shape[0], device=index.device) * by_image.shape[1] + index
             score = score * self._weight(patches[farthest], self.memory[nearest[farthest]])
         return score, at_size(smooth(distances.reshape(shape), self._pixels), *shape[1:])
 
     def _weight(self, patches: Tensor, nearest: Tensor) -> Tensor:
-        """Weight ``(B,)`` of patches ``(B, D)`` by the neighbourhood of their nearest kept patches."""
+        """Compute the weight ``(B,)`` of patches ``(B, D)`` from the neighbourhood of their nearest kept patches."""
         around = distances_between(nearest, self.memory).topk(self._weighing, dim=1, largest=False).indices
         reach = (patches[:, None] - self.memory[around]).square().sum(dim=2).sqrt()
         return 1 - torch.softmax(reach, dim=1)[:, 0]
@@ -91,38 +91,41 @@ class Patchcore(DistanceModel):
         """Choose the patches to keep.
 
         Args:
-            features: Of the good images.
-            config: How many are kept.
-            pixels: Of the input's side.
-            seed: Draws candidates, projection and first patch.
+            features: Features of the good images.
+            config: Number of patches to keep.
+            pixels: Side of the input in pixels.
+            seed: Seed that draws candidates, projection and first patch.
         """
         rng = np.random.default_rng(seed)
         sample = _patches(features.batch([0]))
-        places = sample[0, 0].numel()
+        positions = sample[0, 0].numel()
         each = max(1, CANDIDATES // len(features))  # of every image alike
         parts = []
         for rows in tracked_batches(len(features), "gather patches"):
             for patches in _patches(features.batch(rows)).flatten(2).transpose(1, 2):
-                chosen = rng.permutation(places)[:each] if each < places else np.arange(places)
+                chosen = rng.permutation(positions)[:each] if each < positions else np.arange(positions)
                 parts.append(patches[torch.from_numpy(chosen)])
         candidates = torch.cat(parts)
         centre = candidates.mean(dim=0)
         candidates -= centre
-        keep = max(1, min(config.largest, round(config.coreset * len(features) * places), len(candidates)))
+        keep = max(1, min(config.largest, round(config.coreset * len(features) * positions), len(candidates)))
         memory = candidates[farthest_first(candidates, keep, rng)]
         neighbours = min(config.neighbours, keep)
         return cls(memory, centre, torch.tensor(pixels), torch.tensor(neighbours))
 
 
 def farthest_first(points: Tensor, keep: int, rng: np.random.Generator) -> Tensor:
-    """Positions of ``keep`` points, each the farthest from those before: the greedy coreset of PatchCore.
+    """Choose ``keep`` points, each the farthest from those before: the greedy coreset of PatchCore.
 
     Distances are those of a random projection to `PROJECTED` dimensions, if the points have more.
 
     Args:
         points: ``(n, D)``.
-        keep: How many, at most ``n``.
+        keep: Number of points to choose, at most ``n``.
         rng: Draws projection and first point.
+
+    Returns:
+        Indices of the chosen points, ``(keep,)``.
 
     Reference:
         Roth et al., CVPR 2022, Algorithm 1; Sener and Savarese, ICLR 2018.
@@ -142,8 +145,8 @@ def farthest_first(points: Tensor, keep: int, rng: np.random.Generator) -> Tenso
 
 
 def _patches(pyramid: Pyramid) -> Tensor:
-    """Every place averaged with its neighbours, levels joined, ``(B, D, h, w)``."""
-    return joined([F.avg_pool2d(level, 3, stride=1, padding=1, count_include_pad=False) for level in pyramid])
+    """Average every position with its neighbours and join the levels, ``(B, D, h, w)``."""
+    return join_scales([F.avg_pool2d(level, 3, stride=1, padding=1, count_include_pad=False) for level in pyramid])
 
 
 def fit(line: LineConfig, features: ShapedFeatures, fitting: Fitting) -> Model:

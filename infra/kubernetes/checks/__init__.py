@@ -1,13 +1,13 @@
-"""Checks of rendered manifests that no schema can make: what must fit together across documents.
+"""Check rendered manifests for what no schema can check: how documents fit together.
 
 ==================== =====================================================================
 ``documents.py``     rendered documents, and the pods that will run from them
 ``wiring.py``        names, selectors, references and ports
-``hardening.py``     what each container may do and gets, images, secrets, rights
+``hardening.py``     privileges and resources of containers, images, secrets, rights
 ``__main__.py``      ``python -m checks FILE…``
 ==================== =====================================================================
 
-A check yields one sentence for each problem: where, what was found, what was expected.
+A check yields one sentence for each problem: where it is, what was found, and what was expected.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ __all__ = ["HARDENING", "WIRING", "Manifests", "load", "problems"]
 
 
 def problems(manifests: Manifests, version: str) -> list[str]:
-    """Everything that is wrong with a set of manifests.
+    """List everything that is wrong with a set of manifests.
 
     Args:
-        manifests: What one overlay renders to.
-        version: Version of the project, which the tags of its images must be.
+        manifests: The rendered documents of one overlay.
+        version: Version of the project, which must be the tag of its images.
     """
     return [
         *(problem for check in WIRING for problem in check(manifests)),

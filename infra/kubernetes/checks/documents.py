@@ -12,19 +12,19 @@ Document = dict[str, Any]
 
 CLUSTER_WIDE = frozenset({"Namespace", "ClusterRole", "ClusterRoleBinding", "PersistentVolume", "PriorityClass"})
 KSERVE_LABELS = {"component": "predictor", "serving.kserve.io/inferenceservice": "LINE"}
-"""What KServe itself writes on the pods of an endpoint."""
+"""Labels that KServe itself adds to the pods of an endpoint."""
 
 
 @dataclass(frozen=True)
 class Pod:
-    """Pods that a document makes.
+    """The pods that a document makes.
 
     Attributes:
         where: The document, for messages.
-        namespace: Theirs.
-        labels: Theirs.
-        spec: Theirs; of a ServingRuntime what it contributes, and the account KServe gives them.
-        kserve: Whether KServe makes them.
+        namespace: Their namespace.
+        labels: Their labels.
+        spec: Their spec; for a ServingRuntime its part of it, with the account that KServe gives them.
+        kserve: True if KServe makes them.
     """
 
     where: str
@@ -35,26 +35,26 @@ class Pod:
 
     @property
     def containers(self) -> list[Document]:
-        """Containers, those that run first included."""
+        """Return all containers, init containers included."""
         return [*self.spec.get("initContainers", []), *self.spec["containers"]]
 
 
 @dataclass(frozen=True)
 class Manifests:
-    """All documents that belong together."""
+    """All documents of one overlay."""
 
     documents: tuple[Document, ...]
 
     def of_kind(self, *kinds: str) -> Iterator[Document]:
-        """Documents of these kinds."""
+        """Return the documents of these kinds."""
         return (each for each in self.documents if each["kind"] in kinds)
 
     def has(self, kind: str, namespace: str, name: str) -> bool:
-        """Whether there is such a document."""
+        """Return True if there is such a document."""
         return any(each["metadata"]["name"] == name and namespace_of(each) == namespace for each in self.of_kind(kind))
 
     def pods(self) -> list[Pod]:
-        """Everything that makes pods."""
+        """Return the pods of all documents that make some."""
         made = [
             Pod(where(each), namespace_of(each), *_template(each))
             for each in self.of_kind("Deployment", "DaemonSet", "StatefulSet", "Job", "CronJob")
@@ -67,7 +67,7 @@ class Manifests:
         return made + served
 
     def selected(self, selector: Document, namespace: str) -> list[Pod]:
-        """Pods of a namespace that a label selector matches."""
+        """Return the pods of a namespace that a label selector matches."""
         return [pod for pod in self.pods() if pod.namespace == namespace and matches(selector, pod.labels)]
 
 
@@ -77,17 +77,17 @@ def load(text: str) -> Manifests:
 
 
 def where(document: Document) -> str:
-    """``Kind namespace/name``."""
+    """Name a document in messages: ``Kind namespace/name``."""
     return f"{document['kind']} {namespace_of(document)}/{document['metadata']['name']}".replace(" /", " ")
 
 
 def namespace_of(document: Document) -> str:
-    """Namespace of a document; empty if it belongs to none."""
+    """Return the namespace of a document; empty if it has none."""
     return str(document["metadata"].get("namespace", ""))
 
 
 def matches(selector: Document, labels: dict[str, str]) -> bool:
-    """Whether a Kubernetes label selector matches labels; an empty one matches all."""
+    """Return True if a Kubernetes label selector matches labels; an empty one matches all."""
     exact = selector.get("matchLabels", {}).items()
     return all(labels.get(key) == value for key, value in exact) and all(
         _expression_holds(each, labels) for each in selector.get("matchExpressions", [])
@@ -102,7 +102,7 @@ def _expression_holds(expression: Document, labels: dict[str, str]) -> bool:
 
 
 def _template(document: Document) -> tuple[dict[str, str], Document]:
-    """Labels and spec of a workload's pods."""
+    """Return labels and spec of a workload's pods."""
     spec = document["spec"]
     template = (spec["jobTemplate"]["spec"] if document["kind"] == "CronJob" else spec)["template"]
     return template.get("metadata", {}).get("labels", {}), template["spec"]

@@ -1,4 +1,4 @@
-"""What each container may do and gets, which images run, and that no secret lies in the open."""
+"""Check the privileges and resources of containers, their images, and that no secret is exposed."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _PASSWORD_IN_URI = re.compile(r"[a-z][a-z0-9+.-]*://[^/\s:@]*:[^/\s@]+@")
 
 
 def containers_are_locked_in(manifests: Manifests, _: str) -> Iterator[str]:
-    """Not root, nothing gained, no capabilities, default seccomp, nothing written but where a volume is."""
+    """Require containers without root, privileges or capabilities, with default seccomp, that write to volumes only."""
     for pod in manifests.pods():
         around = pod.spec.get("securityContext", {})
         for container in pod.containers:
@@ -25,7 +25,7 @@ def containers_are_locked_in(manifests: Manifests, _: str) -> Iterator[str]:
 
 
 def containers_have_bounds(manifests: Manifests, _: str) -> Iterator[str]:
-    """Every container asks for CPU and memory, and has a limit of memory and CPU not below what it asks for."""
+    """Require requests and limits of CPU and memory for every container."""
     for pod in manifests.pods():
         for container in pod.containers:
             resources = container.get("resources", {})
@@ -40,7 +40,7 @@ def containers_have_bounds(manifests: Manifests, _: str) -> Iterator[str]:
 
 
 def servers_have_probes(manifests: Manifests, _: str) -> Iterator[str]:
-    """A container with a port says when it is ready and when it is beyond help."""
+    """Require a readiness and a liveness probe for every container with a port."""
     for pod in manifests.pods():
         for container in pod.spec["containers"]:
             if container.get("ports") and not {"readinessProbe", "livenessProbe"} <= container.keys():
@@ -48,7 +48,7 @@ def servers_have_probes(manifests: Manifests, _: str) -> Iterator[str]:
 
 
 def images_are_pinned(manifests: Manifests, version: str) -> Iterator[str]:
-    """Every image has a tag, never ``latest``; csflow's own have the project's version."""
+    """Require a tag other than ``latest`` for every image, and the project's version for csflow's own."""
     for pod in manifests.pods():
         for container in pod.containers:
             name, _, tag = container["image"].rpartition("/")[2].partition(":")
@@ -59,9 +59,9 @@ def images_are_pinned(manifests: Manifests, version: str) -> Iterator[str]:
 
 
 def secrets_are_only_named(manifests: Manifests, _: str) -> Iterator[str]:
-    """No Secret with values, and no password in a config map or a variable."""
+    """Refuse Secrets with values, and passwords in config maps and variables."""
     for secret in manifests.of_kind("Secret"):
-        yield f"{where(secret)}: a Secret lies in the manifests; name it and make it with kubectl"
+        yield f"{where(secret)}: a Secret is in the manifests; only name it, and make it with kubectl"
     for config in manifests.of_kind("ConfigMap"):
         yield from (f"{where(config)}: {key} looks like a secret" for key, value in config.get("data", {}).items()
                     if _gives_away(key, value))  # fmt: skip
@@ -73,7 +73,7 @@ def secrets_are_only_named(manifests: Manifests, _: str) -> Iterator[str]:
 
 
 def accounts_have_little(manifests: Manifests, _: str) -> Iterator[str]:
-    """No token in pods that need none, no wildcards, no cluster-wide rights, no secrets but named ones."""
+    """Refuse tokens in pods, wildcards, cluster-wide rights, and access to secrets that are not named."""
     for pod in manifests.pods():
         account = next(
             (each for each in manifests.of_kind("ServiceAccount")

@@ -1,4 +1,4 @@
-"""Names, selectors, references and ports: whether documents that name each other find each other."""
+"""Check that documents find each other by names, selectors, references and ports."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 from checks.documents import CLUSTER_WIDE, Document, Manifests, Pod, matches, namespace_of, where
 
 EXTERNAL_NAMESPACES = frozenset({"kubeflow", "csflow"})
-"""Made by others before csflow is installed; csflow's own only where it is the namespace of a Kubeflow profile."""
+"""Namespaces that others make before csflow is installed; csflow's own only if it is that of a Kubeflow profile."""
 
 EXTERNAL_ACCOUNTS = frozenset({("csflow", "default-editor")})
 """Service accounts that Kubeflow makes in a profile."""
@@ -19,23 +19,23 @@ MADE_BY_PEOPLE = frozenset({
     ("Secret", "csflow-storage"), ("Secret", "csflow-mlflow-database"), ("Secret", "csflow-registry"),
     ("ConfigMap", "csflow-ca"),
 })  # fmt: skip
-"""Made with kubectl, because they hold what never belongs into a repository: docs/guides/cluster.md says how."""
+"""Made with kubectl, because their contents never belong into a repository; docs/guides/cluster.md says how."""
 
 KNATIVE_PORTS = frozenset({8012, 8013, 8022})
 GRPC_PORT = 8081
-"""Ports of predictors that are open though no container says so: the container listens, or Knative's proxy does."""
+"""Ports of predictors that are open although no container declares them: the container or Knative's proxy listens."""
 
 _DIGEST_PATH = re.compile(r"[a-z0-9]+://.+/detectors/(?P<line>[^/]+)/[0-9a-f]{64}/")
 
 
 def names_are_unique(manifests: Manifests) -> Iterator[str]:
-    """No two documents of one kind, group and namespace have the same name."""
+    """Refuse two documents of one kind, group and namespace with the same name."""
     group = [(each["apiVersion"].rpartition("/")[0], where(each)) for each in manifests.documents]
     yield from (f"{name}: rendered {count} times" for (_, name), count in Counter(group).items() if count > 1)
 
 
 def namespaces_exist(manifests: Manifests) -> Iterator[str]:
-    """Every document lies in a namespace that is made here or known to be there."""
+    """Require that the namespace of every document is made here or known to exist."""
     known = {each["metadata"]["name"] for each in manifests.of_kind("Namespace")} | EXTERNAL_NAMESPACES
     for each in manifests.documents:
         if each["kind"] not in CLUSTER_WIDE and namespace_of(each) not in known:
@@ -43,7 +43,7 @@ def namespaces_exist(manifests: Manifests) -> Iterator[str]:
 
 
 def pods_find_what_they_name(manifests: Manifests) -> Iterator[str]:
-    """Config maps and their keys, secrets, claims and accounts of every pod exist, or people make them."""
+    """Require that the config maps, keys, secrets, claims and accounts of every pod exist or are made by people."""
     for pod in manifests.pods():
         for kind, name, key, optional in _named_by(pod):
             if not optional and not _exists(manifests, kind, pod.namespace, name):
@@ -53,7 +53,7 @@ def pods_find_what_they_name(manifests: Manifests) -> Iterator[str]:
 
 
 def mounts_have_volumes(manifests: Manifests) -> Iterator[str]:
-    """Every mount of a container names a volume of its pod."""
+    """Require that every mount of a container names a volume of its pod."""
     for pod in manifests.pods():
         volumes = {each["name"] for each in pod.spec.get("volumes", [])}
         for container in pod.containers:
@@ -63,7 +63,7 @@ def mounts_have_volumes(manifests: Manifests) -> Iterator[str]:
 
 
 def accounts_find_what_they_name(manifests: Manifests) -> Iterator[str]:
-    """Secrets of service accounts exist or people make them; bindings bind what exists."""
+    """Require that secrets of service accounts exist or are made by people, and that bindings bind what exists."""
     for account in manifests.of_kind("ServiceAccount"):
         for secret in (*account.get("secrets", []), *account.get("imagePullSecrets", [])):
             if not _exists(manifests, "Secret", namespace_of(account), secret["name"]):
@@ -74,14 +74,14 @@ def accounts_find_what_they_name(manifests: Manifests) -> Iterator[str]:
         if not manifests.has(role["kind"], namespace, role["name"]):
             yield f"{where(binding)}: {role['kind']} {role['name']} exists nowhere"
         for subject in binding["subjects"]:
-            place = subject.get("namespace", ""), subject["name"]
-            known = place in EXTERNAL_ACCOUNTS or manifests.has("ServiceAccount", *place)
+            bound = subject.get("namespace", ""), subject["name"]
+            known = bound in EXTERNAL_ACCOUNTS or manifests.has("ServiceAccount", *bound)
             if subject["kind"] != "ServiceAccount" or not known:
-                yield f"{where(binding)}: {subject['kind']} {'/'.join(place)} exists nowhere"
+                yield f"{where(binding)}: {subject['kind']} {'/'.join(bound)} exists nowhere"
 
 
 def selectors_match_pods(manifests: Manifests) -> Iterator[str]:
-    """Services, budgets, policies and workloads select pods that are there."""
+    """Require that services, budgets, policies and workloads select existing pods."""
     for each in manifests.of_kind("Service", "PodDisruptionBudget", "NetworkPolicy", "Deployment", "DaemonSet"):
         selector = _selector(each)
         everything = each["kind"] == "NetworkPolicy" and not selector
@@ -94,7 +94,7 @@ def selectors_match_pods(manifests: Manifests) -> Iterator[str]:
 
 
 def every_pod_is_behind_a_policy(manifests: Manifests) -> Iterator[str]:
-    """In namespaces made here, a policy that selects all pods denies what no other one allows."""
+    """Require, in namespaces made here, a policy for all pods that denies everything that no other policy allows."""
     for namespace in manifests.of_kind("Namespace"):
         name = namespace["metadata"]["name"]
         policies = [each["spec"] for each in manifests.of_kind("NetworkPolicy") if namespace_of(each) == name]
@@ -104,7 +104,7 @@ def every_pod_is_behind_a_policy(manifests: Manifests) -> Iterator[str]:
 
 
 def ports_exist(manifests: Manifests) -> Iterator[str]:
-    """Services, policies and probes name ports that the pods behind them have."""
+    """Require that services, policies and probes name ports of the pods behind them."""
     for service in manifests.of_kind("Service"):
         pods = manifests.selected(_selector(service), namespace_of(service))
         for port in service["spec"]["ports"]:
@@ -126,7 +126,7 @@ def ports_exist(manifests: Manifests) -> Iterator[str]:
 
 
 def port_names_agree(manifests: Manifests) -> Iterator[str]:
-    """Ports have names; a Service calls a port what its pods call it."""
+    """Require that ports have names, and that a Service and its pods use the same name for a port."""
     for pod in manifests.pods():
         for container in pod.containers:
             yield from (f"{pod.where}: port {port['containerPort']} of {container['name']} has no name"
@@ -139,7 +139,7 @@ def port_names_agree(manifests: Manifests) -> Iterator[str]:
 
 
 def monitors_find_services(manifests: Manifests) -> Iterator[str]:
-    """A ServiceMonitor selects a Service that has the port it scrapes."""
+    """Require that a ServiceMonitor selects a Service with the port that it scrapes."""
     for monitor in manifests.of_kind("ServiceMonitor"):
         spaces = monitor["spec"].get("namespaceSelector", {}).get("matchNames", [namespace_of(monitor)])
         services = [
@@ -158,7 +158,7 @@ def monitors_find_services(manifests: Manifests) -> Iterator[str]:
 
 
 def inference_services_fit(manifests: Manifests) -> Iterator[str]:
-    """An InferenceService finds one runtime, and names a digest of its own line, never an alias."""
+    """Require that an InferenceService finds one runtime and names a digest of its own line, never an alias."""
     runtimes = [each["spec"] for each in manifests.of_kind("ServingRuntime")]
     for service in manifests.of_kind("InferenceService"):
         model, line = service["spec"]["predictor"]["model"], service["metadata"]["name"]
@@ -199,7 +199,7 @@ def _ports(pod: Pod) -> set[int | str]:
 
 
 def _named_by(pod: Pod) -> Iterator[tuple[str, str, str, bool]]:
-    """Kind, name, key and whether it may be missing, of everything a pod's spec names."""
+    """Yield kind, name, key and optionality of everything that a pod's spec names."""
     yield "ServiceAccount", pod.spec.get("serviceAccountName", "default"), "", False
     for secret in pod.spec.get("imagePullSecrets", []):
         yield "Secret", secret["name"], "", False

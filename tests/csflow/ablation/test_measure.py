@@ -29,8 +29,8 @@ from tests.csflow.ablation.small_line import LINE, OTHER, request, rows_of
 
 def test_figures_are_those_of_the_model(first: Path, workspace: Workspace) -> None:
     """Scored by hand, judged by scikit-learn; nothing held out was fitted."""
-    from csflow.detector.fitting import load_model
     from csflow.detector.model import score_stored
+    from csflow.detector.model_file import load_model
     from csflow.features.backbone import load_backbone
     from csflow.features.store import FeatureStore
     from csflow.runs.find_or_fit import find_or_fit

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from csflow.adapters.data_quality import Failure, QualityReport, validate
+from csflow.adapters.data_quality import BrokenExpectation, QualityReport, run_data_gate
 from csflow.config import QualityConfig, RolesConfig
-from csflow.data.inspection import measure
+from csflow.data.inspection import inspect_images
 from csflow.data.manifest import build_manifest
 
 BOUNDS = QualityConfig(min_train=3, min_test_good=1, min_test_defective=1, min_side=32, max_side=200)
@@ -48,10 +48,10 @@ def root(tmp_path: Path) -> Path:
 
 
 def check(root: Path, bounds: QualityConfig = BOUNDS) -> QualityReport:
-    return validate(build_manifest(root, line="bolts", roles=RolesConfig()), bounds)
+    return run_data_gate(build_manifest(root, line="bolts", roles=RolesConfig()), bounds)
 
 
-def only_failure(report: QualityReport) -> Failure:
+def only_failure(report: QualityReport) -> BrokenExpectation:
     assert [failure.expectation for failure in report.failures] == [report.failures[0].expectation]
     assert not report.success
     return report.failures[0]
@@ -88,7 +88,7 @@ def turned_mask(root: Path) -> None:
 
 BAD: list[tuple[Callable[[Path], object], str, list[str], str]] = [
     (truncate, "readable", ["train/good/9.jpg"], "damaged"),
-    (lambda r: (r / "train/good/n.png").write_text("no image"), "readable", ["train/good/n.png"], "no image"),
+    (lambda r: (r / "train/good/n.png").write_text("not an image"), "readable", ["train/good/n.png"], "not an image"),
     (lambda r: (r / "test/good/e.png").touch(), "readable", ["test/good/e.png"], "empty"),
     (lambda r: save(r / "train/scratch/1.png", 30), "only_good_in_train", ["train/scratch/1.png"], "scratch"),
     (leak, "no_leak", ["test/good/5.png"], "train/good/2.png"),
@@ -97,7 +97,7 @@ BAD: list[tuple[Callable[[Path], object], str, list[str], str]] = [
     (lambda r: save(r / "train/good/s.png", 31, (90, 31)), "large_enough", ["train/good/s.png"], "90 x 31"),
     (lambda r: save(r / "train/good/l.png", 32, (40, 201)), "small_enough", ["train/good/l.png"], "40 x 201"),
     (white, "not_constant", ["train/good/w.png"], "48 x 40"),
-    (lambda r: (r / "ground_truth/cut/1_mask.png").write_text("?"), "mask_readable", ["test/cut/1.png"], "no image"),
+    (lambda r: (r / "ground_truth/cut/1_mask.png").write_text("?"), "mask_readable", ["test/cut/1.png"], "not an im"),
     (lambda r: save_mask(r / "ground_truth/cut/1_mask.png", (40, 48)), "mask_fits", ["test/cut/1.png"], "40 x 48"),
     (lambda r: save_mask(r / "ground_truth/cut/1_mask.png", value=0), "mask_marks", ["test/cut/1.png"], "48 x 40"),
     (turned_mask, "mask_fits", ["test/cut/7.jpg"], "48 x 40"),
@@ -162,12 +162,12 @@ def test_a_copy_inside_train_is_a_warning(root: Path) -> None:
     assert (warning.expectation, warning.files, warning.found) == (
         "no_copies", ("train/good/1.png",), ("train/good/1 again.bmp",),
     )  # fmt: skip
-    assert "Worth a look" in report.html()
+    assert "Warnings" in report.html()
 
 
 def test_an_empty_manifest_fails_clearly(root: Path) -> None:
     nothing = build_manifest(root, line="bolts", roles=RolesConfig()).rows(label="none of these")
-    report = validate(nothing, BOUNDS)
+    report = run_data_gate(nothing, BOUNDS)
     failure = only_failure(report)
     assert failure.expectation == "not_empty"
     assert "There are images: found 0." in failure.explanation
@@ -185,7 +185,7 @@ def test_all_images_unreadable_is_one_clear_failure(root: Path) -> None:
 def test_a_file_that_vanished_is_unreadable(root: Path) -> None:
     manifest = build_manifest(root, line="bolts", roles=RolesConfig())
     (root / "train/good/0.png").unlink()
-    failure = only_failure(validate(manifest, BOUNDS))
+    failure = only_failure(run_data_gate(manifest, BOUNDS))
     assert failure.files == ("train/good/0.png",)
     assert "No such file" in failure.found[0]
 
@@ -203,7 +203,7 @@ def test_several_problems_are_all_reported(root: Path) -> None:
 
 
 def test_the_page_needs_nothing_from_outside_and_escapes_names(root: Path) -> None:
-    (root / "train/good/<b>&.png").write_text("no image")
+    (root / "train/good/<b>&.png").write_text("not an image")
     page = check(root).html()
     assert not re.search(r"https?://|src=|href=|@import|url\(", page)
     assert "&lt;b&gt;&amp;.png" in page
@@ -223,7 +223,7 @@ def test_measurements_are_of_the_upright_image_and_the_raw_mode(root: Path) -> N
     exif[0x0112] = 8
     save(root / "test/good/lying.jpg", 50, (60, 33), exif=exif)
     Image.fromarray(np.arange(48 * 40, dtype=np.uint16).reshape(40, 48) * 30).save(root / "test/good/deep.png")
-    table = measure(build_manifest(root, line="bolts", roles=RolesConfig())).set_index("path")
+    table = inspect_images(build_manifest(root, line="bolts", roles=RolesConfig())).set_index("path")
     assert (table.loc["test/good/lying.jpg", "size"], table.loc["test/good/lying.jpg", "mode"]) == ("33 x 60", "RGB")
     assert table.loc["test/good/deep.png", "mode"] == "I;16"
     assert table.loc["test/cut/1.png", "mask_fits"] is None

@@ -194,7 +194,7 @@ def test_failed_import_leaves_no_repository_and_foreign_folders_alone(tmp_path: 
             call(import_app, "folder", dest, "--good", tmp_path / "empty", "--track")
         assert not dest.exists()
     mine = draw(tmp_path / "mine/picture.png", 1)
-    with pytest.raises(DataError, match="no data repository"):
+    with pytest.raises(DataError, match="neither empty nor a data repository"):
         call(import_app, "folder", mine.parent, "--good", mine.parent, "--track")
     assert files_of(mine.parent) == ["picture.png"]
     with pytest.raises(UsageError, match="--remote needs --track"):

@@ -146,7 +146,7 @@ def served(monkeypatch: pytest.MonkeyPatch) -> list[tuple[dict[str, ServedDetect
         (listener,) = listeners
         asked.append((dict(models), listener.getsockname()[0], grpc_port))  # type: ignore[attr-defined]
 
-    monkeypatch.setattr(serving, "serve", record)
+    monkeypatch.setattr(serving, "serve_detectors", record)
     return asked
 
 

@@ -139,7 +139,7 @@ class TestBadFiles:
     def test_file_is_named(self, tmp_path: Path) -> None:
         path = tmp_path / "part_7.png"
         path.write_text("not an image")
-        with pytest.raises(DataError, match=r"part_7\.png is no image\. Expected one of PNG, JPEG"):
+        with pytest.raises(DataError, match=r"part_7\.png is not an image\. Expected one of PNG, JPEG"):
             read_image(path)
 
     def test_missing_file(self, tmp_path: Path) -> None:
@@ -158,7 +158,7 @@ class TestBadFiles:
 
     @pytest.mark.parametrize("kind", ["GIF", "EPS", "PPM"])
     def test_other_formats_are_refused(self, kind: str) -> None:
-        with pytest.raises(DataError, match="is no image"):
+        with pytest.raises(DataError, match="is not an image"):
             read_image(encoded(noise(), kind))
 
     @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")

@@ -216,7 +216,11 @@ def test_share_of_tests_is_independent_of_roles(tmp_path: Path) -> None:
         ([], {"good": "none"}, "none is not a folder"),
         (["good/notes.txt"], {"good": "good"}, "good holds no images"),
         (["good/a/1.png", "good/a_1.png"], {"good": "good"}, r"both be named a_1\.png"),
-        (["good/1.png", "bad/x/1.png", "bad/2.png"], {"good": "good", "defective": "bad"}, r"beside folders: 2\.png"),
+        (
+            ["good/1.png", "bad/x/1.png", "bad/2.png"],
+            {"good": "good", "defective": "bad"},
+            r"both folders and images \(2\.png\)",
+        ),
         (["good/1.png", "bad/good/1.png"], {"good": "good", "defective": "bad"}, "cannot be a type of defect"),
         (["good/1.png", "m/1.png"], {"good": "good", "masks": "m"}, "belong to defective images"),
         (["good/1.png", "bad/1.png", "m/7.png"], {"good": "good", "defective": "bad", "masks": "m"}, "7_mask"),

@@ -116,9 +116,9 @@ def test_defective_image_in_train_is_listed_without_role(root: Path) -> None:
 @pytest.mark.parametrize(
     ("files", "message"),
     [
-        ({"train/x.png": ""}, r"outside the layout: train/x\.png"),
-        ({"test/Good/x.png": ""}, r"outside the layout: test/Good/x\.png"),
-        ({"val/good/x.png": ""}, r"outside the layout: val/good/x\.png"),
+        ({"train/x.png": ""}, r"outside of the layout: train/x\.png"),
+        ({"test/Good/x.png": ""}, r"outside of the layout: test/Good/x\.png"),
+        ({"val/good/x.png": ""}, r"outside of the layout: val/good/x\.png"),
         ({"ground_truth/crack/z_mask.png": ""}, r"z_mask\.png: expected exactly one image test/crack/z\..*found 0"),
         ({"ground_truth/crack/b.png": ""}, r"crack/b\.png: expected"),
         ({"ground_truth/crack/a_mask.bmp": ""}, r"another mask"),

@@ -11,7 +11,7 @@ from csflow.config import LineConfig
 from csflow.detector.fitting import Fitting, ShapedFeatures
 from csflow.detector.model import Model
 from csflow.features.entries import Shape
-from csflow.flow.cross_scale import Pyramid
+from csflow.flow.pyramid import Pyramid
 
 
 class MedianDistance(Model):

@@ -23,7 +23,7 @@ from csflow.data.manifest import build_manifest
 from csflow.detector.detector import Detector
 from csflow.detector.engine import Engine
 from csflow.detector.fitting import fit_model
-from csflow.detector.model import save_model
+from csflow.detector.model_file import save_model
 from csflow.features.backbone import load_backbone
 from csflow.features.store import FeatureStore
 from csflow.runs.assembly import assemble

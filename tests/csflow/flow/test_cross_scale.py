@@ -13,7 +13,9 @@ from torch import Tensor, nn
 
 from csflow.config import FlowConfig
 from csflow.errors import ModelError
-from csflow.flow.cross_scale import CouplingBlock, CrossScaleFlow, Pyramid, latent_count, soft_clamp
+from csflow.flow.coupling import CouplingBlock, soft_clamp
+from csflow.flow.cross_scale import CrossScaleFlow
+from csflow.flow.pyramid import Pyramid, latent_count
 
 
 def awake_flow(*, channels: int = 5, scales: int = 3, seed: int = 0) -> CrossScaleFlow:

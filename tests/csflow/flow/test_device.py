@@ -11,8 +11,8 @@ import torch
 from csflow.config import TrainingConfig
 from csflow.errors import ModelError
 from csflow.flow import device as device_module
-from csflow.flow.cross_scale import Pyramid
 from csflow.flow.device import choose_device, choose_precision, feed_device
+from csflow.flow.pyramid import Pyramid
 
 
 class Images:

@@ -20,7 +20,7 @@ import torch
 from safetensors.torch import load_file
 
 from csflow.errors import ModelError, UsageError
-from csflow.flow.distributed import ALONE, ProcessGroup, joined
+from csflow.flow.distributed import ALONE, ProcessGroup, join_process_group
 
 # Plays the fits that a JSON file names; every process writes what it became, the epochs it was told and what it read.
 SCRIPT = """
@@ -31,11 +31,11 @@ import torch
 sys.path.insert(0, sys.argv[2])
 from safetensors.torch import save_file
 from test_training import FLOW, PLAIN, Images, Killed, crash_at, run
-from csflow.flow.distributed import joined
+from csflow.flow.distributed import join_process_group
 from csflow.errors import ModelError
 
 folder = Path(sys.argv[1])
-with joined(device="cpu") as group:
+with join_process_group(device="cpu") as group:
     for case in json.loads((folder / "cases.json").read_text()):
         told = []
         crash = case.get("crash")
@@ -189,7 +189,7 @@ def test_shares_cover_a_batch_once_and_differ_by_one_at_most() -> None:
 
 def test_alone_without_torchrun(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("WORLD_SIZE", raising=False)
-    with joined() as group:
+    with join_process_group() as group:
         assert group is ALONE
     assert ALONE.agree(15) == 15
 
@@ -198,7 +198,7 @@ def test_more_processes_than_devices_are_refused(monkeypatch: pytest.MonkeyPatch
     for name, value in {"WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "4", "LOCAL_RANK": "3", "RANK": "3"}.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    with pytest.raises(ModelError, match=r"4 processes .* shows 2 CUDA devices"), joined(device="cuda"):
+    with pytest.raises(ModelError, match=r"4 processes .* shows 2 CUDA devices"), join_process_group(device="cuda"):
         pass
-    with pytest.raises(UsageError, match="mps"), joined(device="mps"):
+    with pytest.raises(UsageError, match="mps"), join_process_group(device="mps"):
         pass

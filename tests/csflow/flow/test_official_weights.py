@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from csflow.errors import ModelError
-from csflow.flow.cross_scale import CrossScaleFlow, Pyramid
+from csflow.flow.cross_scale import CrossScaleFlow
 from csflow.flow.official_weights import from_official
+from csflow.flow.pyramid import Pyramid
 
 PAGE = Path(__file__).parents[3] / "docs" / "guides" / "official-weights.md"
 

@@ -20,11 +20,13 @@ from safetensors import safe_open
 from csflow.config import FlowConfig, TrainingConfig
 from csflow.errors import CsflowError, DataError, ModelError
 from csflow.flow import checkpoint as checkpoint_module
-from csflow.flow import training as training_module
-from csflow.flow.checkpoint import FILE
-from csflow.flow.cross_scale import CrossScaleFlow, Pyramid, latent_count
+from csflow.flow.checkpoint import CHECKPOINT_FILE
+from csflow.flow.cross_scale import CrossScaleFlow
 from csflow.flow.distributed import ALONE, ProcessGroup
-from csflow.flow.training import EpochResult, channel_statistics, fit
+from csflow.flow.pyramid import Pyramid, latent_count
+from csflow.flow.standardization import channel_statistics
+from csflow.flow.training import EpochResult, fit_flow
+from csflow.flow.training_run import TrainingRun
 
 CHANNELS, SCALES = 6, 2
 FLOW = FlowConfig(blocks=2, hidden=8, standardize=True)
@@ -74,7 +76,7 @@ def run(
     group: ProcessGroup = ALONE,
     **changes: object,
 ) -> CrossScaleFlow:
-    return fit(
+    return fit_flow(
         Images() if images is None else images,
         flow,
         TRAINING.model_copy(update=changes),
@@ -281,10 +283,10 @@ def test_steps_are_read_late_but_all_of_them(tmp_path: Path, monkeypatch: pytest
     """A GPU's way of training, on the CPU: same result, divergence still found, checkpoints still sound."""
     whole: list[EpochResult] = []
     expected = run(tmp_path / "whole", on_epoch=whole.append)
-    read = training_module._read_steps
-    monkeypatch.setattr(training_module, "_reads_every_step", lambda device: False)
+    read = TrainingRun.read_steps
+    monkeypatch.setattr(TrainingRun, "reads_every_step", False)
     calls: list[int] = []
-    monkeypatch.setattr(training_module, "_read_steps", lambda r: (calls.append(len(r.unread)), read(r)))
+    monkeypatch.setattr(TrainingRun, "read_steps", lambda r: (calls.append(len(r.unread)), read(r)))
     seen: list[EpochResult] = []
     assert_same_bits(run(tmp_path / "late", on_epoch=seen.append), expected)
     assert [(r.nll, r.grad_norm) for r in seen] == [(r.nll, r.grad_norm) for r in whole]
@@ -304,7 +306,7 @@ def test_trains_outside_the_main_thread(tmp_path: Path) -> None:
 def interrupted(directory: Path) -> Path:
     with pytest.raises(Killed):
         run(directory, Images(on_batch=crash_at(5)), checkpoint_seconds=EVERY_STEP)
-    return directory / FILE
+    return directory / CHECKPOINT_FILE
 
 
 def test_checkpoint_of_another_configuration_is_refused(tmp_path: Path) -> None:
@@ -323,7 +325,7 @@ def test_checkpoint_holds_tensors_and_json_only(tmp_path: Path) -> None:
     with safe_open(interrupted(tmp_path), framework="pt") as file:
         assert set(file.metadata()) == {"format", "identity", "progress"}
         assert {name.split(".")[0] for name in file.keys()} == {"flow", "adam"}  # noqa: SIM118 (not a mapping)
-    assert [path.name for path in tmp_path.iterdir()] == [FILE]
+    assert [path.name for path in tmp_path.iterdir()] == [CHECKPOINT_FILE]
 
 
 def test_a_checkpoint_is_written_without_a_copy_of_the_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -338,15 +340,17 @@ def test_a_checkpoint_is_written_without_a_copy_of_the_state(tmp_path: Path, mon
     for parameter in flow.parameters():
         parameter.grad = torch.ones_like(parameter)
     optimizer.step()
-    (tmp_path / f"{FILE}.part").touch()
-    checkpoint_module.save_checkpoint(tmp_path / FILE, flow, optimizer, checkpoint_module.Progress(), {}, {})
+    (tmp_path / f"{CHECKPOINT_FILE}.part").touch()
+    checkpoint_module.save_checkpoint(
+        tmp_path / CHECKPOINT_FILE, flow, optimizer, checkpoint_module.TrainingProgress(), {}, {}
+    )
     for name, parameter in flow.named_parameters():
         assert written[f"flow.{name}"] == parameter.data_ptr()
         assert written[f"adam.{name}.exp_avg"] == optimizer.state[parameter]["exp_avg"].data_ptr()
 
 
 def test_a_checkpoint_of_another_format_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(checkpoint_module, "FORMAT", "1")
+    monkeypatch.setattr(checkpoint_module, "CHECKPOINT_FORMAT", "1")
     interrupted(tmp_path)
     monkeypatch.undo()
     with pytest.raises(ModelError, match="written by another csflow"):
@@ -374,7 +378,7 @@ def test_full_disk_is_named_and_the_old_checkpoint_kept(tmp_path: Path, monkeypa
     with pytest.raises(CsflowError, match=r"Cannot write the checkpoint .*No space left.*Free disk space"):
         run(tmp_path, checkpoint_seconds=EVERY_STEP)
     assert checkpoint.read_bytes() == content
-    assert [path.name for path in tmp_path.iterdir()] == [FILE]
+    assert [path.name for path in tmp_path.iterdir()] == [CHECKPOINT_FILE]
 
 
 def test_nan_features_stop_training_before_they_reach_the_weights(tmp_path: Path) -> None:
@@ -385,7 +389,7 @@ def test_nan_features_stop_training_before_they_reach_the_weights(tmp_path: Path
     images = Images(on_batch=poison)
     with pytest.raises(ModelError, match=r"diverged in epoch 2, step 1: .* nan .*learning_rate"):
         run(tmp_path, images, checkpoint_seconds=EVERY_STEP)
-    with safe_open(tmp_path / FILE, framework="pt") as file:
+    with safe_open(tmp_path / CHECKPOINT_FILE, framework="pt") as file:
         assert all(file.get_tensor(name).isfinite().all() for name in file.keys())  # noqa: SIM118 (not a mapping)
 
 
@@ -401,27 +405,7 @@ def test_nothing_to_train_on(tmp_path: Path) -> None:
 
 def test_features_of_another_backbone_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="Expected 7 channels, got 6"):
-        fit(Images(), PLAIN, TRAINING, channels=7, scales=SCALES, directory=tmp_path)
-
-
-def test_statistics_equal_numpy() -> None:
-    images = Images()
-    mean, std = channel_statistics(images, batch_size=7)
-    for i, level in enumerate(images.levels):
-        values = level.numpy().astype(np.float64)
-        np.testing.assert_allclose(mean[i], values.mean(axis=(0, 2, 3)), rtol=1e-12)
-        np.testing.assert_allclose(std[i], values.std(axis=(0, 2, 3)), rtol=1e-9)
-
-
-def test_deviations_have_a_floor() -> None:
-    images = Images()
-    images.levels[0][:, 2] = 4.0
-    images.levels[1][:] = 4.0
-    mean, std = channel_statistics(images)
-    root_mean_square = std[0][[0, 1, 3, 4, 5]].square().sum().div(CHANNELS).sqrt()
-    assert std[0, 2] == pytest.approx(0.01 * root_mean_square)
-    assert std[1].tolist() == [1.0] * CHANNELS
-    assert mean[0, 2] == 4.0
+        fit_flow(Images(), PLAIN, TRAINING, channels=7, scales=SCALES, directory=tmp_path)
 
 
 def test_bfloat16_stays_near_float32(tmp_path: Path) -> None:

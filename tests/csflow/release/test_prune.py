@@ -166,6 +166,25 @@ def test_what_no_live_version_names_goes_everywhere(plant: Plant) -> None:
     assert plant.plan().removals == []
 
 
+def test_parts_of_uploads_that_never_ended_go(plant: Plant, monkeypatch: pytest.MonkeyPatch) -> None:
+    begin = plant.store.client.create_multipart_upload
+    for key in ("plant/features/a", "plant/features/b", "another/features"):
+        begin(Bucket=plant.store.bucket, Key=key)
+    plant.prune(now=datetime(2001, 1, 1, tzinfo=UTC))  # begun later: perhaps in progress
+    assert len(_unfinished(plant)) == 3
+    monkeypatch.setattr(prune.PrunePolicy, "of", lambda keep, days: prune.PrunePolicy(keep, LATER))
+    assert CliRunner().invoke(_app(), []).exit_code == 0
+    assert len(_unfinished(plant)) == 3, "nothing goes without --apply"
+    done = CliRunner().invoke(_app(), ["--apply"])
+    assert "dropped the parts of 2 uploads" in done.output
+    assert _unfinished(plant) == ["another/features"]
+
+
+def _unfinished(plant: Plant) -> list[str]:
+    found = plant.store.client.list_multipart_uploads(Bucket=plant.store.bucket)
+    return [upload["Key"] for upload in found.get("Uploads", [])]
+
+
 def test_what_is_young_stays(plant: Plant) -> None:
     for _ in range(2):
         plant.register("tiles", range(2))

@@ -36,8 +36,15 @@ def honest(directory: Path, images: list[bytes]) -> Answers:
 
 
 def test_an_honest_endpoint_passes(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(LocalEndpoints, "score", lambda _, __, images: honest(directory, images))
+    asked: list[int] = []
+
+    def score(_: LocalEndpoints, __: LocalEndpoint, images: list[bytes]) -> Answers:
+        asked.append(len(images))
+        return honest(directory, images)
+
+    monkeypatch.setattr(LocalEndpoints, "score", score)
     smoke_test(ENDPOINTS, ENDPOINT, directory, [])
+    assert sum(asked) > 0
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from csflow.data.manifest import Manifest, build_manifest
 from csflow.features.backbone import load_backbone
 from csflow.features.cache_manifest import CachedFeatures
 from csflow.features.store import FeatureStore
-from csflow.flow.training import fit
+from csflow.flow.training import fit_flow
 from csflow.runs import estimate as module
 from csflow.runs.estimate import estimate
 from csflow.system.processes import peak_memory
@@ -42,7 +42,7 @@ def bolts(tmp_path: Path) -> Manifest:
 def train_for_real(features: CachedFeatures, folder: Path) -> int:
     """Peak memory of this process after a training; runs in one of its own."""
     shape = features.shapes[0]
-    fit(features, LINE.flow, LINE.training, channels=shape[0], scales=len(features.shapes), directory=folder)
+    fit_flow(features, LINE.flow, LINE.training, channels=shape[0], scales=len(features.shapes), directory=folder)
     return peak_memory()
 
 

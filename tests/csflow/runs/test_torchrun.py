@@ -19,7 +19,7 @@ from csflow.config import DataConfig, FlowConfig, LineConfig, TrainingConfig
 from csflow.errors import CacheError, CsflowError, ModelError, UsageError
 from csflow.features.cache_manifest import CacheManifest
 from csflow.features.entries import FeatureSpace
-from csflow.flow.checkpoint import FILE
+from csflow.flow.checkpoint import CHECKPOINT_FILE
 from csflow.flow.training import EpochResult
 from csflow.runs.find_or_fit import find_or_fit
 from csflow.runs.fitting import model_folder
@@ -101,7 +101,7 @@ def test_sigterm_leaves_a_checkpoint_that_one_process_goes_on_from(tmp_path: Pat
     _, output = process.communicate(timeout=120)
     assert process.returncode == 128 + signal.SIGTERM, output
     folder = model_folder(line, cached, list(cached.entries), tmp_path / "models")
-    assert (folder.with_suffix(".work") / FILE).exists(), output
+    assert (folder.with_suffix(".work") / CHECKPOINT_FILE).exists(), output
     known = json.loads((folder.with_suffix(".work") / "history.json").read_text())[-1]["epoch"]
     told: list[int] = []
 

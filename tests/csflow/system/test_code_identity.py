@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from csflow.config import KINDS, DataConfig, LineConfig
-from csflow.runs.identity import detector_code, model_code
+from csflow.runs.identity import DETECTOR_ROOTS, MODEL_ROOTS, detector_code, model_code
 from csflow.system import code_identity
-from csflow.system.code_identity import code_of, code_version
+from csflow.system.code_identity import code_version, modules_of
 
 SOURCE = '''"""A module."""
 
@@ -54,7 +54,9 @@ def plant(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[
             "apart": "UNUSED = 1\n",
         }
         for name, text in (files | changed).items():
-            (folder / f"{name}.py").write_text(text)
+            file = folder / f"{name.replace('.', '/')}.py"
+            file.parent.mkdir(exist_ok=True)
+            file.write_text(text)
         forget()
         return code_version("plant.main")
 
@@ -63,7 +65,7 @@ def plant(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[
 
 
 def forget() -> None:
-    for cached in (code_identity.code_version, code_identity._module, code_identity._file):
+    for cached in (code_version, code_identity._module, code_identity._file, code_identity._collected):
         cached.cache_clear()
     for name in [name for name in sys.modules if name.partition(".")[0] == "plant"]:
         del sys.modules[name]
@@ -89,12 +91,54 @@ def test_other_code_has_another_identity(plant: Callable[..., str], changed: dic
         {"main": SOURCE.replace('"""Go."""', '"""Go on, and say how."""').replace('"""A rate."""', '"""A speed."""')},
         {"main": "# A remark.\n" + SOURCE.replace("SPEED = 2", "SPEED  =  2  # metres per second")},
         {"hints": "class Hint:\n    size = 1\n"},
+        {"main": SOURCE.replace("    from plant.hints import Hint", "    from plant.other import Hint")},
         {"apart": "UNUSED = 2\n"},
     ],
-    ids=["docstrings", "comments and layout", "a module for type checkers", "a module nobody imports"],
+    ids=[
+        "docstrings",
+        "comments and layout",
+        "a module for type checkers",
+        "an import for type checkers",
+        "a module nobody imports",
+    ],
 )
 def test_what_cannot_change_a_result_does_not_count(plant: Callable[..., str], changed: dict[str, str]) -> None:
     assert plant(**changed) == plant()
+
+
+def test_only_the_branch_that_runs_counts(plant: Callable[..., str]) -> None:
+    """Both ways to write the condition, with an ``else`` that is what runs."""
+    branches = SOURCE.replace("if TYPE_CHECKING:", "if typing.TYPE_CHECKING:").replace("import TYPE_CHECKING", "Any")
+    source = branches.replace(" import Hint\n", " import Hint\nelse:\n    from plant.apart import UNUSED\n")
+    source = source.replace("from typing Any", "import typing")
+    assert plant(main=source, hints="class Hint:\n    size = 1\n") == plant(main=source)
+    assert plant(main=source, apart="UNUSED = 2\n") != plant(main=source)
+    assert {"plant.apart", "plant.late"} <= modules_of("plant.main")
+    assert "plant.hints" not in modules_of("plant.main")
+
+
+SHAPES = {
+    "main": "from plant.shapes import Round\n",
+    "shapes.__init__": "from plant.shapes.curved import Round\nfrom plant.shapes.square import Square\n__all__ = []\n",
+    "shapes.curved": "class Round: ...\n",
+    "shapes.square": "class Square: ...\n",
+}
+
+
+@pytest.mark.parametrize(
+    ("changed", "counts"),
+    [
+        ({"shapes.curved": "class Round:\n    sides = 1\n"}, True),
+        ({"shapes.square": "class Square:\n    sides = 4\n"}, False),
+        ({"shapes.__init__": SHAPES["shapes.__init__"] + "from plant.tools import rate\n"}, False),
+        ({"shapes.__init__": SHAPES["shapes.__init__"] + "SIDES = 4\n"}, True),
+    ],
+    ids=["the module of the name", "another module", "another name", "code of the package's own"],
+)
+def test_a_package_of_names_counts_by_the_names_taken_from_it(
+    plant: Callable[..., str], changed: dict[str, str], counts: bool
+) -> None:
+    assert (plant(**SHAPES) != plant(**SHAPES | changed)) is counts
 
 
 def test_a_module_that_is_not_there_is_refused(plant: Callable[..., str]) -> None:
@@ -105,15 +149,32 @@ def test_a_module_that_is_not_there_is_refused(plant: Callable[..., str]) -> Non
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_code_of_a_detector_is_the_method_and_no_outside_system(kind: str) -> None:
-    code = code_of("csflow.runs.fitting", "csflow.runs.assembly", KINDS[kind].implementation)
+    code = modules_of(*DETECTOR_ROOTS, KINDS[kind].implementation)
     assert {"csflow.detector.calibration", "csflow.detector.boxes", "csflow.detector.graph", "csflow.data.images",
             "csflow.data.manifest", "csflow.features.extraction", "csflow.flow.cross_scale"} <= code  # fmt: skip
+    assert code.isdisjoint({"csflow.config.loading", "csflow.system.project", "csflow.system.workspace"})
     rooms = {name.split(".")[1] for name in code}
     assert rooms.isdisjoint({"adapters", "cli", "reporting", "steps", "release", "ablation", "metrics", "synthetic"})
 
 
+def test_a_model_does_not_depend_on_how_it_is_shown_or_calibrated() -> None:
+    code = modules_of(*MODEL_ROOTS, KINDS["csflow"].implementation)
+    assert {"csflow.flow.training", "csflow.detector.scoring", "csflow.detector.model_file",
+            "csflow.features.entries", "csflow.features.cache_manifest"} <= code  # fmt: skip
+    shown = {"boxes", "heatmap", "p_values", "calibration", "prediction", "engine", "graph", "directory"}
+    assert code.isdisjoint({f"csflow.detector.{name}" for name in shown})
+
+
+def test_a_module_imported_by_a_computed_name_is_a_root() -> None:
+    """The source of the caller does not tell of it; only the kinds of detector are imported so."""
+    code = modules_of(*DETECTOR_ROOTS)
+    files = {name: code_identity._file(name) for name in code}
+    callers = {name for name, file in files.items() if file and "import_module(" in file.read_text()}
+    assert callers == {"csflow.detector.fitting"}
+
+
 def test_a_kind_is_known_by_its_own_code_alone() -> None:
-    lines = [LineConfig(line="tiles", data=DataConfig(path="x"), detector=kind) for kind in ("padim", "patchcore")]  # type: ignore[arg-type]
+    lines = [LineConfig(line="tiles", data=DataConfig(path="x"), detector=kind) for kind in ("padim", "patchcore")]
     assert model_code(lines[0]) != model_code(lines[1])
-    assert "csflow.detector.kinds.patchcore" not in code_of("csflow.runs.fitting", KINDS["padim"].implementation)
+    assert "csflow.detector.kinds.patchcore" not in modules_of(*MODEL_ROOTS, KINDS["padim"].implementation)
     assert detector_code(lines[0]) != model_code(lines[0])

@@ -41,5 +41,7 @@ def test_what_cannot_be_bound_says_why(host: str, port: int) -> None:
 
 
 def test_a_free_port_can_be_bound() -> None:
+    port = free_port(HOST)
     with socket.socket() as server:
-        server.bind((HOST, free_port(HOST)))
+        server.bind((HOST, port))
+        assert server.getsockname() == (HOST, port)

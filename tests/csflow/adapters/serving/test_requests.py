@@ -9,10 +9,10 @@ import pytest
 
 from csflow.adapters.serving.requests import (
     MAX_IMAGES,
-    Item,
+    RequestedImage,
     check_count,
+    images_of_instances,
     images_of_tensor,
-    items_of_instances,
     wishes_of,
 )
 from csflow.errors import DataError
@@ -22,19 +22,19 @@ TEXT = base64.b64encode(CONTENT).decode()
 
 
 @pytest.mark.parametrize(
-    ("instance", "item"),
+    ("instance", "image"),
     [
-        (TEXT, Item(CONTENT)),
-        ({"b64": TEXT}, Item(CONTENT)),
-        ({"image": TEXT}, Item(CONTENT)),
-        ({"image": {"b64": TEXT}}, Item(CONTENT)),
-        ({"image": {"b64": TEXT}, "heatmap": True, "boxes": True}, Item(CONTENT, heatmap=True, boxes=True)),
-        ({"b64": TEXT, "boxes": True, "heatmap": False}, Item(CONTENT, boxes=True)),
-        (f"{TEXT[:4]}\n{TEXT[4:]}\n", Item(CONTENT)),
+        (TEXT, RequestedImage(CONTENT)),
+        ({"b64": TEXT}, RequestedImage(CONTENT)),
+        ({"image": TEXT}, RequestedImage(CONTENT)),
+        ({"image": {"b64": TEXT}}, RequestedImage(CONTENT)),
+        ({"image": {"b64": TEXT}, "heatmap": True, "boxes": True}, RequestedImage(CONTENT, heatmap=True, boxes=True)),
+        ({"b64": TEXT, "boxes": True, "heatmap": False}, RequestedImage(CONTENT, boxes=True)),
+        (f"{TEXT[:4]}\n{TEXT[4:]}\n", RequestedImage(CONTENT)),
     ],
 )
-def test_every_documented_form_is_read(instance: object, item: Item) -> None:
-    assert items_of_instances({"instances": [instance, TEXT]}) == [item, Item(CONTENT)]
+def test_every_documented_form_is_read(instance: object, image: RequestedImage) -> None:
+    assert images_of_instances({"instances": [instance, TEXT]}) == [image, RequestedImage(CONTENT)]
 
 
 @pytest.mark.parametrize(
@@ -65,7 +65,7 @@ def test_every_documented_form_is_read(instance: object, item: Item) -> None:
 )
 def test_whatever_is_wrong_is_named(body: object, reason: str) -> None:
     with pytest.raises(DataError, match=reason):
-        items_of_instances(body)
+        images_of_instances(body)
 
 
 def packed(*elements: bytes) -> bytes:
@@ -94,16 +94,16 @@ def test_every_form_of_tensor_is_read(
     [
         ("picture", "BYTES", [1], [TEXT], None, "no input 'picture'"),
         ("image", "FP32", [1], [0.5], None, "datatype 'FP32'"),
-        ("image", "BYTES", [2], [TEXT], None, r"shape \[2\] but holds 1"),
+        ("image", "BYTES", [2], [TEXT], None, r"shape \[2\] but contains 1"),
         ("image", "BYTES", [0], [], None, "no image"),
         ("image", "BYTES", [0], None, b"", "no image"),
         ("image", "BYTES", [1], [[TEXT]], None, "JSON list"),
         ("image", "BYTES", [1], None, packed(CONTENT)[:-1], "declares 6 bytes but only 5 follow"),
-        ("image", "BYTES", [1], None, packed(CONTENT) + b"\x00", "1 bytes are left over"),
+        ("image", "BYTES", [1], None, packed(CONTENT) + b"\x00", "expected a 4-byte length, but only 1 bytes are left"),
         ("image", "UINT8", [0], [], None, "no image"),
         ("image", "UINT8", [1], [256], None, "0 to 255"),
         ("image", "UINT8", [1], ["x"], None, "0 to 255"),
-        ("image", "UINT8", [7], None, CONTENT, r"shape \[7\] but holds 6"),
+        ("image", "UINT8", [7], None, CONTENT, r"shape \[7\] but contains 6"),
         ("image", "BYTES", [MAX_IMAGES + 1], [TEXT] * (MAX_IMAGES + 1), None, "at most"),
     ],
 )
@@ -121,5 +121,7 @@ def test_wishes_are_taken_from_parameters_and_others_left_alone() -> None:
         wishes_of({"boxes": 1})
 
 
-def test_the_largest_batch_is_allowed() -> None:
+def test_the_largest_batch_is_allowed_and_no_larger_one() -> None:
     check_count(MAX_IMAGES)
+    with pytest.raises(DataError, match=f"contains {MAX_IMAGES + 1} images, expected at most {MAX_IMAGES}"):
+        check_count(MAX_IMAGES + 1)

@@ -262,7 +262,7 @@ BAD: list[tuple[str, str, object, dict[str, str], str]] = [
     ("v2 wrong type", V2, {"inputs": [TENSOR | {"datatype": "FP32"}]}, {}, "BYTES"),
     ("v2 unknown type", V2, {"inputs": [TENSOR | {"datatype": "FP16"}]}, {}, "FP16"),
     ("v2 wrong shape", V2, {"inputs": [TENSOR | {"shape": [2]}]}, {}, "shape"),
-    ("v2 no image", V2, {"inputs": [TENSOR | {"data": [b64(b"hello")]}]}, {}, "is no image"),
+    ("v2 no image", V2, {"inputs": [TENSOR | {"data": [b64(b"hello")]}]}, {}, "is not an image"),
     ("v2 truncated", V2, {"inputs": [TENSOR | {"data": [b64(TRUNCATED)]}]}, {}, "damaged"),
     ("v2 wish no boolean", V2, {"inputs": [TENSOR], "parameters": {"heatmap": "yes"}}, {}, "true or false"),
     ("v2 unknown output", V2, {"inputs": [TENSOR], "outputs": [{"name": "x"}]}, {}, "'x'"),

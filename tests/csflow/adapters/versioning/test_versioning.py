@@ -21,19 +21,10 @@ from csflow.adapters.versioning import (
 from csflow.adapters.versioning.git import git
 from csflow.config import DataConfig
 from csflow.errors import DataError
+from tests.csflow.adapters.versioning.files import files_of, write
 
 TILE = {"train/good/a.png": "a", "train/good/部品 1.png": "b", "test/crack/x.png": "x"}
 CUP = {"train/good/c.png": "c"}
-
-
-def write(root: Path, files: dict[str, str]) -> None:
-    for name, content in files.items():
-        (root / name).parent.mkdir(parents=True, exist_ok=True)
-        (root / name).write_text(content)
-
-
-def files_of(root: Path) -> dict[str, str]:
-    return {path.relative_to(root).as_posix(): path.read_text() for path in root.rglob("*") if path.is_file()}
 
 
 def objects(remote: Path, content: str) -> list[Path]:
@@ -92,7 +83,7 @@ def test_new_repository_is_complete(origin: tuple[Path, Recorded]) -> None:
     assert "analytics = false" in config
     assert "verify = true" in config
     assert "../../plant-remote" in config
-    with pytest.raises(DataError, match="is not empty"):
+    with pytest.raises(DataError, match="is neither empty"):
         create_data_repository(repository)
     assert (repository / "data.dvc").exists()
 
@@ -145,7 +136,7 @@ def test_new_commit_is_seen_and_the_old_one_stays(clone: Path, damaged_remote: P
     copy = open_working_copy(data)
     assert files_of(copy.root) == TILE
     write(copy.root, {"train/good/new.png": "new"})
-    with pytest.raises(DataError, match=r"differs from what is committed: tile/train/good/new\.png"):
+    with pytest.raises(DataError, match=r"differs from the committed state: tile/train/good/new\.png"):
         open_working_copy(data)
     write(clone, {"unrelated.txt": "of the user"})
     git("add", "unrelated.txt", repository=clone)
@@ -207,7 +198,7 @@ def test_damaged_remote_gives_nothing(clone: Path, damaged_remote: Path, tmp_pat
         ({"rev": "v9"}, r"no revision 'v9'. The clone is shallow: run 'git fetch --unshallow'"),
         ({"rev": "--help"}, r"no revision '--help'"),
         ({"path": "images/tile"}, r"does not track 'images/tile' .*tracked there: data"),
-        ({"path": "data/cop"}, r"has no folder 'cop'; it holds cup, tile"),
+        ({"path": "data/cop"}, r"has no folder 'cop', only cup, tile"),
         ({"path": "../x"}, r"'../x' is not a folder inside the repository"),
         ({"repo": "/nonexistent"}, r"/nonexistent does not exist. Correct data\.repo"),
     ],
