@@ -133,6 +133,12 @@ def test_package_knows_no_orchestrator() -> None:
     assert offenders((ROOT / "csflow").rglob("*.py"), ("kfp", "components", "pipelines")) == []
 
 
+def test_pipelines_know_the_command_line_at_their_door_alone() -> None:
+    door = ROOT / "pipelines/__main__.py"
+    assert offenders([file for file in in_room("pipelines") if file != door], ("csflow.cli",)) == []
+    assert offenders([door], ("csflow.cli",)) != []
+
+
 def test_adapters_do_not_know_each_other() -> None:
     names = {path.stem for path in (ROOT / "csflow/adapters").iterdir() if path.stem not in ("__init__", "__pycache__")}
     for file in in_room("adapters"):

@@ -40,7 +40,7 @@ SizesOption: TypeAlias = Annotated[str, typer.Option("--image-size", help="Sizes
 
 
 def ablate_lines(
-    lines: Annotated[list[str], typer.Argument(metavar="LINE...", help="Names of lines, or their YAML files.")],
+    lines: Annotated[list[str], typer.Argument(metavar="LINE", help="Names of lines, or their YAML files.")],
     group: GroupOption = ["scales", "blocks"],  # noqa: B006 - typer copies it
     set_: SetOption = [],  # noqa: B006
     seeds: SeedsOption = "0",

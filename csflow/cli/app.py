@@ -40,6 +40,7 @@ app = typer.Typer(
     help="Learn what good parts look like, and find the ones that are not.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",  # joins the lines of a docstring's paragraphs, so that they fit every width
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 

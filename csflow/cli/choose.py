@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from csflow.cli.options import JsonOption, print_json
+from csflow.cli.options import JsonOption, LineArgument, print_json
 from csflow.system.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def choose(
-    line: Annotated[str, typer.Argument(help="Name of the line, or its YAML file.")],
+    line: LineArgument,
     takt_ms: Annotated[float, typer.Option("--takt-ms", min=0.001, help="Most milliseconds one image may take.")],
     by: Annotated[
         Literal["synthetic", "test"],

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from csflow.cli.options import JsonOption, print_json
 from csflow.errors import NotRegisteredError
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ class RunColumn:
 def compare_runs(
     line: Annotated[str, typer.Argument(metavar="LINE", help="The line.")],
     last: Annotated[int, typer.Option("--last", "-n", min=1, max=50, help="Number of runs, the newest first.")] = 5,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Lay the last runs of a line side by side: results, versions and the parameters that differ."""
     from csflow.adapters.mlflow.versions import model_name
@@ -54,7 +54,7 @@ def compare_runs(
         raise
     columns = [_column(run, version) for run, version in runs]
     if as_json:
-        typer.echo(json.dumps([asdict(column) for column in columns], indent=2))
+        print_json([asdict(column) for column in columns])
     else:
         _print(line, columns)
 

@@ -12,7 +12,7 @@ from csflow.system.project import project_module
 
 
 def compile_pipeline(
-    graph: Annotated[Literal["retrain", "ablate"], typer.Argument(help="Which pipeline.")] = "retrain",
+    graph: Annotated[Literal["retrain", "ablate"], typer.Argument(metavar="GRAPH", help="Which pipeline.")] = "retrain",
     output: Annotated[Path | None, typer.Option(help="File to write.", show_default="GRAPH.yaml")] = None,
     image: Annotated[str | None, typer.Option(help="Image that every step runs in.")] = None,
     line: Annotated[str | None, typer.Option(help="Line whose resources the steps request.")] = None,

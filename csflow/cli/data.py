@@ -39,7 +39,9 @@ def show_data(line: LineArgument, as_json: JsonOption = False) -> None:
 @data_app.command("add")
 def add_data(
     line: LineArgument,
-    folder: Annotated[Path, typer.Argument(help="Folder of the new images; its sub-folders are searched too.")],
+    folder: Annotated[
+        Path, typer.Argument(metavar="FOLDER", help="Folder of the new images; its sub-folders are searched too.")
+    ],
     split: Annotated[
         str, typer.Option(help="train or test; without it train for good images, test for defective ones.")
     ] = "",

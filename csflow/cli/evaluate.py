@@ -13,10 +13,10 @@ from csflow.runs.services import Services
 
 
 def evaluate_detector(
-    line: Annotated[str, typer.Argument(help="Name of the line whose data is judged.")],
+    line: Annotated[str, typer.Argument(metavar="LINE", help="Name of the line whose data is judged.")],
     model: Annotated[
         str | None,
-        typer.Option("--model", "-m", help="LINE@VERSION or a detector directory; default: the line's champion."),
+        typer.Option("--model", "-m", help="LINE@VERSION or a detector directory.", show_default="the line's champion"),
     ] = None,
     out: Annotated[Path, typer.Option(help="Folder for report.html, report.json and pictures.")] = Path("evaluation"),
     as_json: JsonOption = False,

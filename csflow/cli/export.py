@@ -18,7 +18,7 @@ _COMPARED = 3
 
 def export(
     line: Annotated[str, typer.Argument(metavar="LINE", help="LINE (its champion) or a detector directory.")],
-    output: Annotated[Path | None, typer.Option(help="File to write; default: LINE.onnx.")] = None,
+    output: Annotated[Path | None, typer.Option(help="File to write.", show_default="LINE.onnx")] = None,
     version: Annotated[int | None, typer.Option(min=1, help="This version instead of the champion.")] = None,
 ) -> None:
     """Write the detector as one ONNX file: images in; score, map and decision out."""

@@ -20,7 +20,8 @@ import_app = typer.Typer(
 )
 
 Dest = Annotated[
-    Path, typer.Argument(help="New folder for the images; with --track, the data repository that gets them.")
+    Path,
+    typer.Argument(metavar="DEST", help="New folder for the images; with --track, the data repository that gets them."),
 ]
 Track = Annotated[
     bool,
@@ -39,7 +40,9 @@ Remote = Annotated[
 
 @import_app.command("mtd")
 def mtd(
-    source: Annotated[Path, typer.Argument(help="Folder with MT_Free, MT_Blowhole, … and train_filenames.txt.")],
+    source: Annotated[
+        Path, typer.Argument(metavar="SOURCE", help="Folder with MT_Free, MT_Blowhole, … and train_filenames.txt.")
+    ],
     dest: Dest,
     track: Track = False,
     remote: Remote = None,
@@ -63,7 +66,10 @@ def mtd(
 @import_app.command("mvtec")
 def mvtec(
     source: Annotated[
-        Path, typer.Argument(help="Folder of class folders, one class folder, or an archive (.tar, .tar.xz, .zip).")
+        Path,
+        typer.Argument(
+            metavar="SOURCE", help="Folder of class folders, one class folder, or an archive (.tar, .tar.xz, .zip)."
+        ),
     ],
     dest: Dest,
     track: Track = False,

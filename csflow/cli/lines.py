@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, dataclass
-from typing import Annotated
 
-import typer
-
-from csflow.config import line_names, lines_folder, load_line
+from csflow.cli.options import JsonOption, print_json, require_line_names
+from csflow.config import load_line
 from csflow.errors import ConfigError, DeployError
 from csflow.runs.services import Services
 
@@ -31,15 +28,13 @@ class LineRow:
     endpoint_error: str = ""
 
 
-def lines(as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False) -> None:
+def lines(as_json: JsonOption = False) -> None:
     """List the lines: champion, its quality and threshold, the data it was made from, its endpoint."""
-    names = line_names()
-    if not names:
-        raise ConfigError(f"No YAML files in {lines_folder()}. Work in a project, or set CSFLOW_LINES.")
+    names = require_line_names()
     services = Services.from_environment()
     rows = [_row(services, name) for name in names]
     if as_json:
-        typer.echo(json.dumps([asdict(row) for row in rows], indent=2))
+        print_json([asdict(row) for row in rows])
     else:
         _print(rows)
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Annotated, TypeAlias
 
 import typer
 
-from csflow.errors import UsageError
+from csflow.errors import ConfigError, UsageError
+from csflow.system.project import find_project, no_project_message
 
 LineArgument: TypeAlias = Annotated[str, typer.Argument(metavar="LINE", help="Name of a line, or its YAML file.")]
 JsonOption: TypeAlias = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
@@ -29,6 +31,23 @@ AccountOption: TypeAlias = Annotated[
 def print_json(value: object) -> None:
     """Print a value as indented JSON on standard output."""
     typer.echo(json.dumps(value, indent=2))
+
+
+def require_line_names() -> list[str]:
+    """Return the names of all lines.
+
+    Raises:
+        ConfigError: If there are none, with the folder that was looked into.
+    """
+    from csflow.config import line_names, lines_folder
+
+    names = line_names()
+    if names:
+        return names
+    missing = f"No YAML files in {lines_folder()}."
+    if os.environ.get("CSFLOW_LINES"):
+        raise ConfigError(f"{missing} Add one, or correct CSFLOW_LINES.")
+    raise ConfigError(f"{missing} {no_project_message() if find_project() is None else 'Add one: NAME.yaml.'}")
 
 
 def require_paths(*paths: Path | None) -> None:

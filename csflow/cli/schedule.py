@@ -7,13 +7,13 @@ from typing import Annotated, Any
 
 import typer
 
-from csflow.cli.options import AccountOption, JsonOption, print_json
-from csflow.errors import ConfigError, UsageError
+from csflow.cli.options import AccountOption, JsonOption, print_json, require_line_names
+from csflow.errors import UsageError
 from csflow.system.project import project_module
 
 
 def schedule(
-    line: Annotated[str | None, typer.Argument(metavar="[LINE]", help="Name of a line, or its YAML file.")] = None,
+    line: Annotated[str | None, typer.Argument(metavar="LINE", help="Name of a line, or its YAML file.")] = None,
     everything: Annotated[
         bool, typer.Option("--all", help="All lines; schedules of lines that are gone are deleted.")
     ] = False,
@@ -27,16 +27,14 @@ def schedule(
     Run it again whenever they change. Kubeflow Pipelines runs in UTC: what is to keep its local time is scheduled
     again when daylight saving time changes. Running this command every day does both.
     """
-    from csflow.config import line_names, lines_folder, load_line
+    from csflow.config import load_line
 
     if (line is None) != everything:
         raise UsageError("Give the name of one line, or --all.")
     if as_json and not (dry_run or yes):
         raise UsageError("With --json nobody can be asked: give --dry-run or --yes too.")
-    names = [line] if line else line_names()
-    if not names:
-        raise ConfigError(f"No YAML files in {lines_folder()}. Work in a project, or set CSFLOW_LINES.")
-    configs, now = [load_line(name) for name in names], datetime.now(UTC)
+    configs = [load_line(name) for name in ([line] if line else require_line_names())]
+    now = datetime.now(UTC)
     scheduling, schedules = project_module("pipelines.scheduling"), project_module("pipelines.schedules")
     wanted, packages = scheduling.wanted_of(configs, now, account)
     lines = frozenset(config.line for config in configs)

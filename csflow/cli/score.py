@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,9 +9,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from csflow.cli.options import JsonOption, print_json
 from csflow.errors import UsageError
 from csflow.runs.services import Services
 from csflow.system.files import write_atomic
+from csflow.system.progress import track
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -22,12 +23,12 @@ if TYPE_CHECKING:
 
 
 def score(
-    images: Annotated[list[Path], typer.Argument(help="Image files, or folders of them.")],
+    images: Annotated[list[Path], typer.Argument(metavar="IMAGE", help="Image files, or folders of them.")],
     model: Annotated[
         str, typer.Option("--model", "-m", help="LINE (its champion), LINE@VERSION, or a detector directory.")
     ],
     out: Annotated[Path, typer.Option(help="Folder for the overlays.")] = Path("scores"),
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Score images and write a heat-map overlay for each."""
     from csflow.detector.engine import Engine
@@ -38,7 +39,8 @@ def score(
     engine = Engine.load(locate_detector(model, Services.from_environment()))
     calibration = engine.calibration
     rows = []
-    for name, (file, image, prediction) in zip(_overlay_names(files), _predictions(engine, files), strict=True):
+    scored = zip(_overlay_names(files), _predictions(engine, files), strict=True)
+    for name, (file, image, prediction) in track(scored, total=len(files), label="score"):
         picture = overlay(image, prediction.anomaly_map, calibration.map_range, calibration.region_threshold)
         write_atomic(out / name, _png(picture))
         rows.append(
@@ -51,7 +53,7 @@ def score(
             }
         )
     if as_json:
-        typer.echo(json.dumps({"threshold": calibration.threshold, "scores": rows}, indent=2))
+        print_json({"threshold": calibration.threshold, "scores": rows})
     else:
         _print(rows, calibration.statement)
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from csflow.cli.options import require_line_names
 from csflow.errors import UsageError
 from csflow.runs.services import Services
 
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 def serve_lines(
     names: Annotated[
         list[str] | None,
-        typer.Argument(metavar="LINE…", help="LINE (its champion), LINE@VERSION, or a detector directory."),
+        typer.Argument(metavar="LINE", help="LINE (its champion), LINE@VERSION, or a detector directory."),
     ] = None,
     port: Annotated[int, typer.Option(min=0, max=65535, help="REST port; 0 takes a free one.")] = 8080,
     host: Annotated[str, typer.Option(help="Address to bind; the default answers this machine only.")] = "127.0.0.1",
@@ -40,9 +41,7 @@ def serve_lines(
 
 
 def _champions(services: Services) -> dict[str, ServedDetector]:
-    from csflow.config import line_names
-
-    lines = [line for line in line_names() if services.registry.find_champion(line)]
+    lines = [line for line in require_line_names() if services.registry.find_champion(line)]
     if not lines:
         raise UsageError("No line has a champion yet. Train one: csflow run LINE")
     return dict(_named(services, line) for line in lines)

@@ -6,8 +6,7 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any
 
-from csflow.cli.options import JsonOption, print_json
-from csflow.errors import ConfigError
+from csflow.cli.options import JsonOption, print_json, require_line_names
 from csflow.runs.services import Services
 from csflow.system.project import project_module
 from csflow.system.tables import print_line, print_table
@@ -15,11 +14,7 @@ from csflow.system.tables import print_line, print_table
 
 def show_status(as_json: JsonOption = False) -> None:
     """Show each line's last run on the cluster, its outcome, champion, endpoint and next run."""
-    from csflow.config import line_names, lines_folder
-
-    names = line_names()
-    if not names:
-        raise ConfigError(f"No YAML files in {lines_folder()}. Work in a project, or set CSFLOW_LINES.")
+    names = require_line_names()
     connect = project_module("pipelines.server").Server.from_environment
     found = project_module("pipelines.status").report(names, Services.from_environment(), connect, datetime.now(UTC))
     if as_json:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from csflow.cli.options import JsonOption, print_json
 from csflow.errors import NotRegisteredError, RegistryError
 from csflow.runs.services import Services
 
@@ -33,7 +34,7 @@ class Story:
 
 def why(
     name: Annotated[str, typer.Argument(metavar="LINE[@VERSION]", help="A line's champion, or one of its versions.")],
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Tell how a version came about: data, run, gate, and what became of it."""
     from csflow.adapters.mlflow.versions import CHAMPION
@@ -48,7 +49,7 @@ def why(
         raise
     story = tell(services, version)
     if as_json:
-        typer.echo(json.dumps(asdict(story), indent=2))
+        print_json(asdict(story))
     else:
         _print(story)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from csflow.config.line import LineConfig
 from csflow.config.parsing import parse_line
 from csflow.errors import ConfigError
-from csflow.system.project import project_folder
+from csflow.system.project import find_project, no_project_message, project_folder
 
 
 def lines_folder() -> Path:
@@ -48,7 +48,10 @@ def load_line(name_or_path: str | Path) -> LineConfig:
 
 
 def _unknown_line(name: str, path: Path) -> str:
+    missing = f"There is no line {name!r}: {path} does not exist."
+    if not line_names() and not os.environ.get("CSFLOW_LINES") and find_project() is None:
+        return f"{missing} {no_project_message()}"
     near = difflib.get_close_matches(Path(name).stem, line_names(), n=3, cutoff=0.4)
     known = ", ".join(line_names()) or "none"
     hint = f" Did you mean {' or '.join(near)}?" if near else ""
-    return f"There is no line {name!r}: {path} does not exist.{hint} Known lines: {known}."
+    return f"{missing}{hint} Known lines: {known}."

@@ -14,7 +14,7 @@ import numpy as np
 from csflow.errors import DataError
 from csflow.runs.identity import model_code
 from csflow.system.files import new_directory, sha256_json, write_json
-from csflow.system.progress import say
+from csflow.system.progress import counting, say
 
 if TYPE_CHECKING:
     from csflow.config import LineConfig
@@ -99,13 +99,14 @@ def fit_here(
 
     group = group or ALONE
     work = folder.with_suffix(".work")
-    history = _History(work / "history.json", publish)
     trained = KINDS[line.detector].epochs
     if group.first:
         effort = f", {line.training.epochs} epochs, hidden width {line.flow.hidden}" if trained else ""
         together = f", {group.size} processes" if group.size > 1 else ""
         say(f"train: {line.detector} on {len(images)} images{effort}{together}")
-    model = fit_model(line, cached.open(images), directory=work, on_epoch=history.add, group=group)
+    with counting() as tell:
+        history = _History(work / "history.json", publish, tell)
+        model = fit_model(line, cached.open(images), directory=work, on_epoch=history.add, group=group)
     if not group.first:
         return
     if trained:
@@ -119,9 +120,10 @@ def fit_here(
 class _History:
     """The epochs so far, kept on disk so that a resumed training still shows its whole curve."""
 
-    def __init__(self, path: Path, publish: OnEpoch) -> None:
+    def __init__(self, path: Path, publish: OnEpoch, tell: Callable[[str], None] = say) -> None:
         self.path = path
         self.publish = publish
+        self.tell = tell
         self.rows: list[dict[str, Any]] = []
 
     def add(self, result: EpochResult) -> None:
@@ -130,7 +132,7 @@ class _History:
         self.rows.append(asdict(result))
         write_json(self.path, self.rows)
         self.publish(result)
-        say(
+        self.tell(
             f"train: epoch {result.epoch}/{result.epochs}  nll {result.nll:+.4f} per dimension  "
             f"gradient {result.grad_norm:.2f}  {result.seconds:.1f} s"
         )

@@ -7,7 +7,8 @@ import re
 import shutil
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import TypeVar
 
 Item = TypeVar("Item")
@@ -68,6 +69,16 @@ class Relay:
         if self._unfinished:
             print(file=sys.stderr, flush=True)
             self._unfinished = False
+
+
+@contextmanager
+def counting() -> Iterator[Callable[[str], None]]:
+    """Yield a :func:`say` for messages with a count such as ``3/14``, which become one bar on a terminal."""
+    if os.environ.get(MARK) or not sys.stderr.isatty():
+        yield say
+        return
+    with Relay() as progress:
+        yield progress.show
 
 
 def track(items: Iterable[Item], *, total: int, label: str, every: float = 5.0) -> Iterator[Item]:

@@ -49,11 +49,16 @@ def require_project() -> Path:
     """
     folder = find_project()
     if folder is None:
-        raise UsageError(
-            f"No csflow project found: neither {Path.cwd()} nor a folder above it has lines/ and pipelines/. Run the "
-            f"command inside the project, or name it: csflow --project DIR …, or {PROJECT}=DIR."
-        )
+        raise UsageError(no_project_message())
     return folder
+
+
+def no_project_message() -> str:
+    """Return the message for a command that finds no project: what was looked for, where, and what to do."""
+    return (
+        f"No csflow project found: neither {Path.cwd()} nor a folder above it has lines/ and pipelines/. Run the "
+        f"command inside the project, or name it: csflow --project DIR …, or {PROJECT}=DIR."
+    )
 
 
 def project_folder() -> Path:

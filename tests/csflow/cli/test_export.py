@@ -63,7 +63,7 @@ def test_export_without_images_and_with_a_wrong_name(
 def test_score_says_what_the_detector_says(directory: Path, pictures: list[Path], tmp_path: Path) -> None:
     """More images than are computed at once, in their order, each with its overlay."""
     arguments = ["score", str(pictures[0].parent), "--model", str(directory), "--out", str(tmp_path / "out"), "--json"]
-    found = json.loads(CliRunner().invoke(app, arguments, catch_exceptions=False).output)
+    found = json.loads(CliRunner().invoke(app, arguments, catch_exceptions=False).stdout)
     expected = Detector.load(directory).predict([Image.open(file) for file in pictures])
     assert [Path(row["image"]).name for row in found["scores"]] == [file.name for file in pictures]
     for row, prediction, file in zip(found["scores"], expected, pictures, strict=True):

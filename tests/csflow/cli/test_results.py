@@ -222,7 +222,7 @@ def test_broken_yaml_spoils_its_own_row_only(root: Path) -> None:
 @pytest.mark.usefixtures("root")
 def test_lines_without_yaml_say_where_they_looked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("CSFLOW_LINES", str(tmp_path))
-    with pytest.raises(ConfigError, match="Work in a project, or set CSFLOW_LINES"):
+    with pytest.raises(ConfigError, match="Add one, or correct CSFLOW_LINES"):
         run(lines)
 
 

@@ -67,6 +67,18 @@ def test_unknown_line_suggests_the_nearest(monkeypatch: pytest.MonkeyPatch) -> N
         load_line("nowhere/else.yaml")
 
 
+def test_an_unknown_line_outside_a_project_names_the_project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("CSFLOW_LINES", "CSFLOW_PROJECT"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match=r"no line 'bolts'.*No csflow project found: neither .*csflow --project DIR"):
+        load_line("bolts")
+    (tmp_path / "lines").mkdir()
+    (tmp_path / "lines" / "bolt.yaml").touch()
+    with pytest.raises(ConfigError, match=r"Did you mean bolt\? Known lines: bolt\."):
+        load_line("bolts")
+
+
 def test_file_that_is_no_text_is_named(tmp_path: Path) -> None:
     file = tmp_path / "photo.yaml"
     file.write_bytes(b"\xff\xd8\xff")

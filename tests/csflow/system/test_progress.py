@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from csflow.system.progress import MARK, Relay, track
+from csflow.system.progress import MARK, Relay, counting, say, track
 
 
 def test_a_log_gets_lines(capsys: pytest.CaptureFixture[str]) -> None:
@@ -58,3 +58,20 @@ def test_a_long_loop_in_a_log_is_lines_that_can_be_found_again(
     assert list(track("abc", total=3, label="inspect", every=0)) == ["a", "b", "c"]
     lines = capsys.readouterr().err.splitlines()
     assert [line.partition(" (")[0] for line in lines] == [f"»» inspect: {done}/3" for done in (1, 2, 3)]
+
+
+def test_counts_are_a_bar_on_a_terminal_only(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv(MARK, raising=False)
+    with counting() as tell:
+        assert tell is say, "a log gets lines"
+    pretend_terminal(monkeypatch)
+    with counting() as tell:
+        tell("train: epoch 7/14")
+    bar = capsys.readouterr().err
+    assert bar.count("█") == 12
+    assert bar.endswith("\n"), "what is printed next starts on a line of its own"
+    monkeypatch.setenv(MARK, "»» ")
+    with counting() as tell:
+        assert tell is say, "csflow run picks the lines out of a step's log"
