@@ -96,7 +96,7 @@ def _configuration(line: LineConfig, runner: Runner) -> str:
 def _serve_here(line: LineConfig, context: RunContext, manifest: Path, services: Services) -> None:
     """Serve the champion on this machine: the endpoint it was tried on ended with the container of its step."""
     from csflow.release import promotion
-    from csflow.release.rollout import sample_images
+    from csflow.release.deployment import sample_images
     from csflow.runs.context import load_manifest
 
     done = promotion.reconcile(services, line, sample_images(load_manifest(context, manifest)))

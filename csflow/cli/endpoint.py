@@ -24,7 +24,7 @@ def endpoint(
     if as_yaml:
         import yaml
 
-        from csflow.release.rollout import champion_document
+        from csflow.release.deployment import champion_document
 
         typer.echo(yaml.safe_dump(champion_document(services, line), sort_keys=False), nl=False)
         return

@@ -2,11 +2,11 @@
 
 from csflow.config.cluster import ResourcesConfig, ScheduleConfig, Toleration
 from csflow.config.data import DataConfig
+from csflow.config.detector_kinds import KINDS, DetectorKind
 from csflow.config.detectors import PadimConfig, PatchcoreConfig
 from csflow.config.features import FeatureConfig
 from csflow.config.flow import FlowConfig, ScoringConfig
 from csflow.config.judging import CalibrationConfig, GateConfig, QualityConfig, RolesConfig
-from csflow.config.kinds import KINDS, DetectorKind
 from csflow.config.line import LINE_NAME, LineConfig
 from csflow.config.loading import line_names, lines_folder, load_line
 from csflow.config.parsing import parse_line, parse_line_json

@@ -9,11 +9,11 @@ from pydantic import Field, field_validator, model_validator
 
 from csflow.config.cluster import ResourcesConfig, ScheduleConfig
 from csflow.config.data import DataConfig
+from csflow.config.detector_kinds import KINDS
 from csflow.config.detectors import PadimConfig, PatchcoreConfig
 from csflow.config.features import FeatureConfig
 from csflow.config.flow import FlowConfig, ScoringConfig
 from csflow.config.judging import CalibrationConfig, GateConfig, QualityConfig, RolesConfig
-from csflow.config.kinds import KINDS
 from csflow.config.section import Section
 from csflow.config.serving import ServingConfig
 from csflow.config.training import TrainingConfig

@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING
 from csflow.adapters.deployment.endpoints import Approval
 from csflow.config import LineConfig
 from csflow.errors import RegistryError, UsageError
-from csflow.release.rollout import deploy
+from csflow.release.deployment import deploy
 from csflow.runs.services import Services
 from csflow.system.progress import say
 

@@ -35,7 +35,7 @@ def promote(services: Services, context_path: str | Path, manifest_path: str | P
     context = RunContext.load(Path(context_path))
     with step(services, "promote", context):
         from csflow.release import promotion
-        from csflow.release.rollout import sample_images
+        from csflow.release.deployment import sample_images
 
         manifest = load_manifest(context, Path(manifest_path))
         samples = sample_images(manifest)

@@ -17,7 +17,7 @@ from csflow.data.images import read_image
 from csflow.data.manifest import build_manifest
 from csflow.detector.detector import Detector
 from csflow.errors import DeployError
-from csflow.release.rollout import SAME_SCORE, sample_images, smoke_test
+from csflow.release.deployment import SAME_SCORE, sample_images, smoke_test
 from csflow.system.workspace import Workspace
 
 ENDPOINT = LocalEndpoint("tiles", "http://127.0.0.1:1", "127.0.0.1:2", 1, "s", "digest", "7", "the.log")

@@ -1,4 +1,4 @@
-"""From a registered version to an endpoint that serves it: publish, start, try, switch."""
+"""Take a registered version to an endpoint that serves it: publish, start, try, switch."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def deploy(
 
 
 def champion_document(services: Services, line: LineConfig) -> dict[str, Any]:
-    """The InferenceService of a line's champion, for people and for GitOps; its detector is published for it.
+    """Describe the InferenceService of a line's champion, for people and for GitOps; publish its detector for it.
 
     Raises:
         RegistryError: If the line has no champion.
@@ -70,7 +70,7 @@ def champion_document(services: Services, line: LineConfig) -> dict[str, Any]:
 
 
 def sample_images(manifest: Manifest) -> list[bytes]:
-    """A few held-out images of the line to try an endpoint with: gate, good and defective test images."""
+    """Return a few held-out images of the line to try an endpoint with: gate, good and defective test images."""
     parts = [manifest.rows(role="gate"), manifest.rows("test", label="good"), manifest.rows("test", label="defective")]
     return [part.files[0].read_bytes() for part in parts if len(part)]
 
@@ -82,7 +82,7 @@ def smoke_test(endpoints: Endpoints, endpoint: Endpoint, directory: Path, sample
         endpoints: Reaches the endpoint.
         endpoint: The endpoint to try.
         directory: The detector it should serve.
-        samples: Encoded images; none for two drawn ones.
+        samples: Encoded images; none for drawn ones.
 
     Raises:
         DeployError: If it cannot be reached, answers for another version, or a score or decision differs.
@@ -111,12 +111,11 @@ def smoke_test(endpoints: Endpoints, endpoint: Endpoint, directory: Path, sample
 
 
 def _drawn_samples() -> list[bytes]:
-    """Two pictures for when no image of the line is at hand: an even one and a busy one."""
-    from PIL import Image
+    """Encode drawn pictures, for when no image of the line is at hand."""
+    from csflow.detector.graph_file import drawn_examples
 
-    pictures = [Image.new("RGB", (64, 64), (128, 128, 128)), Image.linear_gradient("L").convert("RGB")]
     encoded = []
-    for picture in pictures:
+    for picture in drawn_examples():
         buffer = io.BytesIO()
         picture.save(buffer, "PNG")
         encoded.append(buffer.getvalue())
