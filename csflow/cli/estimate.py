@@ -76,12 +76,12 @@ def _last_training(services: Services, line: str) -> Run | None:
 
 
 def _warn_if_too_large(expected: Estimate, workspace: Workspace) -> None:
-    """Warn if memory or disk space will not be enough, before hours are spent.
+    """Refuse a run that does not fit on the disk, before hours are spent on it.
 
     Raises:
         CsflowError: If the disk is too small.
     """
-    needed = expected.new_features_bytes + 2 * expected.checkpoint_bytes  # the new one is written before the old one goes
+    needed = expected.new_features_bytes + 2 * expected.checkpoint_bytes  # an old and a new one exist for a while
     place = next(folder for folder in (workspace.root, *workspace.root.parents) if folder.exists())
     free = shutil.disk_usage(place).free
     if needed > free:
