@@ -1,4 +1,4 @@
-"""Collect what the variants of an ablation were measured at: tables, plots, copies of the rows, MLflow artifacts."""
+"""Collect the results of an ablation: tables, plots, copies of the rows, and MLflow artifacts."""
 
 from __future__ import annotations
 

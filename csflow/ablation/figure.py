@@ -1,4 +1,4 @@
-"""The pictures of an ablation: quality against time with the Pareto front, and ROC curves."""
+"""Plot the results of an ablation: quality against time with the Pareto front, and ROC curves."""
 
 from __future__ import annotations
 

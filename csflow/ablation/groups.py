@@ -1,4 +1,4 @@
-"""The groups of an ablation: each is a set of variants that answers one question about a line.
+"""Define the groups of an ablation: each is a set of variants that answers one question about a line.
 
 =================== ==================================================================================
 ``scales``          Single scales, separate flows per scale, concatenated scales, CS-Flow (paper, Table 3).

@@ -1,4 +1,4 @@
-"""Held-out good images, and copies of them with synthetic defects."""
+"""Select held-out good images, and make copies of them with synthetic defects."""
 
 from __future__ import annotations
 

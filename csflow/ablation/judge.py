@@ -1,4 +1,4 @@
-"""Judge a fitted model: its metrics on test images and on held-out good images, and the detector to be timed."""
+"""Judge a fitted model: compute its metrics on test and held-out good images, and save the detector to be timed."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ class VariantJudge:
         return {"synthetic_auroc": synthetic} | ({} if nll is None else {"held_out_nll": nll})
 
     def save(self, backbone: Backbone, directory: Path) -> None:
-        """Write the detector directory that would be served, but without a threshold, which takes no time."""
+        """Write the detector directory that would be served, but without a threshold, which has no effect on time."""
         from csflow.detector.calibration import calibrate
         from csflow.detector.detector import Detector
 

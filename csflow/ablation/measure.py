@@ -35,11 +35,11 @@ _JUDGING = ("csflow.ablation.judge", "csflow.ablation.held_out", "csflow.ablatio
 
 
 class Bench:
-    """What several variants share: checked-out images, the last backbone, and the graphs timed by this process.
+    """The data that several variants share: checked-out images, the last backbone, and the graphs already timed.
 
     Args:
         services: The outside systems.
-        retime: Whether to time every graph again, even if a trustworthy time is known.
+        retime: If True, time every graph again, even if a trustworthy time is known.
     """
 
     def __init__(self, services: Services, *, retime: bool = False) -> None:

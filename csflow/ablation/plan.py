@@ -1,4 +1,4 @@
-"""The plan of an ablation: which variants to measure, under which keys, and its run in MLflow."""
+"""Plan an ablation: which variants to measure, under which keys, and in which MLflow run."""
 
 from __future__ import annotations
 
@@ -79,9 +79,9 @@ def make_plan(request: Request, services: Services, bench: Bench | None = None) 
     """Decide what to measure and open the MLflow run, or reuse the run of an equal ablation.
 
     Args:
-        request: What to try.
+        request: The variants to measure.
         services: The outside systems.
-        bench: What the variants share; a new one by default.
+        bench: The data that the variants share; a new one by default.
 
     Returns:
         The folder of the ablation, with its plan.

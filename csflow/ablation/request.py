@@ -1,4 +1,4 @@
-"""The request of an ablation and its variants: a line's configuration with one thing changed at a time."""
+"""Describe the request of an ablation and its variants: configurations of a line with one thing changed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The row files of ablations: the figures of one variant with one seed, or why there are none."""
+"""Read and write the row files of ablations: the figures of one variant with one seed, or why there are none."""
 
 from __future__ import annotations
 

@@ -30,9 +30,9 @@ def run_ablation(request: Request, services: Services, *, retime: bool = False) 
     """Plan an ablation, measure every variant that has no row yet, write tables and plots.
 
     Args:
-        request: What to try.
+        request: The variants to measure.
         services: The outside systems.
-        retime: Whether to time every variant again, even if a trustworthy time is known.
+        retime: If True, time every variant again, even if a trustworthy time is known.
 
     Returns:
         The folder of the ablation.
@@ -80,7 +80,7 @@ def run_variant(folder: Path, key: str, services: Services, bench: Bench | None 
         folder: The folder of the ablation.
         key: The key of the variant's row.
         services: The outside systems.
-        bench: What the variants share; a new one by default.
+        bench: The data that the variants share; a new one by default.
 
     Returns:
         The variant's row.

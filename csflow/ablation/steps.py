@@ -1,4 +1,4 @@
-"""The steps of the ablation pipeline, as its KFP components call them."""
+"""Run the steps of the ablation pipeline, which its KFP components call."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def plan_step(services: Services, request_json: str) -> tuple[str, list[str]]:
 
     Args:
         services: The outside systems.
-        request_json: What to try, as JSON of :class:`csflow.ablation.request.Request`.
+        request_json: The variants to measure, as JSON of :class:`csflow.ablation.request.Request`.
 
     Returns:
         The folder of the ablation, and the keys of its rows in the order in which to measure them.

@@ -1,4 +1,4 @@
-"""The variants of an ablation summarised over their seeds."""
+"""Summarise the variants of an ablation over their seeds."""
 
 from __future__ import annotations
 
@@ -73,12 +73,12 @@ class VariantSummary:
 
     @property
     def training_seconds(self) -> float | None:
-        """Return the mean over the seeds."""
+        """Return the mean over the seeds of the seconds of the fit."""
         return self._mean(lambda row: row.training_seconds)
 
     @property
     def parameters(self) -> float | None:
-        """Return the mean over the seeds."""
+        """Return the mean over the seeds of the number of parameters."""
         return self._mean(lambda row: row.parameters)
 
     def _mean(self, of: Callable[[AblationRow], float | None]) -> float | None:

@@ -1,4 +1,4 @@
-"""The table of an ablation: one line per variant in Markdown and HTML, one line per variant and seed in CSV."""
+"""Format the table of an ablation: one row per variant in Markdown and HTML, one per variant and seed in CSV."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ _CSV_COLUMNS = ("group", "variant", "line", "seed",
 
 
 def to_csv(summaries: Sequence[VariantSummary]) -> str:
-    """Format one line per variant and seed, with metrics as fractions; missing figures are empty."""
+    """Format one row per variant and seed, with metrics as fractions; missing figures are empty."""
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow(_CSV_COLUMNS)

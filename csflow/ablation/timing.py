@@ -33,7 +33,7 @@ LONGEST = 10.0
 """Seconds after which a round stops, but not before five images."""
 
 TIMED_IMAGES = 8
-"""Different images that are predicted in turn."""
+"""Number of different images that are predicted in turn."""
 
 BUSY = 0.2
 """Cores used by other processes above which a machine counts as busy; an idle system stays below."""

@@ -1,4 +1,4 @@
-"""The trade-off between quality and time: the Pareto front, and the variant that fits the takt."""
+"""Weigh quality against time: find the Pareto front, and the variant that fits the takt."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The ``csflow`` command: one file a command, heavy imports only inside the commands."""
+"""Run the ``csflow`` command: one file per command, with heavy imports only inside the commands."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ import typer
 from csflow.errors import CsflowError
 
 _NOT_WRITABLE = {errno.EACCES, errno.EDQUOT, errno.ENOSPC, errno.ENOTDIR, errno.EPERM, errno.EROFS}
-"""What the machine says of a full disk or a folder that is not ours: no bug, so no traceback."""
+"""Error numbers of a full disk or a folder that cannot be written to: not a bug, so no traceback is shown."""
 
 
 def run_app(app: typer.Typer) -> NoReturn:
-    """Run a command line; a csflow error becomes its message on stderr and its exit code (2 usage, 1 failure)."""
+    """Run a command line; for a csflow error, print its message and exit with its code (2 for usage, 1 otherwise)."""
     try:
         app()
     except CsflowError as error:
@@ -35,7 +35,7 @@ def run_app(app: typer.Typer) -> NoReturn:
 
 
 def main() -> NoReturn:
-    """Entry point of ``csflow``."""
+    """Run the command ``csflow``."""
     from csflow.cli.app import app
 
     run_app(app)

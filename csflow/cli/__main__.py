@@ -1,4 +1,4 @@
-"""``python -m csflow.cli``: the same as ``csflow``."""
+"""Run ``python -m csflow.cli``, which is the same as ``csflow``."""
 
 from csflow.cli import main
 

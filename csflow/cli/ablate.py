@@ -1,4 +1,4 @@
-"""``csflow ablate``: what each part of the method brings on a line, as one table and one picture."""
+"""``csflow ablate``: show in one table and one picture how much each part of the method contributes on a line."""
 
 from __future__ import annotations
 
@@ -60,9 +60,9 @@ def ablate_lines(
 ) -> None:
     """Change one thing at a time, measure quality and time, and compare with the figures of the paper.
 
-    Every finished variant is kept: an interrupted ablation goes on where it stopped when it is asked for again, and
-    what was measured for another one is found. A variant that fails is a line of the table with its error. What was
-    timed on another machine, or while others kept this one busy, is timed again.
+    Every finished variant is kept: run the command again to resume an interrupted ablation. Variants that were measured
+    for another ablation are reused. A variant that fails appears in the table with its error. Variants that were timed
+    on another machine, or while other processes kept this one busy, are timed again.
     """
     if retime and runner == "kfp":
         raise UsageError("--retime is for --runner process: the pipeline times what has no time on this machine.")
@@ -92,7 +92,7 @@ def request(
     backbone: list[str],
     image_size: str,
 ) -> Request:
-    """What the options ask for.
+    """Make the request that the options describe.
 
     Raises:
         ConfigError: If a line is unknown or an option is wrong.
@@ -116,7 +116,7 @@ def request(
 
 
 def show_ablation(folder: Path, workspace: Workspace) -> None:
-    """Print the tables of an ablation and the folder that holds them."""
+    """Print the tables of an ablation and the folder that contains them."""
     from csflow.ablation.collect import read_results
     from csflow.ablation.summaries import by_group
     from csflow.ablation.table import NOTES, brief_table, failures
@@ -146,5 +146,5 @@ def _parts(text: str) -> list[str]:
 
 
 def _numbers(text: str) -> list[int | str]:
-    """Numbers between commas; what is none is left for the check of the request to name."""
+    """Split numbers at commas; a text that is not a number is kept, so that the check of the request can name it."""
     return [int(part) if part.isdecimal() else part for part in _parts(text)]

@@ -1,4 +1,4 @@
-"""The tour: which commands there are, grouped by what people do."""
+"""List all commands, grouped by what people do with them."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ app = typer.Typer(
     help="Learn what good parts look like, and find the ones that are not.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    rich_markup_mode="markdown",  # joins the lines of a docstring's paragraphs, so that they fit every width
+    rich_markup_mode="markdown",  # joins the lines of a paragraph, so that the text fits every width
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 

@@ -1,4 +1,4 @@
-"""``csflow choose``: the variant of the newest ablation that is good enough and fits the takt."""
+"""``csflow choose``: pick the variant of the newest ablation that is good enough and fits the takt."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ def choose(
 ) -> None:
     """Pick the best variant of the line's newest ablation that fits the takt, and print the YAML keys to set.
 
-    Among variants within the best one's 95 % interval the fastest is taken. With --by synthetic the line keeps its own
-    score and map: synthetic defects put them in another order than real ones.
+    Of all variants within the best one's 95 % interval, the fastest is chosen. With --by synthetic the line keeps its
+    own score and map, because synthetic defects rank scores and maps differently from real ones.
     """
     from csflow.ablation.collect import read_results
     from csflow.ablation.plan import newest_ablation
@@ -102,7 +102,7 @@ def _warn(found: Choice, takt_ms: float, by: Criterion, *, missing: int) -> None
 
 
 def _warn_of_times(timings: Sequence[Timing]) -> None:
-    """Say what makes the milliseconds of the candidates doubtful; ablating again here times those anew."""
+    """Warn if the milliseconds of the candidates are doubtful; another ablation on this machine times them again."""
     from csflow.ablation.timing import machine
 
     machines = sorted({timing.machine for timing in timings})
@@ -119,7 +119,7 @@ def _warn_of_times(timings: Sequence[Timing]) -> None:
 
 
 def _print_keys(chosen: VariantSummary, base: LineConfig) -> None:
-    """What to change in the line's YAML, as YAML."""
+    """Print the changes to the line's YAML, as YAML."""
     from typing import Any
 
     import yaml

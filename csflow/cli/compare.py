@@ -1,4 +1,4 @@
-"""``csflow compare``: the last runs of a line side by side."""
+"""``csflow compare``: show the last runs of a line side by side."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _ALWAYS = {"detector": "detector", "epochs": "training.epochs", "hidden width": 
 
 @dataclass(frozen=True)
 class RunColumn:
-    """What the table says about one run; ``None`` and empty text where the run has no such thing."""
+    """A column of the table, for one run; values that the run does not have are ``None`` or empty."""
 
     run_id: str
     started: str
@@ -40,17 +40,17 @@ def compare_runs(
     last: Annotated[int, typer.Option("--last", "-n", min=1, max=50, help="Number of runs, the newest first.")] = 5,
     as_json: JsonOption = False,
 ) -> None:
-    """Lay the last runs of a line side by side: results, versions and the parameters that differ."""
+    """Show the last runs of a line side by side: results, versions and the parameters that differ."""
     from csflow.adapters.mlflow.versions import model_name
     from csflow.config import load_line
     from csflow.runs.line_state import read_recent_runs
     from csflow.runs.services import Services
 
-    model_name(line)  # refuses what cannot be the name of a line
+    model_name(line)  # refuses a text that cannot be the name of a line
     try:
         runs = read_recent_runs(Services.from_environment(), line, limit=last)
     except NotRegisteredError:
-        load_line(line)  # a mistyped name is the likelier reason, and this one suggests the nearest
+        load_line(line)  # a mistyped name is more likely, and this error suggests the nearest one
         raise
     columns = [_column(run, version) for run, version in runs]
     if as_json:
@@ -60,9 +60,10 @@ def compare_runs(
 
 
 def differing_params(columns: list[RunColumn]) -> dict[str, list[str]]:
-    """Values of the parameters that are not the same in all runs, beside those that are always shown.
+    """Collect the parameters that are not the same in all runs, except those that are always shown.
 
-    A run that lacks one, for instance because it is older, has ``-`` there.
+    Returns:
+        By parameter, its value in every run; ``-`` if the run, for instance an older one, does not have it.
     """
     names = sorted({name for column in columns for name in column.params} - set(_ALWAYS.values()))
     values = {name: [column.params.get(name, "-") for column in columns] for name in names}

@@ -1,4 +1,4 @@
-"""``csflow compile``: a pipeline as a file for a Kubeflow Pipelines server."""
+"""``csflow compile``: write a pipeline as a file for a Kubeflow Pipelines server."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def compile_pipeline(
     from csflow.system.files import write_atomic
 
     if image is not None:
-        os.environ["CSFLOW_IMAGE"] = image  # components read it when they are imported
+        os.environ["CSFLOW_IMAGE"] = image  # the components read it when they are imported
     config = load_line(line) if line else None
     placement = project_module("pipelines.placement").placement_of(config)
     package = project_module("pipelines.package").compiled(graph, placement)

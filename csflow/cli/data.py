@@ -1,4 +1,4 @@
-"""``csflow data``: what a line's images are, and new ones for it."""
+"""``csflow data``: count a line's images, and add new ones."""
 
 from __future__ import annotations
 
@@ -51,12 +51,12 @@ def add_data(
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Bring new images into a line's data repository, for the next training.
+    """Add new images to a line's data repository, for the next training.
 
-    Refuses images that are there already (by content) and results that the data gate does not pass; nothing
-    changes then.
+    Images that the line already has (by content) are refused, and so is a result that does not pass the data gate;
+    nothing changes then.
 
-    Records with DVC, pushes to its remote and commits the .dvc file; it does not run 'git push'.
+    The images are recorded with DVC and pushed to its remote, and the .dvc file is committed. 'git push' is not run.
     """
     from csflow.runs.add_images import Addition, add_images
 

@@ -1,4 +1,4 @@
-"""``csflow demo``: the pipeline of a demo line, then parts judged over HTTP."""
+"""``csflow demo``: run the pipeline of a demo line, then score parts over HTTP."""
 
 from __future__ import annotations
 

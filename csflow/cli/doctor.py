@@ -1,4 +1,4 @@
-"""``csflow doctor``: what this machine has, what is missing, what to do about it."""
+"""``csflow doctor``: show what this machine has, what is missing, and what to do about it."""
 
 from __future__ import annotations
 

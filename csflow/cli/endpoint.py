@@ -1,4 +1,4 @@
-"""``csflow endpoint``: what answers for a line, or the InferenceService that does so on a cluster."""
+"""``csflow endpoint``: show the endpoint of a line, or its InferenceService on a cluster."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def endpoint(
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Show what answers for a line; with --yaml the document behind it, for kubectl and GitOps."""
+    """Show the endpoint that serves a line; with --yaml, its InferenceService for kubectl and GitOps."""
     from csflow.config import load_line
 
     services, line = Services.from_environment(), load_line(name)

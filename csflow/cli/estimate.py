@@ -1,4 +1,4 @@
-"""``csflow estimate``: how long, how much disk and how much memory, before a run."""
+"""``csflow estimate``: estimate time, disk space and memory before a run."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ if TYPE_CHECKING:
 
 
 def estimate_run(line: LineArgument, as_json: JsonOption = False) -> None:
-    """Say what a run of a line will take on this machine, from short trials on its own images.
+    """Estimate what a run of a line will take on this machine, from short trials on its own images.
 
-    The line's data is checked out, a few images are extracted and a few training steps are run, in a minute or so.
-    The table also shows what the line's last complete training really took.
+    The line's data is checked out, the features of a few images are extracted and a few training steps are run, which
+    takes about a minute. The table also shows what the line's last complete training really took.
     """
     from csflow.config import load_line
     from csflow.runs.checkout import materialise
@@ -67,7 +67,7 @@ def _print(line: str, expected: Estimate, last: Run | None) -> None:
 
 
 def _last_training(services: Services, line: str) -> Run | None:
-    """The last run that trained to its end, if the line ever ran here."""
+    """Find the last run that completed its training; None if there is none."""
     try:
         runs = services.tracker.list_runs(line, limit=20)
     except CsflowError:
@@ -76,12 +76,12 @@ def _last_training(services: Services, line: str) -> Run | None:
 
 
 def _warn_if_too_large(expected: Estimate, workspace: Workspace) -> None:
-    """Say what will not fit, before hours are spent on it.
+    """Refuse a run that does not fit on the disk, before hours are spent on it.
 
     Raises:
         CsflowError: If the disk is too small.
     """
-    needed = expected.new_features_bytes + 2 * expected.checkpoint_bytes  # the next one is written beside the last
+    needed = expected.new_features_bytes + 2 * expected.checkpoint_bytes  # an old and a new one exist for a while
     place = next(folder for folder in (workspace.root, *workspace.root.parents) if folder.exists())
     free = shutil.disk_usage(place).free
     if needed > free:

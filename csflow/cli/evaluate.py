@@ -1,4 +1,4 @@
-"""``csflow evaluate``: judge a registered detector on its line's present data, without any pipeline."""
+"""``csflow evaluate``: evaluate a registered detector on its line's current data, without a pipeline."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``csflow export``: one file with the whole detector, for a device that has nothing but an inference engine."""
+"""``csflow export``: write the whole detector as one file, for a device that has only an inference engine."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def export(
 
 
 def _images_at_hand(workspace: Workspace, line: str) -> list[Image]:
-    """A few images of the line's last checkout."""
+    """Read a few images of the line's last checkout."""
     from csflow.data.images import read_image
     from csflow.data.manifest import is_image
 

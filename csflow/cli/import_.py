@@ -1,4 +1,4 @@
-"""``csflow import``: data sets and plain folders into the layout csflow reads."""
+"""``csflow import``: copy data sets and plain folders into the layout that csflow reads."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def mtd(
 ) -> None:
     """Import Magnetic Tile Defects with the split of CS-Flow's authors.
 
-    That is 761 good images to train with, 191 good and 392 defective ones to test with, and masks.
+    The result has 761 good images for training, 191 good and 392 defective ones for testing, and masks.
     """
     require_paths(source)
 
@@ -78,7 +78,7 @@ def mvtec(
 ) -> None:
     """Import MVTec AD, or any data in its layout: each class becomes a folder and a line of its name.
 
-    Names are made lower-case, with '-' for '_'. DEST may already hold other lines.
+    Names are converted to lower case, with '-' instead of '_'. DEST may already hold other lines.
     """
     require_paths(source)
 
@@ -120,7 +120,7 @@ def folder(
 
 
 def _run(bring: Importer, dest: Path, track: bool, remote: str | None, message: str, *, as_json: bool) -> None:
-    """Import, then print what came in and what to write into the line's YAML."""
+    """Import images, then print what was imported and what to write into the line's YAML."""
     if remote and not track:
         raise UsageError("--remote needs --track: only a data repository has a remote.")
     if track:

@@ -1,4 +1,4 @@
-"""``csflow lines``: every line with what is served for it."""
+"""``csflow lines``: list every line with its champion and endpoint."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from csflow.runs.services import Services
 
 @dataclass(frozen=True)
 class LineRow:
-    """One line; the champion's facts are ``None`` while it has none."""
+    """A row of the list, for one line; the champion's values are ``None`` if there is no champion."""
 
     line: str
     description: str
@@ -29,7 +29,7 @@ class LineRow:
 
 
 def lines(as_json: JsonOption = False) -> None:
-    """List the lines: champion, its quality and threshold, the data it was made from, its endpoint."""
+    """List the lines: champion, its quality and threshold, the data it was trained on, and its endpoint."""
     names = require_line_names()
     services = Services.from_environment()
     rows = [_row(services, name) for name in names]
@@ -40,7 +40,7 @@ def lines(as_json: JsonOption = False) -> None:
 
 
 def _row(services: Services, name: str) -> LineRow:
-    """A broken YAML spoils its own row only, a cluster that does not answer the endpoints only."""
+    """Read the row of a line; a broken YAML affects only its own row, an unreachable cluster only the endpoints."""
     from csflow.runs.line_state import read_line_state
 
     try:

@@ -1,4 +1,4 @@
-"""Options and arguments that several commands share."""
+"""Define options and arguments that several commands share."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def require_line_names() -> list[str]:
     """Return the names of all lines.
 
     Raises:
-        ConfigError: If there are none, with the folder that was looked into.
+        ConfigError: If there are none; the message names the folder that was searched.
     """
     from csflow.config import line_names, lines_folder
 
@@ -54,7 +54,7 @@ def require_paths(*paths: Path | None) -> None:
     """Refuse paths given on the command line that do not exist; ``None`` stands for one that was not given.
 
     Raises:
-        UsageError: Naming the first one.
+        UsageError: If a path does not exist; the message names the first one.
     """
     for path in paths:
         if path is not None and not path.exists():

@@ -1,4 +1,4 @@
-"""``csflow promote``: serve a version because a person says so, or let go of a hold."""
+"""``csflow promote``: serve a version because a person decides so, or release a hold."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def promote_version(
         bool, typer.Option("--release-hold", help="Only let retrains replace the champion again after a rollback.")
     ] = False,
 ) -> None:
-    """Make a version champion by hand, past the gate, and serve it; this ends a hold."""
+    """Make a version champion by hand, without the gate, and serve it; this ends a hold."""
     from csflow.config import load_line
     from csflow.release import promotion
 

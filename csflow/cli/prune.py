@@ -1,4 +1,4 @@
-"""``csflow prune``: what no live version needs any more."""
+"""``csflow prune``: list and remove what no live version needs any more."""
 
 from __future__ import annotations
 
@@ -22,15 +22,14 @@ def prune(
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Show what nothing needs any more, and with --apply remove it; for all lines at once.
+    """Show what is no longer needed, for all lines at once; with --apply, remove it.
 
-    That is: versions beyond the newest, with what was published of them; features that no remaining version was made
-    from; fitted models and checkpoints of other trainings; with --apply also parts of uploads that began before then
-    and never ended. In the workspace, in the store that CSFLOW_STORE names,
-    and in the registry.
+    That is: old versions with their published detectors, features that no remaining version uses, and fitted models
+    and checkpoints of other trainings. With --apply, parts of old uploads that were never finished are removed as well.
+    The command covers the workspace, the store that CSFLOW_STORE names, and the registry.
 
-    A version stays if an alias or an endpoint names it, a rollback would go back to it, the gate measures challengers
-    against it, or a hold names it. One store belongs to one registry.
+    A version stays if an alias, an endpoint or a hold names it, if a rollback would return to it, or if the gate
+    compares challengers with it. One store belongs to one registry.
     """
     from csflow.release.prune import PrunePolicy, plan_pruning
     from csflow.release.removal import remove

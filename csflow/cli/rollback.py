@@ -1,4 +1,4 @@
-"""``csflow rollback``: back to a former champion."""
+"""``csflow rollback``: return to a former champion."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``csflow run``: the whole pipeline of a line on this machine."""
+"""``csflow run``: run the whole pipeline of a line on this machine."""
 
 from __future__ import annotations
 

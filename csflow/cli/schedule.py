@@ -1,4 +1,4 @@
-"""``csflow schedule``: the recurring runs of a Kubeflow Pipelines server as the lines' YAML wants them."""
+"""``csflow schedule``: set the recurring runs of a Kubeflow Pipelines server according to the lines' YAML."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ def schedule(
 ) -> None:
     """Bring the server's recurring runs in line with the `schedule:` blocks of the YAML files.
 
-    Run it again whenever they change. Kubeflow Pipelines runs in UTC: what is to keep its local time is scheduled
-    again when daylight saving time changes. Running this command every day does both.
+    Run it again whenever they change. Kubeflow Pipelines uses UTC: to keep a local time, runs have to be scheduled
+    again when daylight saving time changes. It is enough to run this command every day.
     """
     from csflow.config import load_line
 

@@ -1,4 +1,4 @@
-"""``csflow score``: judge image files without any pipeline or server."""
+"""``csflow score``: score image files without a pipeline or server."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def score(
 
 
 def _predictions(engine: Engine, files: list[Path]) -> Iterator[tuple[Path, Image, Prediction]]:
-    """Read and score a few images a core at once: all of them together might not fit into memory."""
+    """Read and score a few images per core at a time, since all of them together might not fit into memory."""
     from csflow.data.images import read_image
     from csflow.detector.engine import CHUNK
 
@@ -90,7 +90,7 @@ def _image_files(arguments: list[Path]) -> list[Path]:
 
 
 def _overlay_names(files: list[Path]) -> list[str]:
-    """One name a file; equal names from several folders get their folder's name in front."""
+    """Name the overlay of every file; equal names from several folders are prefixed with the folder's name."""
     count = Counter(file.stem for file in files)
     return [f"{f.stem}.png" if count[f.stem] == 1 else f"{'-'.join(f.with_suffix('').parts[-3:])}.png" for f in files]
 

@@ -25,7 +25,7 @@ def serve_lines(
     grpc_port: Annotated[int, typer.Option(min=0, max=65535, help="gRPC port; 0 for no gRPC.")] = 0,
     all_lines: Annotated[bool, typer.Option("--all", help="Serve the champion of every line that has one.")] = False,
 ) -> None:
-    """Serve champions (or a detector directory) until Ctrl-C, one or many lines in one server."""
+    """Serve champions or detector directories, of one or several lines, in one server until Ctrl-C."""
     from csflow.adapters.serving import serve_detectors
     from csflow.system.ports import bind
 
@@ -48,7 +48,7 @@ def _champions(services: Services) -> dict[str, ServedDetector]:
 
 
 def _named(services: Services, name: str) -> tuple[str, ServedDetector]:
-    """The name to serve a detector under, and where it lies."""
+    """Return the name to serve a detector under, and the detector itself."""
     from csflow.adapters.serving import ServedDetector
     from csflow.detector.directory import line_of
 

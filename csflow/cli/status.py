@@ -1,4 +1,4 @@
-"""``csflow status``: how every line is doing on the cluster."""
+"""``csflow status``: show the state of every line on the cluster."""
 
 from __future__ import annotations
 

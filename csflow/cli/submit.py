@@ -1,4 +1,4 @@
-"""``csflow submit``: a run of a line on a Kubeflow Pipelines server."""
+"""``csflow submit``: start a run of a line on a Kubeflow Pipelines server."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``csflow why``: how a version came about, from the data to the decision."""
+"""``csflow why``: explain how a version came about, from the data to the decision."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Facts = dict[str, str]
 
 @dataclass(frozen=True)
 class Story:
-    """The four chapters of a version, each as names and values in reading order."""
+    """The history of a version in four parts, each as names and values in reading order."""
 
     line: str
     version: int
@@ -36,7 +36,7 @@ def why(
     name: Annotated[str, typer.Argument(metavar="LINE[@VERSION]", help="A line's champion, or one of its versions.")],
     as_json: JsonOption = False,
 ) -> None:
-    """Tell how a version came about: data, run, gate, and what became of it."""
+    """Explain how a version came about: data, run, gate, and its present state."""
     from csflow.adapters.mlflow.versions import CHAMPION
     from csflow.config import load_line
 
@@ -45,7 +45,7 @@ def why(
     try:
         version = services.registry.find_version(line, which or CHAMPION)
     except NotRegisteredError:
-        load_line(line)  # a mistyped name is the likelier reason, and this one suggests the nearest
+        load_line(line)  # a mistyped name is more likely, and this error suggests the nearest one
         raise
     story = tell(services, version)
     if as_json:
@@ -55,10 +55,10 @@ def why(
 
 
 def tell(services: Services, version: Version) -> Story:
-    """Collect what registry, run, gate and endpoint know about a version."""
+    """Collect the data of a version from registry, run, gate and endpoint."""
     try:
         run = services.tracker.read_run(version.run_id)
-    except RegistryError:  # somebody deleted the run; the version's tags still know the essentials
+    except RegistryError:  # somebody deleted the run; the version's tags still have the essentials
         run = None
     return Story(
         line=version.line,

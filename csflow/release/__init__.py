@@ -1,1 +1,1 @@
-"""Decide when and how a detector goes live, back and away."""
+"""Decide when a detector is promoted, rolled back and removed, and do it."""

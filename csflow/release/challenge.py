@@ -1,4 +1,4 @@
-"""A challenger against the best champion so far: both scored on the same current images, then the gate."""
+"""Compare a challenger with the best champion so far on the same current images, and let the gate decide."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ if TYPE_CHECKING:
 
 Scores: TypeAlias = "npt.NDArray[np.floating]"
 Scorer: TypeAlias = "Callable[[Detector, Manifest], tuple[Scores, npt.NDArray[np.floating]]]"
-"""Scores ``(N,)`` and maps ``(N, h, w)`` of a manifest's images."""
+"""A function that returns the scores ``(N,)`` and maps ``(N, h, w)`` of a manifest's images."""
 
 DEFECT_SEED = 0
-"""Of the synthetic defects: the same for every detector and every night."""
+"""Seed of the synthetic defects: the same for every detector and every night."""
 
 
 class Contender(NamedTuple):
@@ -49,19 +49,19 @@ def decide(
 ) -> GateDecision:
     """Compare a version with the best champion so far on the line's current images.
 
-    With good and defective test images these are what is scored. A line without defective ones is judged by
-    its *gate* images, which no version was ever fitted to, and by synthetic defects pasted on them.
+    A line with good and defective test images is judged by these. A line without defective ones is judged by its
+    *gate* images, which no version was ever fitted to, and by synthetic defects pasted on them.
 
     Args:
-        services: Where things are.
-        line: The line; its gate and calibration say what counts.
+        services: The outside systems.
+        line: The line, with the settings of its gate and calibration.
         version: The challenger.
         manifest: The line's current images.
-        score: How to score images of the manifest; by default through the feature store.
-        comparison_out: Folder for the report that compares both image by image; it stays away without a champion.
+        score: Scores images of the manifest; by default from the feature store.
+        comparison_out: Folder for the report that compares both image by image; not written without a champion.
 
     Returns:
-        The gate's decision. Without a champion: whether the version is fit to be the first.
+        The gate's decision. Without a champion, it says if the version is good enough to be the first one.
 
     Raises:
         RegistryError: If there is no such version, or a version's files are not those registered.
@@ -113,7 +113,7 @@ def _decide_labelled(
 def _pixels(
     test: Manifest, champion: npt.NDArray[np.floating], challenger: npt.NDArray[np.floating]
 ) -> PixelPair | None:
-    """Pixels of both detectors' maps; None without masks."""
+    """Collect the pixels of both detectors' maps; None without masks."""
     from csflow.metrics.evaluation import counted_pixels
     from csflow.reporting.comparison import PixelPair
 
@@ -147,12 +147,12 @@ def _decide_good_only(
 
 
 class Shown(NamedTuple):
-    """The images two detectors were compared on.
+    """The images that two detectors were compared on.
 
     Attributes:
         line: Name of the product line.
-        names: Path and type of defect of each, '' for a good one.
-        picture: Reads one of them.
+        names: Path and type of defect of each image; the type is '' for a good one.
+        picture: Reads the image at an index.
     """
 
     line: str
@@ -171,12 +171,12 @@ def compare(
     """Write the report that compares two detectors image by image.
 
     Args:
-        directory: Where to; see `csflow.reporting.comparison_page.write_comparison`.
-        images: What both were scored on.
-        champion: The one in service, or the best there was, with its scores.
-        challenger: The new one with its scores.
-        verdict: Of the gate.
-        pixels: Of both detectors' maps, where there are masks.
+        directory: Folder of the report; see `csflow.reporting.comparison_page.write_comparison`.
+        images: The images that both were scored on.
+        champion: The champion, or the best one so far, with its scores.
+        challenger: The new version with its scores.
+        verdict: The gate's reason.
+        pixels: Pixels of both detectors' maps, if there are masks.
     """
     from csflow.reporting.comparison import Comparison, judge_scores
     from csflow.reporting.comparison_page import paint_views, write_comparison
@@ -198,9 +198,9 @@ def compare(
 
 
 def _contenders(services: Services, line: str, version: int) -> tuple[Contender, list[Contender]]:
-    """The challenger, and the champions to measure it against: the present one and the best there was.
+    """Load the challenger and the champions to compare it with: the present one and the best former one.
 
-    Measured against the present one alone, the margin could be lost a little every night.
+    If it were compared with the present one alone, quality could decline by up to the margin every night.
     """
     from csflow.detector.detector import Detector
 
@@ -218,7 +218,7 @@ def _contenders(services: Services, line: str, version: int) -> tuple[Contender,
 
 
 def _recorded_auroc(version: Version) -> tuple[float, int]:
-    """What a version measured in its own time; among equals the newer one."""
+    """Return a key that sorts versions by the AUROC recorded when they were trained, then by number."""
     return version.number("image_auroc") or 0.0, version.version
 
 
@@ -229,7 +229,7 @@ def _auroc(scores: Scores, labels: npt.NDArray[np.bool_]) -> float:
 
 
 def _pasted(good: Manifest) -> list[Image.Image]:
-    """Synthetic defects on the gate images, the same for every detector."""
+    """Paste synthetic defects on the gate images, the same for every detector."""
     from csflow.data.images import read_image
     from csflow.synthetic.paste import paste_defects
 
@@ -238,7 +238,7 @@ def _pasted(good: Manifest) -> list[Image.Image]:
 
 
 def _good_and_pasted(line: str, good: Manifest, defective: list[Image.Image]) -> Shown:
-    """Gate images first, then the same with a synthetic defect, as `GoodOnlyEvidence` orders its scores."""
+    """List the gate images, then their copies with a synthetic defect, in the order of `GoodOnlyEvidence.scores`."""
     from csflow.data.images import read_image
 
     names = [(path, "") for path in good.frame["path"]]
@@ -258,7 +258,7 @@ def _good_only(detector: Detector, good: Manifest, defective: list[Image.Image],
 
 
 def _stored_scorer(services: Services) -> Scorer:
-    """Score through the feature store: versions on the same backbone share every feature."""
+    """Return a scorer that uses the feature store, so that versions with the same backbone share all features."""
     from csflow.runs.stored_features import feature_store
 
     store = feature_store(services)

@@ -1,4 +1,4 @@
-"""Take a registered version to an endpoint that serves it: publish, start, try, switch."""
+"""Deploy a registered version to an endpoint: publish it, start it, test it, and switch to it."""
 
 from __future__ import annotations
 
@@ -31,22 +31,22 @@ def deploy(
     lock: EndpointLock,
     approval: Approval | None = None,
 ) -> Deployed:
-    """Publish a version, start it next to what serves, try it, and let it take over.
+    """Publish a version, start it next to the one that serves, test it, and switch to it.
 
-    Nothing happens if it serves already. Moving the alias afterwards is the caller's task.
+    Nothing happens if it is served already. The caller has to move the alias afterwards.
 
     Args:
         services: The outside systems.
-        line: The line; its configuration says where and how it is served.
-        version: What to serve.
-        samples: Encoded images to try the new endpoint with; drawn ones if there are none.
-        lock: The right to change the line's endpoint.
-        approval: Why it becomes champion, on a cluster in the line's canary steps; ``None`` if it is champion already
-            or was before: then it takes over at once.
+        line: The line, whose configuration says where and how it is served.
+        version: The version to serve.
+        samples: Encoded images to test the new endpoint with; if empty, two generated images are used.
+        lock: The lock of the line's endpoint.
+        approval: Why it becomes champion; on a cluster it then takes over in the line's canary steps. ``None`` if it is
+            or was champion: it takes over at once.
 
     Raises:
         RegistryError: If the version's files are not those registered.
-        DeployError: If the new endpoint does not start or fails its smoke test; the former one goes on serving.
+        DeployError: If the new endpoint does not start or fails its smoke test; the former one continues to serve.
     """
     published = publish(services, version)
 
@@ -58,7 +58,7 @@ def deploy(
 
 
 def champion_document(services: Services, line: LineConfig) -> dict[str, Any]:
-    """Describe the InferenceService of a line's champion, for people and for GitOps; publish its detector for it.
+    """Publish the detector of a line's champion and return its InferenceService, for people and for GitOps.
 
     Raises:
         RegistryError: If the line has no champion.
@@ -70,19 +70,19 @@ def champion_document(services: Services, line: LineConfig) -> dict[str, Any]:
 
 
 def sample_images(manifest: Manifest) -> list[bytes]:
-    """Return a few held-out images of the line to try an endpoint with: gate, good and defective test images."""
+    """Read a few held-out images to test an endpoint with: a gate image, and a good and a defective test image."""
     parts = [manifest.rows(role="gate"), manifest.rows("test", label="good"), manifest.rows("test", label="defective")]
     return [part.files[0].read_bytes() for part in parts if len(part)]
 
 
 def smoke_test(endpoints: Endpoints, endpoint: Endpoint, directory: Path, samples: Sequence[bytes]) -> None:
-    """Check that the endpoint says over HTTP what the detector itself says.
+    """Check that the endpoint gives the same results over HTTP as the detector itself.
 
     Args:
         endpoints: Reaches the endpoint.
-        endpoint: The endpoint to try.
+        endpoint: The endpoint to test.
         directory: The detector it should serve.
-        samples: Encoded images; none for drawn ones.
+        samples: Encoded images; if empty, two generated images are used.
 
     Raises:
         DeployError: If it cannot be reached, answers for another version, or a score or decision differs.

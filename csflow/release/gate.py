@@ -1,18 +1,18 @@
-"""May a challenger replace the champion? A pure decision with its reasons.
+"""Decide, and give reasons, if a challenger may replace the champion; nothing is read or written.
 
 Both detectors are scored on the same current images. The reference is the *best* champion so far, chosen
-by the caller: measured against the last one, a small loss could be taken again every night.
+by the caller: if it were the last one, a small loss could be accepted again every night.
 
 The rule, with ``d`` the AUROC of challenger minus reference and ``[low, high]`` its paired bootstrap interval:
 
-* promoted if ``low >= -margin``: it is shown that no more than the margin is lost;
+* promoted if ``low >= -margin``: the loss is shown to be at most the margin;
 * kept, worse, if ``d < -margin`` and ``high < 0``, or if the challenger separates no better than chance;
-* kept, not enough evidence, otherwise, with an estimate of how many images would decide.
+* kept, not enough evidence, otherwise, with an estimate of how many images would allow a decision.
 
-Fewer than `MIN_IMAGES` images of either kind never promote over a champion: detectors that agree on so few
-images have not been compared. Detectors that both separate all images perfectly differ by nothing, however few
-the images: the challenger is promoted, and the reason says that a margin was not measured and what these images do
-show. ``docs/decisions`` holds the reasons.
+With fewer than `MIN_IMAGES` images of either kind no champion is replaced: so few images do not compare two detectors.
+If both detectors separate all images perfectly, their difference is 0, however few the images are: the challenger is
+promoted, and the reason says that the margin was not measured, and what these images do show. The reasons for this
+rule are in ``docs/decisions``.
 """
 
 from __future__ import annotations
@@ -40,14 +40,14 @@ Outcome = Literal["promoted", "kept_worse", "kept_insufficient"]
 Evidence = dict[str, float | int | str]
 
 MIN_IMAGES = 10
-"""Good, and defective, images below which no champion is replaced."""
+"""Fewest good, and fewest defective, images with which a champion can be replaced."""
 
 _IMPRACTICAL = 1_000_000
 
 
 @dataclass(frozen=True)
 class GateDecision:
-    """What the gate decided, why, and the numbers it looked at."""
+    """The gate's decision, its reason, and the numbers that it is based on."""
 
     outcome: Outcome
     reason: str
@@ -56,11 +56,12 @@ class GateDecision:
 
 @dataclass(frozen=True)
 class GoodOnlyEvidence:
-    """What one detector says about a line without labelled defects.
+    """The results of one detector for a line without labelled defects.
 
     Attributes:
         good_scores: Scores of the gate images ``(n,)``.
-        synthetic_scores: Scores of synthetic defects pasted on gate images ``(m,)``, the same for both detectors.
+        synthetic_scores: Scores of synthetic defects pasted on gate images ``(m,)``; the defects are the same for both
+            detectors.
         threshold: The detector's own threshold; None without calibration.
     """
 
@@ -70,17 +71,17 @@ class GoodOnlyEvidence:
 
     @property
     def labels(self) -> npt.NDArray[np.bool_]:
-        """Labels of `scores`."""
+        """Return the labels of `scores`."""
         return np.arange(len(self.good_scores) + len(self.synthetic_scores)) >= len(self.good_scores)
 
     @property
     def scores(self) -> npt.NDArray[np.float64]:
-        """Good images first, then synthetic defects."""
+        """Return the scores of the good images, followed by those of the synthetic defects."""
         return np.concatenate([self.good_scores, self.synthetic_scores]).astype(np.float64)
 
     @property
     def false_alarms(self) -> int | None:
-        """Gate images called defective."""
+        """Count the gate images that the detector calls defective; None without a threshold."""
         return None if self.threshold is None else int((np.asarray(self.good_scores) > self.threshold).sum())
 
 
@@ -90,8 +91,8 @@ def decide_labelled(
     """Compare two detectors on the same labelled test images by the rule of this module.
 
     Args:
-        reference_scores: Of the best champion so far ``(n,)``.
-        challenger_scores: Of the new detector for the same images ``(n,)``.
+        reference_scores: Scores of the best champion so far ``(n,)``.
+        challenger_scores: Scores of the new detector for the same images ``(n,)``.
         labels: ``(n,)``, True = defective.
         config: Margin, confidence of the two-sided interval, number of resamples.
 
@@ -134,15 +135,15 @@ def decide_good_only(
 ) -> GateDecision:
     """Compare two detectors of a line that has good images only.
 
-    First the challenger's false alarms on gate images: it is worse if the exact (Clopper–Pearson) interval
-    of their rate lies above ``alpha``, that is, if the promise of its threshold is refuted. Then the rule of
-    this module on gate images against synthetic defects.
+    First the challenger's false alarms on gate images are judged: it is worse if the exact (Clopper–Pearson) interval
+    of their rate is above ``alpha``, that is, if the promise of its threshold is refuted. Then the rule of this module
+    is applied to gate images and synthetic defects.
 
     Args:
-        reference: Of the best champion so far.
-        challenger: Of the new detector, on the same images.
+        reference: Results of the best champion so far.
+        challenger: Results of the new detector for the same images.
         config: As in `decide_labelled`.
-        alpha: Promised false-alarm rate; None without calibration (then false alarms are not judged).
+        alpha: Promised false-alarm rate; None without calibration: false alarms are not judged then.
 
     Raises:
         DataError: If the two did not see the same number of images, or a score is NaN.
@@ -164,10 +165,10 @@ def decide_good_only(
 
 
 def decide_first(scores: npt.ArrayLike, labels: npt.ArrayLike, config: GateConfig) -> GateDecision:
-    """A line's first detector: promoted if the interval of its AUROC lies above 0.5.
+    """Decide on a line's first detector: it is promoted if the interval of its AUROC is above 0.5.
 
     Args:
-        scores: Of the labelled test images, or of gate images and synthetic defects (`GoodOnlyEvidence`).
+        scores: Scores of the labelled test images, or of gate images and synthetic defects (`GoodOnlyEvidence`).
         labels: ``(n,)``, True = defective.
         config: Confidence of the two-sided interval, number of resamples.
 
@@ -199,7 +200,11 @@ def decide_first(scores: npt.ArrayLike, labels: npt.ArrayLike, config: GateConfi
 
 
 def _false_alarms(challenger: GoodOnlyEvidence, config: GateConfig, alpha: float | None) -> tuple[bool, str, Evidence]:
-    """Whether the promise is refuted, a sentence, and the numbers."""
+    """Compare the challenger's false alarms with the promised rate.
+
+    Returns:
+        True if the promise is refuted, a sentence that says so, and the numbers.
+    """
     alarms, n = challenger.false_alarms, len(challenger.good_scores)
     if alarms is None or alpha is None:
         return False, "", {}
@@ -227,9 +232,9 @@ def _describe(evidence: Evidence) -> str:
 
 
 def _shown_by_perfection(evidence: Evidence, counts: tuple[int, int], config: GateConfig) -> str:
-    """What a promotion rests on; the evidence gets the limit if both detectors are perfect.
+    """Say what a promotion is based on; if both detectors are perfect, add what the images show to the evidence.
 
-    Two perfect detectors differ by 0 in every resample, whatever separates them on images that are not there.
+    Two perfect detectors differ by 0 in every resample, however much they differ on images that were not scored.
     """
     kept = f"No more than the margin of {config.margin:g} is lost."
     if not evidence["reference_auroc"] == evidence["challenger_auroc"] == 1.0:
@@ -246,7 +251,7 @@ def _shown_by_perfection(evidence: Evidence, counts: tuple[int, int], config: Ga
 
 
 def _images_needed(images: int, found: PairedDifference, margin: float) -> int:
-    """Images for a decision if the difference stays what it is and the interval shrinks with the square root."""
+    """Estimate the images needed for a decision; the interval shrinks with the square root of their number."""
     if found.difference < -margin:
         return _grown(images, (found.high - found.difference) / -found.difference)
     room = found.difference + margin

@@ -1,4 +1,4 @@
-"""Find a detector by what a person calls it: a line, a line's version, or a directory."""
+"""Find a detector by the name that a person gives it: a line, a line's version, or a directory."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from csflow.runs.services import Services
 
 
 def locate_detector(name: str, services: Services) -> Path:
-    """A local detector directory for ``LINE`` (its champion), ``LINE@VERSION`` or a directory.
+    """Find the local detector directory for ``LINE`` (its champion), ``LINE@VERSION`` or a directory.
 
     Raises:
         UsageError: If the name is neither a directory nor a line.

@@ -1,7 +1,7 @@
-"""Which version is champion: the gate's or a person's decision, put into effect with the alias last.
+"""Put a decision of the gate or of a person about a line's champion into effect; the alias moves last.
 
 Every part may be repeated. The order makes a crash harmless at any point: until the alias moves, the old
-champion is the truth, and :func:`reconcile` makes the endpoint follow the alias again.
+champion is the valid one, and :func:`reconcile` makes the endpoint follow the alias again.
 
 ============  ==================================================================================
 Outcome       Meaning
@@ -12,8 +12,8 @@ held          a person rolled back; retrains may not replace the champion until 
 unchanged     nothing new to decide, the champion stands
 ============  ==================================================================================
 
-On a cluster a promotion goes in canary steps and may be killed between two of them. :func:`reconcile` then goes
-on with it while its challenger is still wanted, and otherwise ends it; see there.
+On a cluster a promotion proceeds in canary steps and may be killed between two of them. If its challenger is still
+wanted, :func:`reconcile` continues the promotion; otherwise it ends it.
 """
 
 from __future__ import annotations
@@ -41,13 +41,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Promotion:
-    """How a promotion, rollback or reconciliation ended.
+    """The result of a promotion, rollback or reconciliation.
 
     Attributes:
         outcome: See the table of this module; ``reconciled`` and ``rolled_back`` for the other two.
-        reason: Why, in one sentence.
-        champion: Version that is champion now; ``None`` if there is none.
-        endpoint: What serves it now; ``None`` if there is no champion.
+        reason: The reason, in one sentence.
+        champion: The version that is champion now; ``None`` if there is none.
+        endpoint: The endpoint that serves it now; ``None`` if there is no champion.
     """
 
     outcome: str
@@ -65,10 +65,10 @@ def promote(
 ) -> Promotion:
     """Let the gate decide about a new version, and serve it if it passes.
 
-    A version that was decided before is not decided again, so that a repeated step ends the same.
+    A version is decided only once, so that a repeated step has the same result.
 
     Args:
-        services: Where things are.
+        services: The outside systems.
         line: The line.
         version: The challenger.
         decide: Compares it with the champion; called at most once.
@@ -90,7 +90,7 @@ def promote(
 
 
 def promote_by_hand(services: Services, line: LineConfig, version: int) -> Promotion:
-    """Serve a version because a person says so; a hold ends with it.
+    """Serve a version because a person decides so; this ends a hold.
 
     Raises:
         RegistryError: As :func:`promote`.
@@ -103,13 +103,13 @@ def promote_by_hand(services: Services, line: LineConfig, version: int) -> Promo
 
 
 def rollback(services: Services, line: LineConfig, to: int | None = None, *, reason: str = "") -> Promotion:
-    """Serve a former champion again and hold it against retrains.
+    """Serve a former champion again and set a hold, so that retrains do not replace it.
 
     Args:
-        services: Where things are.
+        services: The outside systems.
         line: The line.
         to: A version that was champion before; ``None`` for the last one before the present champion.
-        reason: For the people who find the hold later.
+        reason: A note for the people who find the hold later.
 
     Raises:
         RegistryError: If there is no champion, or no former one to go back to.
@@ -132,10 +132,10 @@ def release_hold(services: Services, line: str) -> dict[str, str]:
     """Let retrains replace the champion again.
 
     Returns:
-        What the hold said.
+        The details of the hold.
 
     Raises:
-        UsageError: If nothing is held.
+        UsageError: If there is no hold.
     """
     with _one_at_a_time(services, line):
         hold = services.registry.get_hold(line)
@@ -146,16 +146,16 @@ def release_hold(services: Services, line: str) -> dict[str, str]:
 
 
 def reconcile(services: Services, line: LineConfig, samples: Sequence[bytes] = ()) -> Promotion:
-    """Make the endpoint serve the champion, whatever happened before; the alias is right.
+    """Make the endpoint serve the version that has the champion alias, whatever happened before.
 
-    One thing comes before that: a promotion that was killed on a cluster and whose challenger is still wanted is
-    brought to its end, with what is left of its canary step. It is wanted if the registry still has the version with
-    that digest, and either a person asked for it, or the gate passed it, nobody holds the champion since, and
-    nothing was decided about it otherwise. If it is not wanted, all requests go back to the champion.
+    First, if a promotion was killed on a cluster and its challenger is still wanted, it is completed with the rest of
+    its canary step. The challenger is wanted if the registry still has the version with that digest, and either a
+    person asked for it, or the gate passed it, no hold has been set since, and no other decision was made about it.
+    If it is not wanted, all requests go back to the champion.
 
     Raises:
         RegistryError: If the champion's files are not those registered.
-        DeployError: If its endpoint does not start, or a promotion that went on fails.
+        DeployError: If its endpoint does not start, or the continued promotion fails.
     """
     with _one_at_a_time(services, line.line) as lock:
         unfinished = _still_wanted(services, line.line, lock)
@@ -167,7 +167,7 @@ def reconcile(services: Services, line: LineConfig, samples: Sequence[bytes] = (
 
 
 def _decided_before(challenger: Version) -> tuple[str, str] | None:
-    """What is known of a version whose decision was made, perhaps not written down; ``None`` if none was."""
+    """Return an earlier decision about a version, even if it was not recorded completely; ``None`` if there is none."""
     reason = challenger.tags.get("decision_reason", "")
     if challenger.is_champion:
         return "promoted", reason
@@ -177,7 +177,7 @@ def _decided_before(challenger: Version) -> tuple[str, str] | None:
 
 
 def _decided(services: Services, line: str, decide: Callable[[], GateDecision]) -> tuple[str, str]:
-    """The gate's outcome, unless a hold overrules it; a line without champion has nothing to hold."""
+    """Return the gate's outcome, or ``held`` if a hold overrules it; without a champion there is nothing to hold."""
     hold = services.registry.get_hold(line)
     decision = decide()
     if hold is None:
@@ -188,7 +188,7 @@ def _decided(services: Services, line: str, decide: Callable[[], GateDecision]) 
 
 
 def _still_wanted(services: Services, line: str, lock: EndpointLock) -> tuple[Version, Approval] | None:
-    """The challenger of a promotion that was killed, and why it was to be champion; ``None`` if it is not any more."""
+    """Return the challenger of a killed promotion and why it was approved; ``None`` if it is not wanted any more."""
     progress = lock.progress
     if progress is None:
         return None
@@ -210,7 +210,7 @@ def _take_over(
     samples: Sequence[bytes],
     lock: EndpointLock,
 ) -> Promotion:
-    """Deploy, then move the alias; a person's decision ends a hold.
+    """Deploy a version, then move the alias; a person's decision also ends a hold.
 
     The version counts as decided only after that: if this is interrupted, the next run decides again
     instead of finding nothing to do.
@@ -230,7 +230,7 @@ def _take_over(
 def _follow_champion(
     services: Services, line: LineConfig, outcome: str, reason: str, samples: Sequence[bytes], lock: EndpointLock
 ) -> Promotion:
-    """Serve the champion; without one nothing may be served."""
+    """Serve the champion; without a champion, serve nothing."""
     champion = services.registry.find_champion(line.line)
     given_up = lock.progress
     if champion is None:
@@ -276,7 +276,7 @@ def _note(services: Services, version: Version, decision: str, reason: str) -> N
 
 
 def _one_at_a_time(services: Services, line: str) -> AbstractContextManager[EndpointLock]:
-    """A nightly retrain and a person must not switch the same line at once."""
+    """Lock a line's endpoint, so that a nightly retrain and a person do not switch the line at the same time."""
     return services.endpoints.lock(line)
 
 

@@ -1,14 +1,14 @@
-"""List and remove what no live version needs, in the workspace, in the store and in the registry.
+"""List what no live version needs in the workspace, in the store and in the registry.
 
 A version is live if :func:`csflow.release.retention.kept` has a reason to keep it. Its features are those its run
-recorded (:mod:`csflow.runs.stored_features`). Where it is not known what is needed, nothing is removed:
+recorded (:mod:`csflow.runs.stored_features`). If it is not known what is needed, nothing is removed:
 
 * a live version without such a record (registered by an older csflow): no features are removed at all;
-* a live version whose record cannot be read: none either, and the command fails;
-* a registry without versions, or a store that holds detectors of another registry: none of that place.
+* a live version whose record cannot be read: no features are removed, and the command fails;
+* a registry without versions, or a store that has detectors of another registry: nothing is removed from either.
 
-Nothing younger than a given time is touched, so that a run under way loses nothing: an extraction renews the time of
-every entry it uses.
+Nothing newer than a given time is touched, so that a run in progress loses nothing: an extraction renews the time of
+every entry that it uses.
 """
 
 from __future__ import annotations
@@ -40,11 +40,11 @@ Needed = dict[str, set[str]]
 
 @dataclass(frozen=True)
 class PrunePolicy:
-    """What stays in any case.
+    """The rule for what stays in any case.
 
     Attributes:
-        keep: The newest versions of a line.
-        before: Whatever is younger.
+        keep: How many of the newest versions of a line stay.
+        before: Time before which a thing must have been last used to be removed.
     """
 
     keep: int
@@ -52,11 +52,11 @@ class PrunePolicy:
 
     @classmethod
     def of(cls, keep: int, days: float, now: datetime | None = None) -> PrunePolicy:
-        """Keep the newest versions, and everything of the last days."""
+        """Make a policy that keeps the newest versions, and everything of the last days."""
         return cls(keep, (now or datetime.now(UTC)) - timedelta(days=days))
 
     def is_old(self, path: Path) -> bool:
-        """Whether a file, or every file of a folder, may go by its time; one that vanished meanwhile may not."""
+        """Tell if a file, or every file of a folder, is old enough to be removed; False if it vanished meanwhile."""
         try:
             files = [path, *path.rglob("*")] if path.is_dir() else [path]
             return max(file.stat().st_mtime for file in files) < self.before.timestamp()
@@ -66,12 +66,12 @@ class PrunePolicy:
 
 @dataclass(frozen=True)
 class Removal:
-    """Things of one kind in one place that may go.
+    """Things of one kind in one location that may be removed.
 
     Attributes:
-        what: For people, for instance ``versions of tiles``.
+        what: Name of the kind for people, for instance ``versions of tiles``.
         where: ``registry``, ``workspace`` or ``store``.
-        bytes: Their size in all.
+        bytes: Their total size.
         versions: Registered versions.
         paths: Files and folders of the workspace.
         keys: Keys of objects in the store.
@@ -86,20 +86,20 @@ class Removal:
 
     @property
     def count(self) -> int:
-        """How many."""
+        """Count the things to remove."""
         return len(self.versions) or len(self.paths) or len(self.keys)
 
 
 @dataclass
 class PrunePlan:
-    """What may go, what stays and why.
+    """The things that may be removed, and the reasons why the others stay.
 
     Attributes:
-        policy: What it was made by.
-        removals: What may go.
+        policy: The policy that the plan follows.
+        removals: The things that may be removed.
         live: Reasons to keep a version, by line and number.
-        notes: Why something else stays.
-        refusal: Why features could not be judged; empty if they were.
+        notes: Reasons why other things stay.
+        refusal: Why it is not known which features are needed; empty if it is.
     """
 
     policy: PrunePolicy
@@ -115,12 +115,12 @@ class PrunePlan:
 
     @property
     def bytes(self) -> int:
-        """Size of all that may go."""
+        """Add up the size of everything that may be removed."""
         return sum(each.bytes for each in self.removals)
 
 
 def plan_pruning(services: Services, policy: PrunePolicy) -> PrunePlan:
-    """Find out what no live version needs; nothing is changed.
+    """List everything that no live version needs, without changing anything.
 
     Raises:
         RegistryError: If the registry cannot be read.
@@ -148,7 +148,7 @@ def plan_pruning(services: Services, policy: PrunePolicy) -> PrunePlan:
 
 
 def live_versions(services: Services, line: str, versions: list[Version], policy: PrunePolicy) -> dict[int, list[str]]:
-    """Return the reasons to keep versions of a line, by their number; the others may go."""
+    """Return the reasons to keep versions of a line, by their number; the others may be removed."""
     served = services.endpoints.named_digests(line)
     hold = services.registry.get_hold(line)
     return kept(versions, newest=policy.keep, served=served, hold=hold, before=policy.before)
@@ -162,13 +162,13 @@ def _add_versions(
     staying: list[Version],
     published: dict[tuple[str, str], list[Stored]],
 ) -> None:
-    """A line's versions that may go, and what was published of them; one detector may be that of several."""
+    """Add a line's versions that may be removed, and their published detectors, which several versions may share."""
     digests = unshared_digests(going, staying)
     size = sum(services.registry.stored_bytes(version) for version in going)
     folders = [path for digest in sorted(digests) if (path := services.workspace.detectors / line / digest).is_dir()]
     objects = [stored for digest in digests for stored in published.get((line, digest), [])]
     made.add(Removal(f"versions of {line}", "registry", size, versions=tuple(going)))
-    # Listed for people; they go together with their versions.
+    # Listed for people; they are removed together with their versions.
     size += sum(size_of(path) for path in folders) + sum(stored.size for stored in objects)
     if going:
         made.removals[-1] = Removal(
@@ -180,13 +180,13 @@ def _add_versions(
 
 
 def unshared_digests(going: Iterable[Version], staying: Iterable[Version]) -> set[str]:
-    """Return the digests of detectors that no version has which stays."""
+    """Return the digests of detectors that no remaining version has."""
     digests = {version.tags.get("detector_digest", "") for version in going}
     return digests - {version.tags.get("detector_digest", "") for version in staying} - {""}
 
 
 def _published(store: Store) -> dict[tuple[str, str], list[Stored]]:
-    """Objects of every detector in the store, its index among them, by line and digest."""
+    """List the objects of every detector in the store, including its index, by line and digest."""
     found: dict[tuple[str, str], list[Stored]] = {}
     for stored in store.list(f"{DETECTORS}/"):
         _, line, name, *_ = [*stored.key.split("/"), "", ""]
@@ -198,7 +198,7 @@ def _published(store: Store) -> dict[tuple[str, str], list[Stored]]:
 def _of_another_registry(
     made: PrunePlan, store: Store, published: dict[tuple[str, str], list[Stored]], known: dict[str, set[str]]
 ) -> bool:
-    """Whether the store holds detectors of versions that this registry does not know."""
+    """Tell if the store has detectors of versions that this registry does not know."""
     foreign = sorted(f"{line}/{digest[:12]}" for line, digest in published if digest not in known.get(line, set()))
     if foreign:
         made.notes.append(
@@ -210,7 +210,7 @@ def _of_another_registry(
 
 
 def _needed(made: PrunePlan, services: Services, live: list[Version]) -> Needed | None:
-    """Entries of all live versions; ``None`` if it cannot be known."""
+    """Return the entries of all live versions; ``None`` if they are not known."""
     if not live:
         made.notes.append("This registry has no version that could say which features are needed: all of them stay.")
         return None
@@ -263,7 +263,7 @@ def _add_shared_features(made: PrunePlan, store: Store, needed: Needed) -> None:
 
 
 def _add_models(made: PrunePlan, services: Services, needed: set[str]) -> None:
-    """Fitted models and checkpoints; versions carry their model, so that these only spare a training."""
+    """Add old models and checkpoints; they only save a training, since every version contains its model."""
     folders = [(path, match) for path in services.workspace.models.glob("*") if (match := _MODEL.fullmatch(path.name))]
     for what, suffix in (("fitted models", None), ("checkpoints", ".work")):
         some = [p for p, m in folders if m[2] == suffix and m[1] not in needed and made.policy.is_old(p)]

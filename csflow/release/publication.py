@@ -1,4 +1,4 @@
-"""Laying a registered detector down where an endpoint reads it: under its digest, never under an alias."""
+"""Publish a registered detector where an endpoint reads it: under its digest, never under an alias."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Published:
 
     Attributes:
         folder: Its directory on this machine; the folder's name is the digest.
-        uri: Where an endpoint elsewhere reads it, ending in ``LINE/DIGEST/``.
+        uri: Where an endpoint on another machine reads it; ends in ``LINE/DIGEST/``.
     """
 
     folder: Path
@@ -30,19 +30,20 @@ class Published:
 
     @property
     def digest(self) -> str:
-        """Digest of the detector directory."""
+        """Return the digest of the detector directory."""
         return self.folder.name
 
 
 def publish(services: Services, version: Version) -> Published:
-    """Lay a version's detector down as :func:`lay_down` does, where every endpoint can read it.
+    """Store a version's detector where every endpoint can read it.
 
-    With ``CSFLOW_STORE`` it is uploaded there too, file by file checked, and that is its ``uri``. Published again,
-    nothing is sent; other content under that digest is never replaced.
+    The detector is stored on this machine by :func:`lay_down`. If ``CSFLOW_STORE`` is set, it is also uploaded there,
+    every file is checked, and ``uri`` is its address in the store. If it is published again, nothing is sent; other
+    content under that digest is never replaced.
 
     Raises:
         RegistryError: If the version has no digest, or its files have another one.
-        StorageError: If the store refuses, does not answer, or holds other content there.
+        StorageError: If the store refuses, does not answer, or has other content there.
         ConfigError: If ``CSFLOW_STORE`` names no store.
     """
     store = services.store
@@ -55,7 +56,10 @@ def publish(services: Services, version: Version) -> Published:
 
 
 def lay_down(services: Services, version: Version) -> Path:
-    """Lay a version's detector down as ``detectors/LINE/DIGEST/`` on this machine, checked.
+    """Store a version's detector as ``detectors/LINE/DIGEST/`` on this machine and check its digest.
+
+    Returns:
+        The detector directory.
 
     Raises:
         RegistryError: If the version has no digest, or its files have another one.

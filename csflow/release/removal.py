@@ -1,4 +1,4 @@
-"""Remove what a prune plan lists, unless it is needed by now."""
+"""Remove what a prune plan lists, unless it has become needed since."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ if TYPE_CHECKING:
 
 
 def remove(services: Services, made: PrunePlan) -> int:
-    """Remove what a plan lists, unless it is needed by now.
+    """Remove what a plan lists, unless it has become needed since.
 
-    A line's versions go while its endpoint is locked, and only after everything that was published of them: what an
-    interrupted call leaves is found by the next one. Parts of uploads that were begun before the policy's time and
-    never finished are dropped from the store as well.
+    A line's versions are removed while its endpoint is locked, and only after their published detectors, so that the
+    next call finds whatever an interrupted one leaves behind. Parts of uploads that began before the policy's time and
+    were never finished are deleted from the store as well.
 
     Returns:
-        The bytes that were removed.
+        The number of bytes removed.
 
     Raises:
         RegistryError: If the registry refuses.
@@ -44,7 +44,7 @@ def remove(services: Services, made: PrunePlan) -> int:
 
 
 def _remove_versions(services: Services, store: Store | None, policy: PrunePolicy, removal: Removal) -> bool:
-    """Remove a line's versions, each after what was published of it; False if some are needed by now."""
+    """Remove a line's versions, each after its published detector; False if some have become needed since."""
     line = removal.versions[0].line
     with services.endpoints.lock(line):
         versions = services.registry.versions(line)
@@ -61,14 +61,14 @@ def _remove_versions(services: Services, store: Store | None, policy: PrunePolic
 
 
 def _remove_published(services: Services, store: Store | None, line: str, digest: str) -> None:
-    """Delete what was published of a version, on this machine and in the store."""
+    """Delete a published detector on this machine and in the store."""
     if store is not None:
         store.delete_directory(f"{DETECTORS}/{line}/{digest}")
     shutil.rmtree(services.workspace.detectors / line / digest, ignore_errors=True)
 
 
 def _remove_path(path: Path, policy: PrunePolicy) -> int:
-    """Remove a file or folder unless it was used in the meantime; its size."""
+    """Remove a file or folder unless it was used in the meantime, and return the bytes removed."""
     if not policy.is_old(path):
         return 0
     size = size_of(path)

@@ -1,4 +1,4 @@
-"""Which versions of a line stay, and why: a pure decision, so that it can be read and tested by itself."""
+"""Decide which versions of a line stay, and why, without reading or writing anything."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ def kept(
     hold: Mapping[str, str] | None,
     before: datetime,
 ) -> dict[int, list[str]]:
-    """Reasons to keep a version, by its number; a version without any may go.
+    """Return the reasons to keep versions, by number; a version without any may be removed.
 
     Args:
-        versions: All of one line.
-        newest: How many of the newest stay in any case, at least 1.
+        versions: All versions of one line.
+        newest: How many of the newest versions stay in any case, at least 1.
         served: Digests of detectors that an endpoint names.
-        hold: What a person noted when rolling back.
-        before: A version registered later stays: its run may not be over.
+        hold: The details of the hold, if a person rolled back.
+        before: A version registered at this time or later stays, since its run may not have finished.
     """
     reasons: dict[int, list[str]] = {version.version: [] for version in versions}
     ordered = sorted(versions, key=lambda version: version.version, reverse=True)
@@ -51,7 +51,7 @@ def kept(
 
 
 def rollback_target(versions: Sequence[Version]) -> Version | None:
-    """The version that ``csflow rollback`` would serve: the last champion before the present one."""
+    """Return the version that ``csflow rollback`` would serve: the last champion before the present one."""
     champion = next((version for version in versions if version.is_champion), None)
     former = [
         version

@@ -1,4 +1,4 @@
-"""Bring new images into a line's data repository, or change nothing."""
+"""Add new images to a line's data repository, or change nothing."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from csflow.system.files import sha256_file
 
 @dataclass(frozen=True)
 class Addition:
-    """What is to be added, and as what.
+    """Images to add, with their split and type of defect.
 
     Attributes:
         folder: Folder of the new images.
@@ -45,13 +45,20 @@ class Addition:
 
     @property
     def place(self) -> str:
-        """Folder of the images in the line's layout."""
+        """Return the folder of the images in the line's layout."""
         return f"{self.split}/{self.defect or 'good'}"
 
 
 @dataclass(frozen=True)
 class Added:
-    """The result: the line's new manifest, the files that came in, and what names the new state."""
+    """The result of adding images to a line.
+
+    Attributes:
+        manifest: The line's new manifest.
+        files: Paths of the new files, relative to the folder of the line's data.
+        data_md5: DVC's hash of the tracked folder.
+        commit: The commit that records the new images.
+    """
 
     manifest: Manifest
     files: tuple[str, ...]
@@ -60,13 +67,13 @@ class Added:
 
 
 def add_images(line: LineConfig, addition: Addition) -> Added:
-    """Add images to a line: no duplicates, through the data gate, recorded, pushed and committed.
+    """Add images to a line, check the result with the data gate, and record, push and commit it.
 
-    An image whose name is taken gets the start of its hash appended (``1.png``: ``1-3f2a9c01.png``).
+    If the name of an image is taken, the start of its hash is appended: ``1.png`` becomes ``1-3f2a9c01.png``.
 
     Raises:
-        DataError: If an image is there already, the data gate refuses the result, or the repository cannot
-            be written. Nothing has changed then.
+        DataError: If the line already has one of the images, the data gate refuses the result, or the repository
+            cannot be written. In each case nothing has changed.
     """
     images = images_below(addition.folder)
     masks = _masks_of(addition, images)
@@ -92,7 +99,7 @@ def add_images(line: LineConfig, addition: Addition) -> Added:
 
 
 def _masks_of(addition: Addition, images: dict[str, Path]) -> dict[str, Path]:
-    """Masks by ``STEM_mask``; each must have its image."""
+    """Return the masks by ``STEM_mask`` and refuse masks without an image."""
     if addition.masks is None:
         return {}
     masks = {PurePosixPath(name).stem: path for name, path in masks_below(addition.masks).items()}
@@ -103,7 +110,7 @@ def _masks_of(addition: Addition, images: dict[str, Path]) -> dict[str, Path]:
 
 
 def _refuse_duplicates(manifest: Manifest, images: dict[str, Path], hashes: dict[str, str]) -> None:
-    """The same content must not come in twice, nor under another name or split."""
+    """Refuse images whose content the line already has, or that are given twice, under any name or split."""
     owner = dict(zip(manifest.frame["sha256"], manifest.frame["path"], strict=True))
     duplicates = []
     for name, path in images.items():
@@ -118,7 +125,7 @@ def _refuse_duplicates(manifest: Manifest, images: dict[str, Path], hashes: dict
 
 @contextmanager
 def _placed(root: Path, copies: dict[str, Path]) -> Iterator[None]:
-    """Have new files in the working copy; if the block fails, they and their folders are gone again."""
+    """Copy new files into the working copy; if the block fails, remove them and their new folders again."""
     made: list[Path] = []
     try:
         for name, source in copies.items():

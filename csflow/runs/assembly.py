@@ -1,4 +1,4 @@
-"""Assemble a detector from a fitted model: its trunk, and thresholds from the images held out for them."""
+"""Assemble a detector from a fitted model, its trunk, and thresholds calibrated on held-out images."""
 
 from __future__ import annotations
 
@@ -43,7 +43,8 @@ def assemble(
 def one_of_each_group(manifest: Manifest) -> Manifest:
     """Keep one image of each group: the one with the smallest digest, which is as good as a random draw.
 
-    Images of one part look nearly the same: counted as several, they would promise more than they hold.
+    Images of one part look nearly the same: counted separately, they would make the threshold look more reliable than
+    it is.
     """
     frame = manifest.frame
     part = frame["group"].where(frame["group"] != "", frame["sha256"])
@@ -52,6 +53,6 @@ def one_of_each_group(manifest: Manifest) -> Manifest:
 
 
 def _for_calibration(manifest: Manifest) -> Manifest:
-    """The images held out; a line without thresholds may hold out none and takes its colour scale from the others."""
+    """Return the held-out images, or the fitted ones for the colour scale of a line that holds out none."""
     held_out = manifest.rows(role="calibrate")
     return one_of_each_group(held_out if len(held_out) else manifest.rows(role="fit"))

@@ -1,4 +1,4 @@
-"""A line's images at its revision, as a manifest."""
+"""Check out a line's images at its revision and list them in a manifest."""
 
 from __future__ import annotations
 
@@ -9,10 +9,13 @@ from csflow.system.workspace import Workspace
 
 
 def materialise(line: LineConfig, workspace: Workspace) -> tuple[Manifest, CheckedOut]:
-    """Check out the line's data into the workspace, every file verified, and list it.
+    """Check out the line's data into the workspace, verify every file, and list the images.
+
+    Returns:
+        The manifest of the images, and what was checked out.
 
     Raises:
-        DataError: If the data cannot be had complete and undamaged, or its layout is wrong.
+        DataError: If the data is incomplete, damaged or not available, or its layout is wrong.
     """
     checked_out = checkout(line.data, workspace.data / line.line)
     return build_manifest(checked_out.root, line=line.line, roles=line.roles), checked_out

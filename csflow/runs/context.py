@@ -1,4 +1,4 @@
-"""What one pipeline run hands from step to step, and how a step reports its failure."""
+"""Pass a run's identity from step to step, and report the failure of a step."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class RunContext:
         data_digest: Digest of the line's own manifest.
         content_key: Digest of data, configuration, code and seed: equal keys give equal detectors.
         data_root: Folder with the line's images.
-        unchanged: Whether this key has been decided before, so that nothing needs to be done.
+        unchanged: True if this key has been decided before, so that nothing needs to be done.
     """
 
     line: LineConfig
@@ -46,19 +46,19 @@ class RunContext:
     unchanged: bool
 
     def save(self, path: Path) -> None:
-        """Write as JSON."""
+        """Write the context as JSON."""
         plain: dict[str, Any] = {name: getattr(self, name) for name in self.__dataclass_fields__}
         write_json(path, plain | {"line": self.line.model_dump(mode="json")})
 
     @classmethod
     def load(cls, path: Path) -> RunContext:
-        """Read what :meth:`save` wrote."""
+        """Read the context that :meth:`save` wrote."""
         plain = json.loads(Path(path).read_text())
         return cls(**plain | {"line": parse_line_json(json.dumps(plain["line"]), source=path)})
 
 
 def load_manifest(context: RunContext, path: Path) -> Manifest:
-    """The run's manifest, with the folder its paths start from."""
+    """Load the run's manifest, whose paths are relative to ``context.data_root``."""
     from csflow.data.manifest import Manifest
 
     return Manifest.load(path, Path(context.data_root))
@@ -66,15 +66,15 @@ def load_manifest(context: RunContext, path: Path) -> Manifest:
 
 @contextmanager
 def step(services: Services, name: str, context: RunContext | None = None) -> Iterator[None]:
-    """Time a step in its MLflow run; on failure mark the run and leave the message for the shell.
+    """Time a step in its MLflow run; if it fails, mark the run as failed and store the message for the shell.
 
-    The local runner of kfp only tells that *some* task failed; the message goes to the file that ``CSFLOW_ERROR_FILE``
-    names, and ``csflow run`` prints it last.
+    The local runner of kfp only says that *some* task failed. The message is therefore written to the file that
+    ``CSFLOW_ERROR_FILE`` names, and ``csflow run`` prints it at the end.
 
     Args:
-        services: Its tracker keeps the run.
+        services: The outside systems; the tracker has the run.
         name: Name of the step.
-        context: The run; ``None`` before there is one.
+        context: The run; ``None`` if it has not been opened yet.
     """
     try:
         with nullcontext() if context is None else services.tracker.step(context.run_id, name):
@@ -99,7 +99,7 @@ def _leave_message(name: str, error: Exception) -> None:
 
 @dataclass(frozen=True)
 class StepFailure:
-    """Why a step failed, in words for the person at the shell."""
+    """The reason why a step failed, for the person at the shell."""
 
     step: str
     message: str

@@ -65,7 +65,7 @@ class Estimate:
 
 
 def estimate(line: LineConfig, manifest: Manifest, store: Path, tier: FeatureTier | None = None) -> Estimate:
-    """Try extraction and training of a line for a few images and steps, and extrapolate.
+    """Extract a few images, train for a few steps, and extrapolate to a whole run of the line.
 
     Args:
         line: The line.
@@ -179,7 +179,7 @@ def _try_training(line: LineConfig, shapes: Sequence[Shape]) -> _TrainingTrial:
     trial = line.training.model_copy(update={"epochs": TRIAL_STEPS})
     features = _RandomFeatures(shapes, max(line.training.batch_size, FEWEST_IMAGES))
     with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryDirectory() as elsewhere:
-        client_of(Workspace(Path(elsewhere)))  # the tracking client takes memory, too
+        client_of(Workspace(Path(elsewhere)))  # the tracking client takes memory as well
         fit_model(line.model_copy(update={"training": trial}), features, directory=Path(folder), on_epoch=note)
         checkpoint = sum(file.stat().st_size for file in Path(folder).iterdir())
     # Every rotation of an image counts as an image.

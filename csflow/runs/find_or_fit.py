@@ -1,4 +1,4 @@
-"""Find the model that equal inputs gave before, or fit a new one on as many GPUs as the line asks for."""
+"""Find the model that was fitted to equal inputs before, or fit a new one on as many GPUs as the line requests."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def find_or_fit(
     *,
     processes: int | None = None,
 ) -> Path:
-    """Find the model that equal inputs gave before, or fit a new one; a training that was killed is resumed.
+    """Find the model that was fitted to equal inputs before, or fit a new one; resume a training that was killed.
 
     Args:
         line: The line's configuration.

@@ -1,4 +1,4 @@
-"""Fit a line's detector to stored features in this process, and choose the images and the folder for it."""
+"""Choose a line's images to fit and the folder of its model, and fit the detector in this process."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ def fit_here(
 
 
 class _History:
-    """The epochs so far, kept on disk so that a resumed training still shows its whole curve."""
+    """The epochs so far, stored on disk so that a resumed training still shows its whole curve."""
 
     def __init__(self, path: Path, publish: OnEpoch, tell: Callable[[str], None] = say) -> None:
         self.path = path

@@ -1,4 +1,4 @@
-"""Identify the code that makes the models and detectors of a line."""
+"""Identify the code that produces the models and detectors of a line."""
 
 from __future__ import annotations
 
@@ -6,17 +6,17 @@ from csflow.config import KINDS, LineConfig
 from csflow.system.code_identity import code_version
 
 MODEL_ROOTS = ("csflow.features.cache_manifest", "csflow.runs.fitting")
-"""Modules that, with all they import, make a model from stored features."""
+"""Modules that, with everything they import, fit a model to stored features."""
 
 DETECTOR_ROOTS = (*MODEL_ROOTS, "csflow.features.store", "csflow.runs.assembly")
-"""Modules that, with all they import, make a detector from images."""
+"""Modules that, with everything they import, make a detector from images."""
 
 
 def model_code(line: LineConfig) -> str:
-    """Digest the code that fits a line's kind of detector."""
+    """Compute a digest of the code that fits a line's kind of detector."""
     return code_version(*MODEL_ROOTS, KINDS[line.detector].implementation)
 
 
 def detector_code(line: LineConfig) -> str:
-    """Digest the code that decides what a line's detector is and says, given its images and configuration."""
+    """Compute a digest of the code that determines a line's detector and its results."""
     return code_version(*DETECTOR_ROOTS, KINDS[line.detector].implementation)

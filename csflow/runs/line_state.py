@@ -1,4 +1,4 @@
-"""Read the present state of a line: champion, hold, endpoint and last runs, joined from the outside systems."""
+"""Read the current state of a line from the outside systems: champion, hold, endpoint and last runs."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ Value = TypeVar("Value")
 
 @dataclass(frozen=True)
 class LineState:
-    """What the registry, the endpoint and the tracker say about a line at the moment.
+    """The current state of a line according to registry, endpoint and tracker.
 
     Attributes:
         line: The product line.
         champion: The version that should be served; ``None`` if there is none.
         hold: What a person noted when rolling back; ``None`` if retrains may promote.
         endpoint: What serves the line; ``None`` if nothing does.
-        last_run: The newest pipeline run; ``None`` if there is none or it was not asked for.
+        last_run: The newest pipeline run; ``None`` if there is none or it was not requested.
         troubles: Why something could not be read, one message for each cause.
     """
 
@@ -39,7 +39,7 @@ class LineState:
 
     @property
     def serves_another(self) -> bool:
-        """Return True if the endpoint serves another version than the champion."""
+        """Tell if the endpoint serves a version that is not the champion."""
         return (
             self.endpoint is not None
             and self.champion is not None
@@ -59,8 +59,9 @@ def read_line_state(
     Args:
         services: The outside systems.
         line: The product line.
-        last_run: Read the newest pipeline run as well.
-        tolerate: Errors that leave their part empty and become a trouble instead of being raised.
+        last_run: If True, read the newest pipeline run as well.
+        tolerate: Errors that are listed in ``troubles`` instead of being raised; the part that could not be read is
+            left empty.
 
     Raises:
         RegistryError: If the registry cannot be read, unless it is tolerated.
@@ -71,7 +72,7 @@ def read_line_state(
     def tried(ask: Callable[[], Value]) -> Value | None:
         try:
             return ask()
-        except NotRegisteredError:  # a line that never ran is no trouble
+        except NotRegisteredError:  # it is no trouble if a line never ran
             return None
         except tolerate as error:
             troubles[str(error)] = None
@@ -85,7 +86,7 @@ def read_line_state(
 
 
 def read_recent_runs(services: Services, line: str, *, limit: int) -> list[tuple[Run, Version | None]]:
-    """Return the last runs of a line, newest first, each with the version it registered, if any.
+    """Read the last runs of a line, newest first, each with the version it registered, if any.
 
     Args:
         services: The outside systems.

@@ -1,4 +1,4 @@
-"""Gather the outside systems that a command, a step or a promotion talks to, chosen once from the environment."""
+"""Choose from the environment, once, the outside systems that a command, a step or a promotion uses."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Services:
-    """Everything outside the process that a run of a line needs; made at the entrance and handed down.
+    """The outside systems that a run of a line needs, created at an entry point and passed down.
 
     Attributes:
         workspace: Folder of everything csflow writes on this machine.
         tracker: MLflow runs.
         registry: MLflow registered models.
-        endpoints: What serves the lines.
+        endpoints: The endpoints that serve the lines.
         store: The object store that all machines share; ``None`` if there is none.
     """
 

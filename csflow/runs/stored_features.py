@@ -1,4 +1,4 @@
-"""The workspace's feature store with its shared tier, and the record of which features a run was made from."""
+"""Open the workspace's feature store with its shared tier, and record which features a run used."""
 
 from __future__ import annotations
 
@@ -13,29 +13,29 @@ if TYPE_CHECKING:
     from csflow.runs.services import Services
 
 SPACE, DIGEST, MODEL_KEY = "features_space", "features_digest", "model_key"
-"""Tags of a run and of the version it made: the feature space, the digest of the cache manifest, the key of the model
-in the workspace."""
+"""Tags of a run and of its version: the feature space, the digest of the cache manifest, and the key of the model in
+the workspace."""
 
 _RECORD = "features/cache.json"
-"""The cache manifest among a run's artifacts."""
+"""Path of the cache manifest among a run's artifacts."""
 
 
 def feature_store(services: Services) -> FeatureStore:
-    """The local store; below it what ``CSFLOW_STORE`` names, if anything."""
+    """Open the local feature store, with the store that ``CSFLOW_STORE`` names as its shared tier, if any."""
     from csflow.features.store import FeatureStore
 
     return FeatureStore(services.workspace.features, feature_tier(services))
 
 
 def feature_tier(services: Services) -> FeatureTier | None:
-    """The tier that all runs share; ``None`` unless ``CSFLOW_STORE`` names a store."""
+    """Return the tier that all runs share; ``None`` unless ``CSFLOW_STORE`` names a store."""
     from csflow.adapters.storage import SharedFeatures
 
     return None if services.store is None else SharedFeatures(services.store)
 
 
 def record_features(services: Services, run_id: str, cached: CacheManifest) -> None:
-    """Keep a run's cache manifest with the run: what its version needs is not pruned."""
+    """Store a run's cache manifest with the run, so that the features its version needs are not pruned."""
     with tempfile.TemporaryDirectory(prefix="csflow-features.") as scratch:
         file = Path(scratch) / Path(_RECORD).name
         cached.save(file)
@@ -44,7 +44,7 @@ def record_features(services: Services, run_id: str, cached: CacheManifest) -> N
 
 
 def recorded_features(services: Services, run_id: str) -> CacheManifest:
-    """The cache manifest that :func:`record_features` kept.
+    """Read the cache manifest that :func:`record_features` stored.
 
     Raises:
         CacheError: If it is damaged.

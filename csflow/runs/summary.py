@@ -1,4 +1,4 @@
-"""What a run came to, as facts for machines (``summary.json``) and a table for people."""
+"""Summarise a run: as ``summary.json`` for machines and as a table for people."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ OUTCOMES = {
 
 @dataclass
 class RunSummary:
-    """Facts of one run; for ``unchanged`` those of the champion.
+    """The results of one run; if the outcome is ``unchanged``, those of the champion.
 
     Attributes:
-        model_version: The version this run registered, else the champion.
-        alias: ``champion`` if ``model_version`` has it, else empty.
+        model_version: The version that this run registered, or the champion if it registered none.
+        alias: ``champion`` if ``model_version`` is the champion, otherwise empty.
         champion_version: The version that is served.
-        scores: What the endpoint said about single images: image, label, score, decision.
+        scores: The endpoint's answers for single images: image, label, score, decision.
         seconds: Duration of each step.
     """
 
@@ -61,7 +61,7 @@ class RunSummary:
 
 
 def summarise_run(context: RunContext, outcome: str, services: Services) -> RunSummary:
-    """Collect what registry, run and endpoint know about a finished run.
+    """Collect the results of a finished run from registry, tracker and endpoint.
 
     Raises:
         RegistryError: If the line has no registered version.
@@ -99,14 +99,14 @@ def summarise_run(context: RunContext, outcome: str, services: Services) -> RunS
 
 
 def write_summary(summary: RunSummary, workspace: Workspace) -> Path:
-    """Write ``summary.json`` into the workspace."""
+    """Write ``summary.json`` into the workspace and return its path."""
     path = workspace.root / "summary.json"
     write_json(path, asdict(summary))
     return path
 
 
 def print_summary(summary: RunSummary, workspace: Workspace) -> None:
-    """Print the summary as a table, the judged images and what to try next."""
+    """Print the summary as a table, the images that were judged, and commands to try next."""
     from csflow.system.tables import print_facts, print_line, print_table
 
     print_facts(_facts(summary), title=f"Product line {summary.line}")
@@ -154,7 +154,7 @@ def _next_commands(summary: RunSummary, workspace: Workspace) -> list[tuple[str,
 
 
 def _runs_page(tracking_uri: str) -> str:
-    """A server has the page already; a database needs one started."""
+    """Return the address of the runs page, or for a database the command that starts a server with the page."""
     if not tracking_uri.startswith("sqlite:///"):
         return tracking_uri
     return (
@@ -163,7 +163,7 @@ def _runs_page(tracking_uri: str) -> str:
 
 
 def _program(name: str) -> str:
-    """A program of this Python environment as one types it here: its name where the shell finds it by that."""
+    """Return a program of this Python environment as it is typed here: its name if the shell finds it, or its path."""
     ours = Path(sys.executable).with_name(name)
     return name if shutil.which(name) == str(ours) else _short(str(ours))
 
@@ -173,7 +173,7 @@ def _percent(value: float | None) -> str:
 
 
 def _short(path: str, prefix: str = "") -> str:
-    """A path below the current folder without the part everyone knows."""
+    """Shorten a path below the current folder to its relative part."""
     here = Path.cwd()
     resolved = Path(path)
     return prefix + (str(resolved.relative_to(here)) if resolved.is_relative_to(here) else path)

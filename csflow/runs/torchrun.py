@@ -1,4 +1,4 @@
-"""Fit a line's detector in several processes on one machine, each with its own GPU: start them, and be one of them.
+"""Fit a line's detector in several processes on one machine, each with its own GPU.
 
 The step ``train`` writes a job (features, images, configuration, and the folder of the model), lets ``torchrun`` start
 the processes on it and reads their output. To do the same by hand::
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from csflow.flow.training import EpochResult
 
 EPOCH = "csflow-epoch "
-"""Prefix of a line of standard output that reports an epoch; libraries print to standard output, too."""
+"""Prefix of a line of standard output that reports an epoch: libraries also print to standard output."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class Job:
     folder: Path
 
     def save(self, path: Path, cached: CacheManifest) -> None:
-        """Write the job, and the manifest of its features into the same folder."""
+        """Write the job, and next to it the manifest of its features."""
         cached.save(_features(path))
         plain = {
             "line": self.line.model_dump(mode="json"),
@@ -70,10 +70,10 @@ class Job:
 
     @classmethod
     def load(cls, path: Path) -> Job:
-        """Read what :meth:`save` wrote.
+        """Read the job that :meth:`save` wrote.
 
         Raises:
-            UsageError: If the file is missing or is no job.
+            UsageError: If the file is missing or is not a job.
         """
         try:
             plain = json.loads(path.read_text())
@@ -88,7 +88,7 @@ class Job:
 def fit_together(
     line: LineConfig, cached: CacheManifest, images: list[str], folder: Path, publish: OnEpoch, *, processes: int
 ) -> None:
-    """Fit a line's detector in several processes and wait for them; a training that was killed is resumed.
+    """Fit a line's detector in several processes and wait for them; resume a training that was killed.
 
     SIGTERM and SIGINT are forwarded: the processes write a checkpoint after their current step and exit. ``torchrun``
     kills them after 30 seconds.
@@ -123,7 +123,7 @@ def fit_together(
 
 
 def _environment(processes: int) -> dict[str, str]:
-    """Return an environment with this code and an equal share of the cores; ``torchrun`` would give each only one."""
+    """Return an environment with this code and an equal share of the cores; ``torchrun`` would give each just one."""
     root = str(Path(__file__).resolve().parents[2])
     path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
     return {"OMP_NUM_THREADS": str(max(1, cores() // processes))} | os.environ | {"PYTHONPATH": path}
@@ -148,7 +148,7 @@ def _listen(process: subprocess.Popen[str], publish: OnEpoch) -> None:
 
 @contextmanager
 def _forwarded_signals(process: subprocess.Popen[str]) -> Iterator[Sequence[int]]:
-    """Forward SIGTERM and SIGINT to a process as SIGTERM instead of dying of them.
+    """Forward SIGTERM and SIGINT to a process as SIGTERM instead of ending this one.
 
     Yields:
         The signals received so far.
@@ -173,7 +173,7 @@ def _forwarded_signals(process: subprocess.Popen[str]) -> Iterator[Sequence[int]
 
 
 def _failure(job: Path, processes: int, status: int) -> CsflowError:
-    """Return the error that ended the training; that the other processes lose their peer is only a consequence."""
+    """Return the error that ended the training, not those of processes that merely lost their peer."""
     told = [json.loads(file.read_text()) for file in sorted(job.parent.glob("error-*.json"))]
     for error in told:
         if error["kind"] is not None:
@@ -211,8 +211,8 @@ def fit_job(path: Path, *, tell: bool) -> None:
 
     Args:
         path: The file that :meth:`Job.save` wrote.
-        tell: Whether the first process reports every epoch on standard output, and every process its failure in a file
-            in the folder of the job.
+        tell: If True, the first process reports every epoch on standard output, and every process writes its failure
+            to a file in the folder of the job.
 
     Raises:
         CsflowError: Of any kind, if the detector cannot be fitted.

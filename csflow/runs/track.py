@@ -1,4 +1,4 @@
-"""Import into a data repository: images, DVC, remote and commit in one go."""
+"""Import images into a data repository, and record, push and commit them."""
 
 from __future__ import annotations
 
@@ -11,27 +11,27 @@ from csflow.config import DataConfig
 from csflow.errors import UsageError
 
 IMAGES = "data"
-"""Folder of the images in a data repository made by csflow, tracked by ``data.dvc``."""
+"""Folder of the images in a data repository that csflow created, tracked by ``data.dvc``."""
 
 Importer = Callable[[Path], list[str]]
-"""Fills a folder and names the sub-folders it made, or ``''`` if it made the folder itself."""
+"""A function that fills a folder and names the subfolders it made, or ``''`` if it made the folder itself."""
 
 
 def import_tracked(bring: Importer, repository: Path, remote: str | None, message: str) -> tuple[list[str], str]:
-    """Let ``bring`` fill the images folder of ``repository``, record, push and commit it.
+    """Import images into ``repository``, and record, push and commit them.
 
     Args:
         bring: Does the import; called with the folder of the images.
-        repository: Data repository; made if the folder is missing or empty.
-        remote: Where images are pushed to, for a repository that is made now.
-        message: Of the commit.
+        repository: Data repository; created if the folder is missing or empty.
+        remote: Where images are pushed to; only for a repository that is created now.
+        message: Message of the commit.
 
     Returns:
         The lines' paths inside the repository and the full id of the commit.
 
     Raises:
         UsageError: If a remote is given for a repository that exists.
-        DataError: If the import, DVC or git fail. The repository is then as it was before.
+        DataError: If the import, DVC or git fails. The repository is then as it was before.
     """
     repository = repository.resolve()
     existed = versioning.is_data_repository(repository)

@@ -1,4 +1,4 @@
-"""Whether a line's images are still those that its champion was made from."""
+"""Tell if a line's images are still those that its champion was made from."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ if TYPE_CHECKING:
 def unchanged_since_champion(line: LineConfig, services: Services) -> str:
     """Compare the line's images at its revision with those of its champion; configuration and code do not count.
 
-    DVC's digest of the tracked folder tells at once if nothing in it changed. If something did, it may have been
-    another line's, so this line's images are fetched and their own digest is compared.
+    If DVC's digest of the tracked folder is the same, nothing in it changed. If it differs, the change may belong to
+    another line, so this line's images are fetched and their own digest is compared.
 
     Returns:
-        That they are the same, in words; empty if they differ or there is no champion.
+        A sentence saying that the images are the same; empty if they differ or there is no champion.
 
     Raises:
-        DataError: If the revision or its images cannot be had.
+        DataError: If the revision or its images are not available.
         RegistryError: If the registry cannot be read.
     """
     from csflow.runs.checkout import materialise
@@ -39,7 +39,7 @@ def unchanged_since_champion(line: LineConfig, services: Services) -> str:
 
 
 def _committed(line: LineConfig, services: Services) -> tuple[str, str]:
-    """The commit of the line's revision, and DVC's digest of the tracked folder there."""
+    """Return the commit of the line's revision, and DVC's digest of the tracked folder in it."""
     from csflow.adapters.versioning.checkout import locate, repository_path
     from csflow.adapters.versioning.tracked import tracked_folder
 
@@ -49,7 +49,7 @@ def _committed(line: LineConfig, services: Services) -> tuple[str, str]:
 
 
 def _path_of(champion: Version, services: Services) -> str | None:
-    """The folder that the champion's run read; ``None`` if the run is gone."""
+    """Return the folder that the champion's run read; ``None`` if the run is gone."""
     try:
         return services.tracker.read_run(champion.run_id).params.get("data.path")
     except RegistryError:

@@ -1,1 +1,1 @@
-"""The steps of a line's retraining: one function each, plain inputs and outputs, idempotent."""
+"""Run the steps of a line's retraining: one idempotent function each, with plain inputs and outputs."""

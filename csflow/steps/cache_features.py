@@ -1,4 +1,4 @@
-"""Extract the features the store does not hold yet."""
+"""Extract the features that the store does not have yet."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ def cache_features(
     features_out: str | Path,
     shards: Sequence[str] = (),
 ) -> None:
-    """Write the immutable cache manifest of this line's images, which the store holds by then.
+    """Extract missing features and write the immutable cache manifest of the line's images.
 
     Args:
         services: The outside systems.
-        context_path: What ``ingest`` wrote.
+        context_path: The context that ``ingest`` wrote.
         manifest_path: The line's manifest.
         features_out: Where to write the cache manifest.
-        shards: What :func:`extract_shard` returned for each shard; without any, the features are extracted here.
+        shards: The result of :func:`extract_shard` for each shard; without any, the features are extracted here.
 
     Raises:
         ModelError: If the backbone's weights do not load completely.
@@ -56,10 +56,10 @@ def cache_features(
 
 
 def plan_shards(shards: int) -> list[int]:
-    """Numbers of the shards.
+    """List the indices of the shards, from 0.
 
     Raises:
-        UsageError: If it is not between 1 and :data:`MOST_SHARDS`.
+        UsageError: If the number of shards is not between 1 and :data:`MOST_SHARDS`.
     """
     if not 1 <= shards <= MOST_SHARDS:
         raise UsageError(f"shards is {shards}, expected a number between 1 and {MOST_SHARDS}.")
@@ -69,18 +69,18 @@ def plan_shards(shards: int) -> list[int]:
 def extract_shard(
     services: Services, context_path: str | Path, manifest_path: str | Path, *, shard: int, shards: int
 ) -> str:
-    """Extract the features of one shard; several may run at once, on one store.
+    """Extract the features of one shard; several calls may run at once on the same store.
 
     Args:
         services: The outside systems.
-        context_path: What ``ingest`` wrote.
+        context_path: The context that ``ingest`` wrote.
         manifest_path: The line's manifest.
-        shard: Which one, from 0.
-        shards: How many there are.
+        shard: Index of the shard, from 0.
+        shards: Number of shards.
 
     Returns:
-        What :func:`cache_features` must know of it, as JSON: space, shapes and how many images were computed; empty
-        if nothing was to be done.
+        The input of :func:`cache_features` as JSON: space, shapes and how many images were computed; empty if there was
+        nothing to do.
 
     Raises:
         ModelError: If the backbone's weights do not load completely.
@@ -100,12 +100,12 @@ def extract_shard(
 
 
 def shard_of(manifest: Manifest, shard: int, shards: int) -> Manifest:
-    """The images of one shard, by their content: the same image is in the same shard on every machine.
+    """Select the images of one shard by their content: an image is in the same shard on every machine.
 
     Args:
         manifest: All images.
-        shard: Which one, from 0.
-        shards: How many there are.
+        shard: Index of the shard, from 0.
+        shards: Number of shards.
     """
     from csflow.data.manifest import Manifest
 
@@ -121,7 +121,7 @@ def _extract(services: Services, line: LineConfig, manifest: Manifest) -> CacheM
 
 
 def _joined(services: Services, manifest: Manifest, shards: Sequence[str]) -> CacheManifest:
-    """The cache manifest of all shards together; whoever opens it compares every checksum."""
+    """Join the cache manifests of all shards; every checksum is compared when features are read."""
     from csflow.features.cache_manifest import CacheManifest
 
     parts = [json.loads(shard) for shard in shards if shard]

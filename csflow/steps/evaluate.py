@@ -1,4 +1,4 @@
-"""Calibrate the threshold, judge the test images, assemble the detector and its report."""
+"""Calibrate the threshold, score the test images, and write the detector and its report."""
 
 from __future__ import annotations
 
@@ -39,14 +39,14 @@ def evaluate(
     detector_out: str | Path,
     report_out: str | Path,
 ) -> dict[str, float]:
-    """Calibrate on *calibrate* images, judge on *test* images; nothing is chosen on either.
+    """Calibrate on the *calibrate* images and evaluate on the *test* images; no setting is chosen on either.
 
     Args:
         services: The outside systems.
-        context_path: What ``ingest`` wrote.
+        context_path: The context that ``ingest`` wrote.
         manifest_path: The line's manifest.
         features_path: The cache manifest.
-        model_path: What ``train`` wrote.
+        model_path: The model that ``train`` wrote.
         detector_out: Where to write the detector directory.
         report_out: Where to write the report page.
 
@@ -56,7 +56,7 @@ def evaluate(
     Raises:
         DataError: If too few images are held out for the promised false-alarm rate.
         CacheError: If a stored feature is damaged.
-        ModelError: If the exported graph says something else than the detector.
+        ModelError: If the results of the exported graph differ from the detector's.
     """
     context = RunContext.load(Path(context_path))
     if context.unchanged:
@@ -89,14 +89,14 @@ def judge(
     nll: list[float] | None = None,
     features: FeatureSample | None = None,
 ) -> Evaluation:
-    """Score a line's test images from the feature store.
+    """Evaluate a detector on a line's test images, with features from the store.
 
     Args:
         detector: The detector; its feature space must be that of ``cached``.
         manifest: The line's manifest.
         cached: Features of at least the test images.
         nll: Training curve to show in the report.
-        features: Of the training images, to show in the report.
+        features: Features of the training images, to show in the report.
     """
     from csflow.reporting.assemble import evaluate_scores
 
@@ -114,7 +114,7 @@ def judge(
 
 
 def _features_shown(context: RunContext, manifest: Manifest, cached: CacheManifest) -> FeatureSample | None:
-    """Some features of the fitted images; one image has no distribution."""
+    """Read some features of the fitted images; None for a single image, which has no distribution."""
     from csflow.reporting.normality import sample_features
 
     fitted = images_to_fit(context.line, list(manifest.rows(role="fit").frame["sha256"]))
@@ -123,7 +123,7 @@ def _features_shown(context: RunContext, manifest: Manifest, cached: CacheManife
 
 
 def _examples(manifest: Manifest) -> list[Image.Image]:
-    """A few images that were not fitted, on which the exported graph must say what the detector says."""
+    """Read a few images that were not fitted, for which the exported graph must give the detector's results."""
     from csflow.data.images import read_image
 
     held_out, test = manifest.rows(role="calibrate"), manifest.rows(role="test")
@@ -149,13 +149,13 @@ def _lineage(context: RunContext, manifest: Manifest) -> dict[str, object]:
 
 
 def _counts(context: RunContext, manifest: Manifest) -> dict[str, int]:
-    """Count the images in each role; of *fit* those that were fitted."""
+    """Count the images in each role; for *fit*, only those that were fitted."""
     counts = {role: len(manifest.rows(role=role)) for role in ("calibrate", "gate", "test")}
     return {"fit": len(images_to_fit(context.line, list(manifest.rows(role="fit").frame["sha256"]))), **counts}
 
 
 def _metrics(evaluation: Evaluation, counts: dict[str, int]) -> dict[str, float]:
-    """Name the final figures of a run, alike for every run; what does not exist is left out."""
+    """Return the final metrics of a run by name, the same for every run; missing ones are left out."""
     calibration = evaluation.calibration
     rates = {"false_alarm_rate": evaluation.false_alarms, "miss_rate": evaluation.misses}
     measured = {

@@ -1,4 +1,4 @@
-"""Check out the data of a line, open the run, and tell whether anything changed since the last decision."""
+"""Check out the data of a line, open the run, and tell if anything changed since the last decision."""
 
 from __future__ import annotations
 
@@ -26,18 +26,18 @@ if TYPE_CHECKING:
 def ingest(
     services: Services, line_json: str, *, force: bool, context_out: str | Path, manifest_out: str | Path
 ) -> RunContext:
-    """First step of every run.
+    """Check out the data and open the run: the first step of every run.
 
     Args:
         services: The outside systems.
-        line_json: The line's configuration as JSON, presets merged in.
-        force: Train again, from a seed no version has used, even if nothing changed.
+        line_json: The line's configuration as JSON, including its presets.
+        force: If True, train again with a seed that no version has used, even if nothing changed.
         context_out: Where to write the run's context.
         manifest_out: Where to write the manifest.
 
     Raises:
         ConfigError: If the configuration is wrong, or the image size does not fit the backbone's scales.
-        DataError: If the revision, the folder or an image cannot be had, or an image's hash differs.
+        DataError: If the revision, the folder or an image is not available, or an image's hash differs.
     """
     start = time.monotonic()
     with step(services, "ingest"):
@@ -56,7 +56,7 @@ def ingest(
         )
         state = "unchanged since the last decision" if context.unchanged else "new"
         say(f"ingest: {len(manifest)} images at {checked_out.git_rev[:12]}, data {checked_out.data_md5}: {state}")
-    # The run did not exist yet while the data came, so the step could not time itself from its start.
+    # The run did not exist yet during the checkout, so the step could not be timed from its start.
     services.tracker.log_metrics(context.run_id, {"seconds_ingest": time.monotonic() - start})
     return context
 
@@ -64,15 +64,15 @@ def ingest(
 def _open_run(
     services: Services, line: LineConfig, manifest: Manifest, checked_out: CheckedOut, *, force: bool
 ) -> RunContext:
-    """Tell whether anything is new, and open the MLflow run every later step writes into."""
+    """Tell if anything is new, and open the MLflow run that every later step writes into."""
     versions = _known_versions(services, line)
     if force:
-        # Not their number: pruned versions had seeds too.
+        # Not the number of versions: pruned ones had seeds as well.
         line = line.with_seed(line.training.seed + max((version.version for version in versions), default=0))
     key = content_key(line, manifest.digest)
     unchanged = any(v.tags.get("content_key") == key and v.tags.get("decision") for v in versions)
     if not unchanged:
-        # Before any work is done for a configuration that cannot work.
+        # Checked before any work is done for a configuration that cannot work.
         from csflow.features.backbone import check_pyramid
 
         check_pyramid(line.features)
@@ -95,5 +95,5 @@ def _known_versions(services: Services, line: LineConfig) -> list[Version]:
 
 
 def content_key(line: LineConfig, data_digest: str) -> str:
-    """Digest of everything a detector depends on: data, configuration with seed, weights and code."""
+    """Compute a digest of everything a detector depends on: data, configuration with seed, weights and code."""
     return sha256_json([data_digest, line.method_digest(), weights_digest(line.features), detector_code(line)])

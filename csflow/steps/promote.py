@@ -1,4 +1,4 @@
-"""Let the gate decide; publish, deploy and crown the winner; close the run."""
+"""Let the gate decide, publish and deploy the version if it is promoted, and close the run."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ if TYPE_CHECKING:
 
 
 def promote(services: Services, context_path: str | Path, manifest_path: str | Path, *, version: int) -> str:
-    """Last step of every run.
+    """Let the gate decide and close the run: the last step of every run.
 
     Args:
         services: The outside systems.
-        context_path: What ``ingest`` wrote.
+        context_path: The context that ``ingest`` wrote.
         manifest_path: The line's manifest.
-        version: What ``register`` returned, 0 if nothing changed.
+        version: The version that ``register`` returned; 0 if nothing changed.
 
     Returns:
         The outcome: ``promoted``, ``kept_worse``, ``kept_insufficient``, ``held`` or ``unchanged``.
 
     Raises:
         RegistryError: If a version's files are not those registered.
-        DeployError: If the endpoint does not start or does not answer as the detector does.
+        DeployError: If the endpoint does not start or does not give the detector's results.
     """
     context = RunContext.load(Path(context_path))
     with step(services, "promote", context):
@@ -53,7 +53,7 @@ def promote(services: Services, context_path: str | Path, manifest_path: str | P
 
 
 def _judge(services: Services, context: RunContext, version: int, manifest: Manifest) -> GateDecision:
-    """The gate's decision; its numbers stay with the version, for ``csflow why``, and its pictures with the run."""
+    """Let the gate decide; store its numbers with the version, for ``csflow why``, and its pictures with the run."""
     from csflow.release.challenge import decide
 
     comparison = services.workspace.runs / context.run_id / "comparison"

@@ -14,16 +14,16 @@ from csflow.system.progress import say
 
 
 def register(services: Services, context_path: str | Path, manifest_path: str | Path, detector_path: str | Path) -> int:
-    """Register once per content key; a repeated call finds the same version.
+    """Register a detector once per content key; a repeated call finds the same version.
 
     Args:
         services: The outside systems.
-        context_path: What ``ingest`` wrote.
+        context_path: The context that ``ingest`` wrote.
         manifest_path: The line's manifest; its first image becomes the model's input example.
         detector_path: The detector directory.
 
     Returns:
-        The version, 0 if nothing changed and so nothing was registered.
+        The version; 0 if nothing changed, so that nothing was registered.
 
     Raises:
         RegistryError: If the registry cannot be reached.
@@ -65,6 +65,6 @@ def _version_tags(services: Services, context: RunContext, detector: Path) -> di
         "alpha": None if line.calibration == "none" else line.calibration.alpha,
         "backbone": line.features.backbone,
         "seed": line.training.seed,
-        # What `csflow prune` keeps for this version: its features and its model in the workspace.
+        # `csflow prune` keeps these for this version: its features and its model in the workspace.
         **{tag: run.tags.get(tag) for tag in (SPACE, DIGEST, MODEL_KEY)},
     }

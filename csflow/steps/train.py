@@ -17,17 +17,18 @@ def train(
     *,
     model_out: str | Path,
 ) -> None:
-    """Train, or find the model that equal inputs made before; a killed training resumes.
+    """Train, or find the model that was fitted to equal inputs before; resume a training that was killed.
 
-    With ``resources.gpus`` above 1 and as many GPUs at hand, a process on each of them trains: see
+    If ``resources.gpus`` is above 1 and the machine has as many GPUs, one process per GPU trains: see
     :mod:`csflow.runs.torchrun`.
 
     Args:
         services: The outside systems.
-        context_path: What ``ingest`` wrote.
+        context_path: The context that ``ingest`` wrote.
         manifest_path: The line's manifest.
         features_path: The cache manifest.
-        model_out: Folder for ``model.safetensors`` and ``training.json`` (one row an epoch; none for kinds without).
+        model_out: Folder for ``model.safetensors`` and ``training.json`` (one row per epoch; none
+            for kinds of detector without epochs).
 
     Raises:
         ModelError: If training diverges.

@@ -1,4 +1,4 @@
-"""Stop the run if the data breaks the line's quality bounds; attach the result either way."""
+"""Stop the run if the data violates the line's quality bounds; attach the result in any case."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from csflow.system.progress import say
 def validate(
     services: Services, context_path: str | Path, manifest_path: str | Path, *, report_out: str | Path
 ) -> None:
-    """Run the data gate over the manifest.
+    """Check the manifest with the data gate.
 
     Args:
         services: The outside systems.
-        context_path: What ``ingest`` wrote.
+        context_path: The context that ``ingest`` wrote.
         manifest_path: The line's manifest.
         report_out: Where to write the page.
 
     Raises:
-        DataError: Naming each broken expectation and the offending files.
+        DataError: If the data violates an expectation; names each one and the files concerned.
     """
     context = RunContext.load(Path(context_path))
     if context.unchanged:
