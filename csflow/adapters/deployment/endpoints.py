@@ -45,7 +45,7 @@ class Endpoint(Protocol):
 
     @property
     def beside(self) -> str:
-        """What else gets some of the requests, for people: ``version 4 at 10 %``; empty for nothing."""
+        """The challenger that gets some of the requests, for people: ``version 4 at 10 %``; empty if there is none."""
 
     @property
     def log(self) -> str:
