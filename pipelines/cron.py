@@ -76,7 +76,7 @@ _EVERY_DAY, _EVERY_MONTH, _EVERY_WEEKDAY = frozenset(range(1, 32)), frozenset(ra
 
 @dataclass(frozen=True)
 class _Times:
-    """The values of a cron line; a day need match only one of the two day fields if both are given, as in every cron."""
+    """The values of a cron line; if both day fields are given, a day matches either of them, as in every cron."""
 
     minutes: frozenset[int]
     hours: frozenset[int]

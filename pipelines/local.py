@@ -87,7 +87,7 @@ def endpoints_are_local() -> bool:
 
 
 def _configuration(line: LineConfig, runner: Runner) -> str:
-    """Return the line as JSON for the graph; in containers with any free port, because its own may be in use outside."""
+    """Return the line as JSON; for containers with any free port, because its own may be in use outside."""
     if runner == "docker" and endpoints_are_local():
         line = line.model_copy(update={"serving": line.serving.model_copy(update={"port": 0})})
     return line.model_dump_json()
