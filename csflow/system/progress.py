@@ -85,9 +85,9 @@ def track(items: Iterable[Item], *, total: int, label: str, every: float = 5.0) 
     """Yield ``items`` and report how many of ``total`` are done: a bar on a terminal, lines elsewhere.
 
     Args:
-        items: What to go through.
-        total: How many items there are.
-        label: What is being done, for instance ``"extract"``.
+        items: The items to process.
+        total: Number of items.
+        label: Name of the work, for instance ``"extract"``.
         every: Seconds between two lines when the output is not a terminal.
     """
     if sys.stderr.isatty():
