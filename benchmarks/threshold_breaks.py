@@ -163,8 +163,8 @@ def counted_twice(rule: CalibrationConfig, *, n: int, pictures_a_part: int, draw
         rule: The promise, with a confidence.
         n: Calibration images.
         pictures_a_part: Number of images of the same part.
-        draws: How many.
-        seed: Of the generator.
+        draws: Number of draws.
+        seed: Seed of the generator.
     """
     spread = float(np.hypot(1.0, NOISE))
 

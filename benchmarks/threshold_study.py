@@ -216,8 +216,8 @@ def repeated(source: Source, rule: CalibrationConfig, *, n: int, fresh: int, dra
         rule: The promise.
         n: Calibration images of a draw.
         fresh: Fresh images of a draw.
-        draws: How many.
-        seed: Of the generator; equal seeds give equal images to every rule.
+        draws: Number of draws.
+        seed: Seed of the generator; equal seeds give equal images to every rule.
     """
     generator = np.random.default_rng(seed)
     false_alarms, rates = [], []
@@ -302,8 +302,8 @@ def uniformity(source: Source, *, n: int, draws: int, seed: int) -> Uniformity:
     Args:
         source: Source of the scores.
         n: Calibration images of a draw.
-        draws: How many.
-        seed: Of the generator.
+        draws: Number of draws.
+        seed: Seed of the generator.
     """
     generator = np.random.default_rng(seed)
     values = np.empty(draws)

@@ -1,1 +1,1 @@
-"""What Kubeflow Pipelines sees of a step: unpack inputs, call one function of ``csflow.steps``, write outputs."""
+"""Define the steps for Kubeflow Pipelines: unpack inputs, call one function of ``csflow.steps``, write outputs."""

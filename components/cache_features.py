@@ -1,4 +1,4 @@
-"""Write down which features of the store belong to the line's images."""
+"""Record which features of the store belong to the line's images."""
 
 from kfp import dsl
 

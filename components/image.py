@@ -1,4 +1,4 @@
-"""The one image every component runs in; local runs without a Docker engine ignore it."""
+"""Name the image in which every component runs; local runs without a Docker engine ignore it."""
 
 import os
 from importlib.metadata import version

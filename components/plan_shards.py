@@ -1,4 +1,4 @@
-"""Number the shards that features are extracted in."""
+"""Number the shards in which features are extracted."""
 
 from typing import List  # noqa: UP035 - kfp reads the type of a loop's items from here
 

@@ -1,1 +1,1 @@
-"""In what order the steps run, when, and on which backend."""
+"""Define the order in which the steps run, when they run, and on which backend."""

@@ -1,4 +1,4 @@
-"""``python -m pipelines``: the thin door to ``csflow``, for those who stand in the project's folder."""
+"""Run ``csflow`` as ``python -m pipelines`` from the project's folder."""
 
 from __future__ import annotations
 

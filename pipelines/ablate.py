@@ -1,4 +1,4 @@
-"""Ablations as a graph: for every line a plan, a loop over its variants, and the tables of what came out."""
+"""Define ablations as a graph: for every line a plan, a loop over its variants, and the tables of the results."""
 
 from collections.abc import Callable
 from typing import List  # noqa: UP035 - kfp reads the loop's item type from here
@@ -15,7 +15,7 @@ ABLATION = "csflow-ablate"
 
 
 def ablate_on(place: Callable[..., None]) -> BaseComponent:
-    """The pipeline with every task placed by ``place``, for instance a :class:`pipelines.placement.Placement`."""
+    """Return the pipeline, with ``place`` (such as a :class:`pipelines.placement.Placement`) applied to every task."""
 
     @dsl.pipeline(name="csflow-ablation-variants", description="Every variant of one ablation.")  # type: ignore[untyped-decorator]
     def measure_variants(folder: str, keys: List[str]) -> List[str]:  # noqa: UP006

@@ -1,7 +1,7 @@
-"""Requests to a Kubeflow Pipelines server: which fail for good, which are tried again, and what the errors say.
+"""Send requests to a Kubeflow Pipelines server, retry those that fail temporarily, and explain the other failures.
 
-Whatever fails in a way that passes (no connection, 429, 5xx) is tried again with growing pauses. What creates
-something looks first whether an earlier attempt, whose answer was lost, created it already.
+Temporary failures (no connection, 429, 5xx) are retried with growing pauses. A request that creates something first
+checks if an earlier attempt, whose response was lost, has created it already.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ Made = TypeVar("Made")
 
 
 class ServerError(CsflowError):
-    """The server refused, or what it said makes no sense."""
+    """The server refused, or its response makes no sense."""
 
 
 class NoServerError(ServerError):
@@ -36,33 +36,33 @@ class NoServerError(ServerError):
 
 
 class _UnansweredError(NoServerError):
-    """Nobody knows whether something was created."""
+    """The response was lost, so the object may have been created or not."""
 
 
 class DeniedError(ServerError):
-    """The server wants another sign-in."""
+    """The server requires a new sign-in."""
 
 
 class MissingError(ServerError):
-    """The server knows no such thing (any more)."""
+    """The server does not have the object, or no longer has it."""
 
 
 class ConflictError(ServerError):
-    """Something of that name is there already."""
+    """An object with that name exists already."""
 
 
 class Api:
     """The services of ``kfp_server_api``, each by its name, such as ``Run`` or ``RecurringRun``.
 
     Attributes:
-        url: Where the server is.
+        url: Address of the server.
     """
 
     def __init__(self, url: str, *, token_file: Path | None = None, pause: float = 0.5) -> None:
-        """Use the server at ``url``; nothing is asked yet.
+        """Use the server at ``url``, without sending a request yet.
 
         Args:
-            url: For instance ``http://127.0.0.1:8888``.
+            url: Its address, for instance ``http://127.0.0.1:8888``.
             token_file: File with a bearer token.
             pause: Seconds before the second attempt of a request; doubled before each further one.
         """
@@ -70,7 +70,7 @@ class Api:
 
         configuration = kfp_server_api.Configuration(host=url.rstrip("/"))
         configuration.ssl_ca_cert = os.environ.get("SSL_CERT_FILE")
-        configuration.retries = False  # ours have pauses
+        configuration.retries = False  # our own retries have pauses
         if token_file is not None:
             configuration.api_key_prefix["authorization"] = "Bearer"
             configuration.api_key["authorization"] = _token(token_file)
@@ -86,7 +86,7 @@ class Api:
     def pages(
         self, service: str, call: str, field: str, *args: Any, page_size: int = PAGE, **rest: Any
     ) -> Iterator[Any]:
-        """Everything that a list has, page by page, fetched as it is needed."""
+        """Yield all items of a list; its pages are fetched as they are needed."""
         asked = {name: value for name, value in rest.items() if value is not None}
         token: str | None = ""
         while token is not None:
@@ -95,11 +95,18 @@ class Api:
             token = page.next_page_token or None
 
     def ask(self, service: str, call: str, *args: Any, **rest: Any) -> Any:
-        """A request that may be repeated."""
+        """Send a request that may be retried."""
         return retried(_passes, pause=self._pause)(self.call)(service, call, *args, **rest)
 
     def made(self, known: Callable[[], Made | None], make: Callable[[], Made]) -> Made:
-        """What is known, else what is made; what an attempt made whose answer was lost is known to the next one."""
+        """Return an object, created if it does not exist yet.
+
+        A retry first looks for the object, because an attempt whose response was lost may have created it.
+
+        Args:
+            known: Finds the object; returns ``None`` if it does not exist.
+            make: Creates the object.
+        """
 
         def attempt() -> Made:
             found = known()
@@ -108,7 +115,7 @@ class Api:
             try:
                 return make()
             except ConflictError:
-                found = known()  # somebody else was faster
+                found = known()  # another process was faster
                 if found is None:
                     raise
                 return found
@@ -118,13 +125,13 @@ class Api:
         return retried(lambda error: isinstance(error, _UnansweredError), pause=self._pause)(attempt)()
 
     def call(self, service: str, call: str, *args: Any, **rest: Any) -> Any:
-        """One request, which is not repeated.
+        """Send a request without retries.
 
         Args:
-            service: Its name.
+            service: Name of the service.
             call: Name of the client's method.
-            args: Of the method.
-            rest: Of the method, by name.
+            args: Positional arguments of the method.
+            rest: Keyword arguments of the method.
 
         Raises:
             ServerError: If it fails.
@@ -134,14 +141,15 @@ class Api:
                 *args, _request_timeout=_TIMEOUT, **rest
             )
             value, _, headers = answer
-            # The client makes an object of Nones from whatever is no JSON, and then a sign-in looks like an empty list.
+            # The client turns a response that is not JSON into an object of Nones: a sign-in page would look like an
+            # empty list.
             if "json" not in headers.get("content-type", ""):
                 raise ValueError(f"content of type {headers.get('content-type')}")
             return value
 
     @contextmanager
     def _translated(self) -> Iterator[None]:
-        """Let errors of the client come out as ours, with what to do."""
+        """Turn the client's errors into csflow's, with a remedy."""
         from kfp_server_api.exceptions import ApiException  # type: ignore[import-untyped]
         from urllib3.exceptions import HTTPError
 

@@ -36,10 +36,10 @@ _stopping = threading.Event()
 
 
 def check_engine() -> str:
-    """Make sure, before anything runs, that there is a Docker engine and that it has the image of the steps.
+    """Check, before anything runs, that there is a Docker engine and that it has the image of the steps.
 
     Returns:
-        The image.
+        The name of the image.
 
     Raises:
         UsageError: If either is missing.
@@ -65,7 +65,7 @@ def check_engine() -> str:
 
 
 def runner(line: LineConfig, workspace: Workspace, root: Path) -> DockerRunner:
-    """The kfp runner for the steps of one run."""
+    """Make the kfp runner for the steps of one run."""
     import docker
     from kfp.local import DockerRunner
 
@@ -85,8 +85,8 @@ def runner(line: LineConfig, workspace: Workspace, root: Path) -> DockerRunner:
 
 
 def confinement(engine: dict[str, Any]) -> dict[str, Any]:
-    """Who a step is and what it may do: the calling user, on the host's network, writing to mounts and /tmp only."""
-    # To an engine that itself runs as the calling user, that user is number 0.
+    """Return the settings that run a step as the calling user, on the host's network, with a read-only root."""
+    # For an engine that runs as the calling user itself (rootless), that user has the id 0.
     rootless = any("rootless" in option for option in engine.get("SecurityOptions") or ())
     return {
         "user": "0:0" if rootless else f"{os.getuid()}:{os.getgid()}",
@@ -100,7 +100,7 @@ def confinement(engine: dict[str, Any]) -> dict[str, Any]:
 
 
 def accelerators(engine: dict[str, Any]) -> list[Any]:
-    """All GPUs, if the engine can hand them out; local runs take what the machine has."""
+    """Return a request for all GPUs if the engine supports it, because local runs use all that the machine has."""
     import docker
 
     if "nvidia" not in engine.get("Runtimes", {}):
@@ -115,8 +115,8 @@ def followed(root: Path) -> Iterator[None]:
 
     original = docker_task_handler.run_docker_container
     former = signal.signal(signal.SIGTERM, lambda number, frame: _stop(root, number, frame))
-    # kfp lets the engine remove a container that has ended and, when it is gone before its exit status was asked
-    # for, takes the step for a success. A failed step must never count as one.
+    # kfp lets the engine remove a container that has ended; if it is gone before kfp reads its exit status, kfp takes
+    # the step for a success. A failed step must never count as one.
     docker_task_handler.run_docker_container = run_step
     try:
         yield
@@ -126,7 +126,7 @@ def followed(root: Path) -> Iterator[None]:
 
 
 def run_step(client: DockerClient, image: str, command: list[str], volumes: dict[str, Any], **arguments: Any) -> int:
-    """Run one container, print what it prints line by line, remove it; its exit status."""
+    """Run a container, print its output line by line, remove it, and return its exit status."""
     if _stopping.is_set():
         return _TERMINATED
     container = client.containers.run(image, command, detach=True, volumes=volumes, **arguments)
@@ -139,7 +139,7 @@ def run_step(client: DockerClient, image: str, command: list[str], volumes: dict
 
 
 def _lines(container: Container) -> Iterator[str]:
-    """What a container prints until it has ended."""
+    """Yield the lines that a container prints until it ends."""
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
     begun = ""
     for chunk in _output(container):
@@ -150,7 +150,7 @@ def _lines(container: Container) -> Iterator[str]:
 
 
 def _output(container: Container) -> Iterator[bytes]:
-    """The output as it comes, then what was written so late that following it missed it."""
+    """Yield the output as it arrives, then the rest that following the log has missed."""
     seen = 0
     for chunk in container.logs(stream=True, follow=True):
         seen += len(chunk)
@@ -161,7 +161,7 @@ def _output(container: Container) -> Iterator[bytes]:
 
 
 def _stop(root: Path, _number: int, _frame: FrameType | None) -> None:
-    """Ask the steps of the run to end, and see to it; the run then ends because its step has."""
+    """Ask the steps of the run to end, and kill them if they do not; the run then ends because its step has ended."""
     _stopping.set()
     with _containers(root) as containers:
         for container in containers:
@@ -183,7 +183,7 @@ def terminate(container: Container) -> None:
 
 
 def remove_all(root: Path) -> None:
-    """Remove what is left of a run's containers, running or not; nothing if the engine does not answer."""
+    """Remove the remaining containers of a run, running or not; do nothing if the engine does not answer."""
     from docker.errors import DockerException
 
     with suppress(DockerException, OSError), _containers(root) as containers:

@@ -1,10 +1,10 @@
-"""A cron line in a time zone, as Kubeflow Pipelines understands it: six fields, seconds first, in UTC.
+"""Convert a cron line in a time zone to what Kubeflow Pipelines understands: six fields, seconds first, in UTC.
 
-The offset from UTC is that of the line's next run. Where daylight saving changes it later, the UTC time has to change
-too: :attr:`Clock.shift` says when, and to what, so that scheduling can be done again then.
+The offset from UTC is that of the line's next run. If daylight saving changes it later, the UTC time has to change
+too: :attr:`Clock.shift` says when, and to what, so that the line can be scheduled again then.
 
 Kubeflow Pipelines parses cron with version 1 of github.com/robfig/cron (``cron_schedule.go`` of its controller for
-scheduled workflows): the first field is the second, and a line of five fields would be read as one that lacks its last.
+scheduled workflows): the first field is the second, and five fields would be read as six of which the last is missing.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class _Field:
     names: tuple[str, ...] = ()
 
     def parse(self, text: str) -> frozenset[int]:
-        """All values that a field stands for."""
+        """Return all values that a field stands for."""
         return frozenset(value for term in text.split(",") for value in self._values(term, text))
 
     def _values(self, term: str, text: str) -> range:
@@ -76,7 +76,7 @@ _EVERY_DAY, _EVERY_MONTH, _EVERY_WEEKDAY = frozenset(range(1, 32)), frozenset(ra
 
 @dataclass(frozen=True)
 class _Times:
-    """What a cron line stands for; days in both day fields mean either, as in every cron."""
+    """The values of a cron line; if both day fields are given, a day matches either of them, as in every cron."""
 
     minutes: frozenset[int]
     hours: frozenset[int]
@@ -86,7 +86,7 @@ class _Times:
 
     @property
     def daily(self) -> bool:
-        """Whether every day is like every other."""
+        """Return True if the line runs every day at the same times."""
         return (self.days, self.months, self.weekdays) == (_EVERY_DAY, _EVERY_MONTH, _EVERY_WEEKDAY)
 
 
@@ -96,7 +96,7 @@ class Shift:
 
     Attributes:
         when: The moment of the change, in the line's zone.
-        cron: What the six fields must become then; ``None`` if they cannot be written in UTC.
+        cron: The six fields that hold from then on; ``None`` if they cannot be written in UTC.
     """
 
     when: datetime
@@ -105,11 +105,11 @@ class Shift:
 
 @dataclass(frozen=True)
 class Clock:
-    """When a line runs.
+    """The times at which a line runs.
 
     Attributes:
         local: The cron line of the YAML.
-        zone: The zone it is read in.
+        zone: The time zone in which it is read.
         cron: Six fields in UTC.
         shift: The next change of the zone's offset that matters; ``None`` if there is none within a year.
     """
@@ -120,7 +120,7 @@ class Clock:
     shift: Shift | None
 
     def next_runs(self, now: datetime, count: int = 1) -> list[datetime]:
-        """The next moments at which the server starts a run, in UTC."""
+        """Return the next moments at which the server starts a run, in UTC."""
         return next_runs(self.cron, now, count)
 
 
@@ -128,8 +128,8 @@ def clock_of(schedule: ScheduleConfig, now: datetime) -> Clock:
     """Convert a line's schedule to UTC, with the offset that its zone has at the next run.
 
     Args:
-        schedule: Of the line.
-        now: The present moment, with a zone.
+        schedule: The line's schedule.
+        now: The present moment, with a time zone.
 
     Raises:
         ConfigError: If the cron line or the zone is wrong, it never runs, or it cannot be written in UTC.
@@ -141,7 +141,7 @@ def clock_of(schedule: ScheduleConfig, now: datetime) -> Clock:
 
 
 def next_runs(cron: str, now: datetime, count: int = 1) -> list[datetime]:
-    """The next moments that six fields in UTC name; fewer if there are no more, none if they are not understood."""
+    """Return the next moments that six fields in UTC name; fewer if there are no more, none if a field is invalid."""
     from cronsim import CronSim, CronSimError
 
     try:
@@ -172,7 +172,7 @@ def _parse(cron: str) -> _Times:
     times = _Times(_MINUTE.parse(minute), _HOUR.parse(hour), _DAY_OF_MONTH.parse(day), _MONTH.parse(month), weekdays)
     both = times.days != _EVERY_DAY and times.weekdays != _EVERY_WEEKDAY
     if both and (day.startswith("*") or weekday.startswith("*")):
-        # One cron takes "*/2" for every day that is also a Monday, another for either.
+        # With "*/2" in one day field and Monday in the other, some crons require both and others only one of them.
         raise ConfigError(
             f"schedule.cron {cron!r}: what a step of '*' in one day field means beside the other one differs from cron "
             "to cron. Write the days as numbers, or leave one of the two '*'."
@@ -181,7 +181,7 @@ def _parse(cron: str) -> _Times:
 
 
 def _next_local(times: _Times, cron: str, now: datetime) -> datetime:
-    """The next local time that a line names."""
+    """Return the next local time that a line names."""
     from cronsim import CronSim, CronSimError
 
     with suppress(CronSimError, StopIteration):
@@ -191,7 +191,7 @@ def _next_local(times: _Times, cron: str, now: datetime) -> datetime:
 
 
 def _offset(moment: datetime) -> int:
-    """Minutes that local time is ahead of UTC."""
+    """Return by how many minutes local time is ahead of UTC."""
     ahead = moment.utcoffset()
     assert ahead is not None
     return round(ahead.total_seconds() / 60)
@@ -213,7 +213,7 @@ def _in_utc(times: _Times, offset: int, schedule: ScheduleConfig) -> str:
 
 
 def _on_other_days(times: _Times, shifts: set[int], schedule: ScheduleConfig) -> _Times:
-    """The days in UTC of what runs before or after midnight there."""
+    """Shift the days of times that fall on another day in UTC."""
     if len(shifts) > 1:
         raise ConfigError(
             f"{_called(schedule)} cannot be written in UTC: some of its hours fall on another day there. "
@@ -241,7 +241,7 @@ def _called(schedule: ScheduleConfig) -> str:
 
 
 def _next_shift(times: _Times, zone: ZoneInfo, first: datetime, cron: str, schedule: ScheduleConfig) -> Shift | None:
-    """The first change of offset after the next run that changes what must be written in UTC."""
+    """Return the first change of the zone's offset after the next run that changes the fields in UTC."""
     for change in _changes(zone, first):
         try:
             then = _in_utc(times, _offset(change), schedule)
@@ -253,7 +253,7 @@ def _next_shift(times: _Times, zone: ZoneInfo, first: datetime, cron: str, sched
 
 
 def _changes(zone: ZoneInfo, start: datetime) -> Iterator[datetime]:
-    """Every moment within the horizon at which the zone's offset changes, to the second."""
+    """Yield every moment within the horizon at which the zone's offset changes, to the second."""
     before = start.astimezone(UTC)
     for _ in range(_HORIZON_DAYS):
         after = before + timedelta(days=1)
@@ -281,7 +281,7 @@ def _fields(times: _Times) -> tuple[str, str, str, str, str]:
 
 
 def _text(values: Iterable[int], every: range) -> str:
-    """Values as ranges and single numbers; never as steps, whose meaning beside the other day field differs.
+    """Write values as ranges and single numbers, never as steps, which change how some crons read the other day field.
 
     >>> _text({0, 1, 2, 5}, range(60)), _text(range(7), range(7))
     ('0-2,5', '*')

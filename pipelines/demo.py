@@ -1,4 +1,4 @@
-"""The demo: the whole pipeline of a demo line, then good and defective parts judged over HTTP."""
+"""Run the demo: the whole pipeline of a demo line, then good and defective parts judged over HTTP."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def run_demo(line: LineConfig, *, force: bool, services: Services) -> RunSummary
     """Run the pipeline, score test images through the endpoint, and stop it.
 
     Returns:
-        What the run came to, with the scores of the images.
+        The result of the run, with the scores of the images.
 
     Raises:
         StepError: If a step of the pipeline fails.
@@ -60,7 +60,7 @@ def _score_over_http(line: str, images: list[Path], services: Services) -> list[
 
 
 def _overlays(line: str, images: list[Path], services: Services) -> Path:
-    """One picture: a good part and one of each defect, as seen and as judged; made once a detector."""
+    """Draw a good part and one of each defect, with their judgements, in one picture; made once per detector."""
     endpoint = services.endpoints.status(line)
     assert endpoint is not None
     target = services.workspace.root / "demo" / f"{line}-{endpoint.digest[:12]}.png"

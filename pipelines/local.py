@@ -1,7 +1,7 @@
-"""Run a pipeline on this machine with kfp's local runner: one subprocess or one container a step, one log file a run.
+"""Run a pipeline on this machine with kfp's local runner: a subprocess or container per step, a log file per run.
 
-The runner's own output is a wall of log. It goes to a file; what the steps say to people (lines marked
-through ``CSFLOW_MARK``) is shown as it comes, and a failing step's own message comes last.
+The runner's own output is long and goes to a file. What the steps say to people (lines marked through
+``CSFLOW_MARK``) is shown as it arrives, and the message of a failing step is shown last.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 _MARK_VALUE = "»» "
 
 Runner = Literal["subprocess", "docker"]
-"""How the steps run: in this environment, or each in a container of the image csflow-train."""
+"""How the steps run: as processes in this environment, or each in a container of the image csflow-train."""
 
 
 class StepError(CsflowError):
@@ -47,7 +47,7 @@ class StepError(CsflowError):
 
 @dataclass(frozen=True)
 class LocalRun:
-    """What a finished local run tells."""
+    """The result of a finished local run."""
 
     context: RunContext
     outcome: str
@@ -58,7 +58,7 @@ def run_locally(line: LineConfig, *, force: bool, services: Services, runner: Ru
     """Run the retraining pipeline of one line and wait for it.
 
     Raises:
-        UsageError: If the steps shall run in containers and there is no Docker engine, or no image for them.
+        UsageError: If the steps are to run in containers and there is no Docker engine, or no image for them.
         StepError: With the failed step's own message.
         DeployError: If the champion cannot be served on this machine after a run in containers.
     """
@@ -82,19 +82,19 @@ def run_locally(line: LineConfig, *, force: bool, services: Services, runner: Ru
 
 
 def endpoints_are_local() -> bool:
-    """Whether endpoints are processes of this machine and not of a cluster."""
+    """Return True if endpoints are processes of this machine and not of a cluster."""
     return os.environ.get("CSFLOW_ENDPOINTS", "local") == "local"
 
 
 def _configuration(line: LineConfig, runner: Runner) -> str:
-    """The line as the graph gets it. In a container it is tried on any free port: its own may be in use outside."""
+    """Return the line as JSON; for containers with any free port, because its own may be in use outside."""
     if runner == "docker" and endpoints_are_local():
         line = line.model_copy(update={"serving": line.serving.model_copy(update={"port": 0})})
     return line.model_dump_json()
 
 
 def _serve_here(line: LineConfig, context: RunContext, manifest: Path, services: Services) -> None:
-    """Serve the champion on this machine: the endpoint it was tried on ended with the container of its step."""
+    """Serve the champion on this machine, because its trial endpoint ended with the container of its step."""
     from csflow.release import promotion
     from csflow.release.deployment import sample_images
     from csflow.runs.context import load_manifest
@@ -105,7 +105,7 @@ def _serve_here(line: LineConfig, context: RunContext, manifest: Path, services:
 
 @contextmanager
 def _nothing_left(root: Path, runner: Runner) -> Iterator[None]:
-    """Remove what only the run in containers needs, and whatever containers it left behind."""
+    """Remove, after the block, a run's remaining containers and the files that only a run in containers needs."""
     try:
         yield
     finally:
@@ -117,17 +117,17 @@ def _nothing_left(root: Path, runner: Runner) -> Iterator[None]:
 
 
 def new_folder(workspace: Workspace, name: str) -> Path:
-    """An empty folder for what a local run writes."""
+    """Create an empty folder for the files of a local run."""
     root = workspace.runs / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
     root.mkdir(parents=True)
     return root
 
 
 def run_child(arguments: Sequence[str], root: Path, workspace: Workspace) -> Path:
-    """Run a graph in a process of its own: ``python -m`` with the arguments.
+    """Run a graph in its own process: ``python -m`` with the arguments.
 
     Returns:
-        The log of all it printed.
+        The log file with all that it printed.
 
     Raises:
         StepError: With the failed step's own message.
@@ -141,7 +141,7 @@ def run_child(arguments: Sequence[str], root: Path, workspace: Workspace) -> Pat
         MARK: _MARK_VALUE,
         ERROR_FILE: str(root / "error.json"),
         "PYTHONUNBUFFERED": "1",
-        # Threads that spin while they wait starve whatever else runs here, such as the line's endpoint.
+        # Threads that spin while they wait take cores from other processes, such as the line's endpoint.
         "OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "passive"),
     }
     code = _stream([sys.executable, "-m", *arguments], environment, log)
@@ -151,10 +151,10 @@ def run_child(arguments: Sequence[str], root: Path, workspace: Workspace) -> Pat
 
 
 def _stream(command: list[str], environment: dict[str, str], log: Path) -> int:
-    """Run ``command``, log all it prints, show the marked lines; its exit code.
+    """Run ``command``, log all that it prints, show the marked lines, and return its exit code.
 
-    Interrupted (Ctrl-C or SIGTERM), it passes SIGTERM on to all that the run started and waits, so that
-    a training step can write its checkpoint.
+    If interrupted (Ctrl-C or SIGTERM), send SIGTERM to all processes of the run and wait for them, so that a training
+    step can write its checkpoint.
     """
     with (
         log.open("w") as file,
@@ -194,7 +194,7 @@ def _step_error(error_file: Path, log: Path) -> StepError:
 
 
 def _main(line: str, force: str, root: str, runner: Runner) -> None:
-    """Child process: run the graph through kfp."""
+    """Run the graph through kfp, as the child process."""
     if runner == "docker":
         from pipelines.containers import followed
 
@@ -209,7 +209,7 @@ def _run_graph(line: str, force: str, root: Path, runner: Runner) -> None:
 
     from pipelines.retrain import retrain
 
-    # kfp offers its steps a folder of its own; ours do not use it.
+    # kfp offers its steps a working folder, which ours do not use.
     (root / "kfp" / "workspace").mkdir(parents=True)
     local.init(
         _kfp_runner(line, root, runner), pipeline_root=str(root / "kfp"), workspace_root=str(root / "kfp" / "workspace")

@@ -14,9 +14,9 @@ from pipelines.local import new_folder, run_child
 
 
 def ablate_locally(requests: list[Request], workspace: Workspace) -> list[Path]:
-    """Ablate one line or several and wait.
+    """Ablate one or several lines and wait.
 
-    The local runner knows no limit of how much it runs at once; the step that measures lets one in at a time.
+    The local runner does not limit how many tasks run at once, so the measuring step lets only one work at a time.
 
     Returns:
         The folder of each ablation.
@@ -32,7 +32,7 @@ def ablate_locally(requests: list[Request], workspace: Workspace) -> list[Path]:
 
 
 def _main(requests: str, root: str) -> None:
-    """Child process: run the graph through kfp."""
+    """Run the graph through kfp, as the child process."""
     from kfp import local
 
     from pipelines.ablate import ablation

@@ -1,4 +1,4 @@
-"""What a step needs of this machine when it runs in a container: which folders, and which environment.
+"""List the folders and variables of this machine that a step needs when it runs in a container.
 
 Every folder keeps its path, because runs, lineage and the registry name files by their absolute paths.
 """
@@ -28,9 +28,9 @@ class Place:
     """A file or folder of this machine as a container sees it.
 
     Attributes:
-        source: Where it lies here.
-        target: Where the container finds it.
-        writable: Whether the container may change it.
+        source: Path on this machine.
+        target: Path in the container.
+        writable: True if the container may change it.
     """
 
     source: Path
@@ -39,7 +39,7 @@ class Place:
 
 
 def passed_environment(environment: Mapping[str, str]) -> dict[str, str]:
-    """The variables a step gets: what configures csflow, MLflow, DVC and the S3 client, proxies and certificates."""
+    """Select the variables that configure csflow, MLflow, DVC and the S3 client, proxies and certificates."""
     return {
         name: value
         for name, value in environment.items()
@@ -48,16 +48,16 @@ def passed_environment(environment: Mapping[str, str]) -> dict[str, str]:
 
 
 def places(line: LineConfig, workspace: Workspace, root: Path, environment: Mapping[str, str]) -> list[Place]:
-    """Everything to mount for the steps of one run.
+    """List everything to mount for the steps of one run.
 
     Args:
-        line: The line; names data repository and weights.
-        workspace: Written to by every step.
+        line: The line, which names the data repository and the weights.
+        workspace: The workspace, to which every step writes.
         root: Folder of the run, inside the workspace.
-        environment: What :func:`passed_environment` gave; files named there are mounted too.
+        environment: Result of :func:`passed_environment`; files named there are mounted too.
 
     Raises:
-        DataError: If the data repository is a folder that does not exist or is none.
+        DataError: If the data repository is a path that does not exist or is no repository.
     """
     found = [Place(workspace.root, workspace.root, writable=True), *_endpoints(line, workspace, root, environment)]
     found += [Place(database, database, writable=True) for database in _database(environment, workspace)]
@@ -73,11 +73,11 @@ def places(line: LineConfig, workspace: Workspace, root: Path, environment: Mapp
 
 
 def _endpoints(line: LineConfig, workspace: Workspace, root: Path, environment: Mapping[str, str]) -> Iterator[Place]:
-    """A folder of endpoints of the run's own, unless they are a cluster's.
+    """Yield a folder of endpoints that only this run uses; yield nothing if endpoints are on a cluster.
 
-    Process numbers mean nothing across the border of a container: seen from inside, the line's endpoint would look
-    dead and be forgotten. The lock is shared all the same, so that nobody else promotes the line meanwhile, and the
-    log, which error messages name.
+    Process ids have no meaning across the border of a container: seen from inside, the line's endpoint would look
+    dead and its state would be removed. Lock and log are shared nevertheless: the lock so that no other process
+    promotes the line at the same time, the log because error messages name it.
     """
     if environment.get("CSFLOW_ENDPOINTS", "local") != "local":
         return
@@ -87,13 +87,13 @@ def _endpoints(line: LineConfig, workspace: Workspace, root: Path, environment: 
     yield Place(own, workspace.endpoints, writable=True)
     for name in (f".{line.line}.lock", f"{line.line}.log"):
         shared = workspace.endpoints / name
-        for file in (shared, own / name):  # the second is what the first is mounted over
+        for file in (shared, own / name):  # the first is mounted over the second
             file.touch()
         yield Place(shared, shared, writable=True)
 
 
 def _database(environment: Mapping[str, str], workspace: Workspace) -> Iterator[Path]:
-    """The folder of an SQLite database that lies elsewhere: SQLite writes its journal beside it."""
+    """Yield the folder of an SQLite database outside the workspace, because SQLite writes its journal there too."""
     uri = environment.get("MLFLOW_TRACKING_URI", "")
     folder = Path(uri.removeprefix("sqlite:///")).parent
     if uri.startswith("sqlite:///") and folder.is_absolute() and not _inside(folder, workspace.root):
@@ -101,7 +101,7 @@ def _database(environment: Mapping[str, str], workspace: Workspace) -> Iterator[
 
 
 def _named_files(environment: Mapping[str, str]) -> Iterator[Path]:
-    """Certificates, credentials and the like that a variable names by its path."""
+    """Yield the files that variables name by their paths, such as certificates and credentials."""
     for value in environment.values():
         if value.startswith("/") and Path(value).is_file():
             yield Path(value)

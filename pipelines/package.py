@@ -1,4 +1,4 @@
-"""Compiled pipelines: what a Kubeflow Pipelines server is given, and the name that its content has."""
+"""Compile pipelines for a Kubeflow Pipelines server, with a version name that depends only on their content."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ class Package:
     """A compiled pipeline.
 
     Attributes:
-        name: Of the pipeline.
-        text: Its IR YAML; a second document holds what only Kubernetes understands.
+        name: Name of the pipeline.
+        text: Its IR YAML; a second document holds the settings that are specific to Kubernetes.
     """
 
     name: str
@@ -27,12 +27,12 @@ class Package:
 
     @property
     def version(self) -> str:
-        """Name of the pipeline's version: equal content has an equal one, whoever compiled it."""
+        """Return the name of the pipeline's version, which is equal for equal content, whoever compiled it."""
         return f"{self.name}-{sha256_json(self.text)[:16]}"
 
 
 def compiled(graph: Graph, placement: Placement) -> Package:
-    """Compile a pipeline with everything placed; the image of its steps is that of ``CSFLOW_IMAGE``."""
+    """Compile a pipeline with its placement; ``CSFLOW_IMAGE`` names the image of its steps."""
     from kfp import compiler
 
     if graph == "ablate":

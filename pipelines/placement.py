@@ -1,34 +1,34 @@
-"""Where on a cluster a pipeline's steps run, and with what: the graphs only say the order.
+"""Say where on a cluster a pipeline's steps run and what they get; the graphs only define the order.
 
 Every step gets the store volume, the addresses (config map ``csflow``) and the credentials (secrets) as environment.
-Steps that compute ask for the line's CPUs and memory; those that train also for its accelerators, its nodes and a
-``/dev/shm`` of memory. Extraction runs in ONNX Runtime on the CPU and needs none of these. These are requests, no
-limits: a step may take what its node has left.
+Steps that compute request the line's CPUs and memory; those that train also request its accelerators, its nodes and a
+``/dev/shm`` in memory. Extraction runs in ONNX Runtime on the CPU and needs none of the latter. These are requests and
+not limits: a step may use what its node has left.
 
 KFP's own cache is off everywhere: steps find their earlier results by content, and a cached step would log nothing.
 
-A step is tried again, with growing pauses, only if a second attempt cannot do harm:
+A step is retried, with growing pauses, only if a second attempt cannot do harm:
 
 ================== ===== ==========================================================================================
-step               again why
+step               retry why
 ================== ===== ==========================================================================================
-ingest             no    opens the MLflow run: another attempt would leave the first one's open for good
-validate           yes   only reads, and writes its report over
-plan-shards        yes   a pure function
-extract-shard      yes   the feature store names entries by content; what is there is not computed again
+ingest             no    opens the MLflow run: another attempt would leave the first one's run open for good
+validate           yes   only reads, and overwrites its report
+plan-shards        yes   is a pure function
+extract-shard      yes   the feature store names entries by content; existing entries are not computed again
 cache-features     yes   the same
-train              yes   goes on at its checkpoint, or finds the finished model under its key
-evaluate           yes   computes the same again and writes over
-register           yes   equal content keys give the version that is there
+train              yes   resumes from its checkpoint, or finds the finished model under its key
+evaluate           yes   computes and writes the same result again
+register           yes   an equal content key gives the existing version
 promote            no    deploys: a detector that failed its canary or smoke test was rolled back for a reason that
-                         a person must see; ``csflow reconcile`` and the next run mend a promotion that was cut off
+                         a person must see; ``csflow reconcile`` and the next run repair an interrupted promotion
 plan-ablation      no    opens the MLflow run of the ablation
-ablate-variant     yes   a finished row is found; one that ended the process goes last the next time
-collect-ablation   yes   writes its tables over
+ablate-variant     yes   a finished row is found; a row that killed the process is measured last in the next attempt
+collect-ablation   yes   overwrites its tables
 ================== ===== ==========================================================================================
 
-A step that is tried again takes the marks of its failure off the MLflow run. Kubeflow Pipelines cannot tell an error
-that passes from one that stays: bad data fails three times, within minutes and at no cost.
+A retry removes the marks of the failure from the MLflow run. Kubeflow Pipelines cannot tell temporary errors from
+permanent ones: bad data fails three times, within minutes and at no cost.
 """
 
 from __future__ import annotations
@@ -42,11 +42,11 @@ if TYPE_CHECKING:
     from kfp.dsl import PipelineTask
 
 STORE = "/var/lib/csflow"
-"""Where the store volume is mounted; ``CSFLOW_HOME`` of every step."""
+"""Path at which the store volume is mounted; ``CSFLOW_HOME`` of every step."""
 
 CONFIG_MAP, STORAGE_SECRET, MLFLOW_SECRET = "csflow", "csflow-storage", "csflow-mlflow"
 REQUIRED_SETTINGS = ("MLFLOW_TRACKING_URI", "CSFLOW_ENDPOINTS")
-"""Keys of the config map without which no step starts: a run would end in a database of the pod's own."""
+"""Keys of the config map without which no step starts, because a run would be logged to a database inside its pod."""
 
 OPTIONAL_SETTINGS = (
     "CSFLOW_STORE", "CSFLOW_NAMESPACE", "CSFLOW_SERVE_IMAGE", "AWS_ENDPOINT_URL", "AWS_DEFAULT_REGION",
@@ -66,12 +66,12 @@ _UNITS = {"m": Decimal("0.001"), "k": Decimal(1000), "M": Decimal(1000) ** 2, "G
 
 
 class Placement(Section):
-    """Where and with what the steps of one pipeline run.
+    """The resources, volume and image policy of one pipeline's steps.
 
     Attributes:
-        resources: Of the line.
-        claim: Name of the persistent volume claim of the store; ``ReadWriteMany`` where steps may share no node.
-        pull_policy: When nodes fetch the image.
+        resources: The line's resources.
+        claim: Name of the store's persistent volume claim; ``ReadWriteMany`` if steps may run on different nodes.
+        pull_policy: When nodes pull the image.
     """
 
     resources: ResourcesConfig = ResourcesConfig()
@@ -79,7 +79,7 @@ class Placement(Section):
     pull_policy: Literal["Always", "IfNotPresent", "Never"] = "IfNotPresent"
 
     def __call__(self, *tasks: PipelineTask) -> None:
-        """Apply everything to tasks that run a container."""
+        """Apply the placement to tasks that run a container."""
         for task in tasks:
             task.set_caching_options(enable_caching=False)
             self._surround(task)
@@ -88,7 +88,7 @@ class Placement(Section):
                 task.set_retry(_RETRIES, _PAUSE, 2.0, _LONGEST_PAUSE)
 
     def _surround(self, task: PipelineTask) -> None:
-        """The image, the store and the environment."""
+        """Set the image policy, the store volume and the environment of a task."""
         from kfp import kubernetes
 
         kubernetes.set_image_pull_policy(task, self.pull_policy)
@@ -96,12 +96,12 @@ class Placement(Section):
         task.set_env_variable("CSFLOW_HOME", STORE)
         kubernetes.use_config_map_as_env(task, CONFIG_MAP, _same(REQUIRED_SETTINGS))
         kubernetes.use_config_map_as_env(task, CONFIG_MAP, _same(OPTIONAL_SETTINGS), optional=True)
-        # Optional: on clouds the service account may stand for the keys, and MLflow may ask for none.
+        # Optional: on clouds the service account may replace the keys, and MLflow may require none.
         kubernetes.use_secret_as_env(task, STORAGE_SECRET, _same(STORAGE_KEYS), optional=True)
         kubernetes.use_secret_as_env(task, MLFLOW_SECRET, _same(MLFLOW_KEYS), optional=True)
 
     def _size(self, task: PipelineTask) -> None:
-        """Processors, memory, accelerators and nodes."""
+        """Set the CPUs, memory, accelerators and nodes of a task."""
         from kfp import kubernetes
 
         wanted = self.resources
@@ -128,18 +128,18 @@ class Placement(Section):
 
 
 def local(*tasks: PipelineTask) -> None:
-    """Leave tasks where they are: for runs on this machine, which take what it has."""
+    """Leave tasks unchanged, for runs on this machine, which use all that it has."""
     for task in tasks:
         task.set_caching_options(enable_caching=False)
 
 
 def placement_of(line: LineConfig | None) -> Placement:
-    """Placement of a line's steps; without a line the default one."""
+    """Return the placement of a line's steps; without a line the default one."""
     return Placement(resources=line.resources) if line else Placement()
 
 
 def cpus(quantity: str) -> str:
-    """A Kubernetes quantity of processors as KFP takes it: a number, or thousandths.
+    """Convert a Kubernetes quantity of CPUs to what KFP accepts: a number, or thousandths.
 
     >>> cpus("500m"), cpus("1.5"), cpus("2k")
     ('500m', '1.5', '2000')
@@ -149,7 +149,7 @@ def cpus(quantity: str) -> str:
 
 
 def whole_bytes(quantity: str) -> str:
-    """A Kubernetes quantity of memory as KFP takes it: whole numbers of its units.
+    """Convert a Kubernetes quantity of memory to what KFP accepts: a whole number of a unit.
 
     >>> whole_bytes("8Gi"), whole_bytes("1.5Gi"), whole_bytes("2k")
     ('8Gi', '1610612736', '2000')

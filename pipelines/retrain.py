@@ -1,4 +1,4 @@
-"""The life of a line's model as one straight graph: images in, a served detector out."""
+"""Define the retraining of a line's model as one straight graph, from images to a served detector."""
 
 from collections.abc import Callable
 from typing import List  # noqa: UP035 - kfp reads the loop's item type from here
@@ -21,7 +21,7 @@ NAME = "csflow-retrain"
 
 
 def _extract_on(place: Callable[..., None]) -> BaseComponent:
-    """The nested pipeline that extracts features in shards."""
+    """Return the nested pipeline that extracts features in shards."""
 
     @dsl.pipeline(name="csflow-extract", description="The features of a line's images, in shards.")
     def extract(context: dsl.Input[dsl.Artifact], manifest: dsl.Input[dsl.Dataset], shards: int) -> List[str]:  # noqa: UP006
@@ -49,13 +49,13 @@ def _extract_on(place: Callable[..., None]) -> BaseComponent:
 
 
 def retrain_on(place: Callable[..., None], *, here: bool = False) -> BaseComponent:
-    """The pipeline, its tasks placed.
+    """Return the pipeline with its tasks placed.
 
     Args:
-        place: Told every task, for instance a :class:`pipelines.placement.Placement`.
-        here: For kfp's local runner. It knows the loops of a nested pipeline only where the outermost one branches or
-            loops too (``has_control_flow`` in ``kfp.local.pipeline_orchestrator``), so a branch that is never taken is
-            added.
+        place: Called with every task, for instance a :class:`pipelines.placement.Placement`.
+        here: True for kfp's local runner, which supports loops in a nested pipeline only if the outermost one has
+            branches or loops too (``has_control_flow`` in ``kfp.local.pipeline_orchestrator``); a branch that is never
+            taken is then added.
     """
     extract = _extract_on(place)
 

@@ -1,9 +1,10 @@
-"""What has to change on the server so that every line runs when its YAML says.
+"""Plan the changes on the server after which every line runs at the times in its YAML.
 
-Recurring runs cannot be edited. Each has a name that says all it stands for, ``csflow-LINE-DIGEST``: when it runs (in
-the YAML and in UTC), which compiled pipeline and with which parameters. A line with another digest than the one found
-is replaced: the new one is created but disabled, the old one disabled, the new one enabled, the old one deleted. Cut
-off anywhere in that, no two of them ever start runs, the new one is on record, and planning again does what is left.
+Recurring runs cannot be edited. The name of each, ``csflow-LINE-DIGEST``, contains a digest of all its properties: when
+it runs (in the YAML and in UTC), which compiled pipeline it runs and with which parameters. If a line's digest changes,
+its recurring run is replaced: the new one is created disabled, the old one is disabled, the new one enabled, and the
+old one deleted. Wherever this is interrupted, never do two of them start runs, the new one is on record, and the next
+plan completes the change.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from csflow.system.files import sha256_json
 from pipelines.cron import Clock
 
 NOTE_MARK = "csflow schedule: "
-"""What the description of a recurring run made by csflow begins with; others are never touched."""
+"""Text with which the description of csflow's recurring runs begins; others are never touched."""
 
 _NAME = re.compile(r"csflow-(?P<line>[a-z0-9](?:[-a-z0-9]{0,48}[a-z0-9])?)-(?P<digest>[0-9a-f]{12})")
 
@@ -32,8 +33,8 @@ class Wanted:
         line: The product line.
         clock: When it runs.
         version: Name of the compiled pipeline's version.
-        parameters: Of the pipeline.
-        enabled: Whether it is to start runs.
+        parameters: Parameters of the pipeline.
+        enabled: True if it is to start runs.
         account: Service account of its pods; ``None`` for the server's default.
     """
 
@@ -46,18 +47,18 @@ class Wanted:
 
     @property
     def digest(self) -> str:
-        """Of all that cannot be edited."""
+        """Return the digest of everything that cannot be edited."""
         about = [self.clock.local, self.clock.zone, self.clock.cron, self.version, dict(self.parameters), self.account]
         return sha256_json(about)[:12]
 
     @property
     def name(self) -> str:
-        """Of the recurring run."""
+        """Return the name of the recurring run."""
         return f"csflow-{self.line}-{self.digest}"
 
     @property
     def note(self) -> str:
-        """For people who look at the server, and for telling ours from others."""
+        """Return the description that people read on the server and by which csflow recognises its recurring runs."""
         return (
             f"{NOTE_MARK}{self.clock.local} {self.clock.zone}\n"
             f"Made from the line's YAML; to change it, change that and run: csflow schedule {self.line}"
@@ -69,10 +70,10 @@ class Found:
     """A recurring run that csflow made.
 
     Attributes:
-        id: On the server.
+        id: Its id on the server.
         line: The product line.
         digest: See :attr:`Wanted.digest`.
-        local: Cron line and zone it was made from.
+        local: Cron line and time zone from which it was made.
         cron: Six fields in UTC.
     """
 
@@ -85,12 +86,12 @@ class Found:
 
     @property
     def name(self) -> str:
-        """Of the recurring run."""
+        """Return the name of the recurring run."""
         return f"csflow-{self.line}-{self.digest}"
 
     @classmethod
     def parse(cls, id_: str, name: str, note: str, enabled: bool, cron: str) -> Found | None:
-        """What a recurring run on the server is; ``None`` if csflow did not make it."""
+        """Read the properties of a recurring run on the server; return ``None`` if csflow did not make it."""
         match = _NAME.fullmatch(name)
         if match is None or not note.startswith(NOTE_MARK):
             return None
@@ -100,12 +101,12 @@ class Found:
 
 @dataclass(frozen=True)
 class Step:
-    """One request to the server: ``create`` makes what is wanted, the others name a recurring run by its id.
+    """A request to the server: ``create`` makes the wanted recurring run, the others name one by its id.
 
     Attributes:
         verb: What to do.
         target: Id of the recurring run; ``None`` for the one that ``create`` made.
-        enabled: Whether ``create`` lets it start runs at once.
+        enabled: True if ``create`` lets it start runs at once.
     """
 
     verb: Literal["create", "enable", "disable", "delete"]
@@ -115,15 +116,15 @@ class Step:
 
 @dataclass(frozen=True)
 class Change:
-    """What happens to one line.
+    """The change of one line's recurring runs.
 
     Attributes:
-        kind: In one word.
+        kind: The change in one word.
         line: The product line.
-        reason: Why.
-        steps: Requests, in the order that leaves no two enabled.
-        wanted: What its YAML asks for; ``None`` if there is nothing to be.
-        found: What is there now.
+        reason: Why it is necessary.
+        steps: Requests, in an order in which two recurring runs are never enabled at once.
+        wanted: The recurring run that its YAML asks for; ``None`` if there should be none.
+        found: The present recurring runs.
     """
 
     kind: ChangeKind
@@ -137,16 +138,16 @@ class Change:
 def plan_changes(
     wanted: Sequence[Wanted], found: Sequence[Found], *, lines: frozenset[str], everything: bool
 ) -> list[Change]:
-    """Compare what is wanted with what is there.
+    """Compare the wanted recurring runs with the present ones.
 
     Args:
-        wanted: Of every line that is planned and has a schedule.
-        found: All recurring runs that csflow made, of whatever line.
-        lines: Names of the lines that are planned, with a schedule or without.
-        everything: Whether these are all lines there are, so that what belongs to no line is deleted.
+        wanted: Recurring runs of all planned lines that have a schedule.
+        found: All recurring runs that csflow made, of any line.
+        lines: Names of the planned lines, with or without a schedule.
+        everything: True if these are all existing lines; recurring runs of other lines are then deleted.
 
     Returns:
-        One change a line, by name; those that keep what is there included.
+        One change per line, sorted by name, including those that change nothing.
     """
     asked = {each.line: each for each in wanted}
     there: dict[str, list[Found]] = {}
@@ -186,7 +187,7 @@ def _in_force(wanted: Wanted, found: tuple[Found, ...]) -> Change:
 
 
 def _out_of_force(wanted: Wanted, found: tuple[Found, ...]) -> Change:
-    """A disabled schedule creates nothing: what is there waits, and is replaced if it no longer fits when enabled."""
+    """Plan the change for a disabled schedule, which creates nothing and disables the present recurring runs."""
     steps = tuple(Step("disable", each.id) for each in found if each.enabled)
     return Change("disable" if steps else "keep", wanted.line, "schedule.enabled is false", steps, wanted, found)
 

@@ -20,10 +20,10 @@ _SIGNS = {"create": "+", "replace": "~", "enable": "+", "disable": "-", "delete"
 def wanted_of(
     lines: Sequence[LineConfig], now: datetime, account: str | None
 ) -> tuple[list[Wanted], dict[str, Package]]:
-    """The recurring runs that lines ask for, and the compiled pipelines they need, by their versions.
+    """Build the recurring runs that lines ask for, and compile the pipelines that these need, by version.
 
     Raises:
-        ConfigError: If two files describe one line, or a schedule cannot be had.
+        ConfigError: If two files describe one line, or a schedule is impossible.
         UsageError: If pods cannot reach the data of a line that is to run.
     """
     names = [line.line for line in lines]
@@ -46,11 +46,11 @@ def wanted_of(
 def apply_changes(
     server: Server, changes: Sequence[Change], packages: Mapping[str, Package], say: Callable[[str], None]
 ) -> None:
-    """Do what was planned, line by line.
+    """Apply the planned changes, line by line.
 
     Raises:
-        ServerError: If the server fails for good. What was disabled for a replacement that did not come about is
-            enabled again where that is still possible; planning again does what is left.
+        ServerError: If the server fails for good. Recurring runs that were disabled for a failed replacement are then
+            enabled again if possible; the next plan completes the change.
     """
     for change in changes:
         if change.steps:
@@ -83,7 +83,7 @@ def _apply(server: Server, change: Change, packages: Mapping[str, Package]) -> N
 
 
 def _restore(server: Server, new: str, former: Sequence[str]) -> None:
-    """Enable the former recurring runs again, once it is certain that the new one is not: its answer may be lost."""
+    """Enable the former recurring runs again after disabling the new one, which may be enabled despite the error."""
     with suppress(CsflowError):  # the error that led here says more
         server.disable(new)
         for each in former:
@@ -91,7 +91,7 @@ def _restore(server: Server, new: str, former: Sequence[str]) -> None:
 
 
 def describe(change: Change, now: datetime) -> list[str]:
-    """A change as lines for people: what happens, when the line runs, and when its zone shifts that."""
+    """Describe a change in lines of text: what happens, when the line runs, and when its time zone shifts that."""
     reason = f" ({change.reason})" if change.reason else ""
     wanted = change.wanted
     if wanted is None:

@@ -1,8 +1,8 @@
-"""A Kubeflow Pipelines server, through the v2beta1 API that ``kfp_server_api`` speaks.
+"""Use a Kubeflow Pipelines server through the v2beta1 API of ``kfp_server_api``.
 
-``CSFLOW_KFP_URL`` names it. Where it asks for a token, that is read from the file that kfp's own variable
-``KF_PIPELINES_SA_TOKEN_PATH`` names, afresh for every request. A server of several users keeps everything in the
-namespace ``CSFLOW_NAMESPACE``.
+``CSFLOW_KFP_URL`` names it. If it requires a token, the token is read, anew for every request, from the file that kfp's
+own variable ``KF_PIPELINES_SA_TOKEN_PATH`` names. On a multi-user server everything is in the namespace
+``CSFLOW_NAMESPACE``.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ class ServerRun:
     """A run on the server.
 
     Attributes:
-        id: Of the run.
-        name: Shown to people.
+        id: Id of the run.
+        name: Name that people see.
         state: ``PENDING``, ``RUNNING``, ``SUCCEEDED``, ``FAILED``, …
-        created: When it was asked for.
-        error: What the server says of a run that failed.
+        created: When it was requested.
+        error: The server's message about a failed run.
     """
 
     id: str
@@ -62,14 +62,14 @@ class Server:
     """A Kubeflow Pipelines server.
 
     Attributes:
-        url: Where it is.
+        url: Its address.
     """
 
     def __init__(self, url: str, *, token_file: Path | None = None, pause: float = 0.5) -> None:
-        """Use the server at ``url``; nothing is asked yet.
+        """Use the server at ``url``, without sending a request yet.
 
         Args:
-            url: For instance ``http://127.0.0.1:8888``.
+            url: Its address, for instance ``http://127.0.0.1:8888``.
             token_file: File with a bearer token.
             pause: Seconds before the second attempt of a request; doubled before each further one.
         """
@@ -78,10 +78,10 @@ class Server:
 
     @classmethod
     def from_environment(cls) -> Server:
-        """The server that ``CSFLOW_KFP_URL`` names.
+        """Return the server that ``CSFLOW_KFP_URL`` names.
 
         Raises:
-            NoServerError: If it names none.
+            NoServerError: If the variable is not set.
         """
         url = os.environ.get(URL, "")
         if not url:
@@ -96,12 +96,12 @@ class Server:
 
     @cached_property
     def namespace(self) -> str | None:
-        """Where a server of several users keeps what is ours; ``None`` for a server of one."""
+        """Return the namespace of csflow's objects on a multi-user server; ``None`` on a single-user one."""
         health = self._api.ask("Healthz", "healthz_service_get_healthz")
         return os.environ.get(NAMESPACE, "csflow") if health.multi_user else None
 
     def version_of(self, package: Package) -> PipelineVersion:
-        """The version with the content of a package, uploaded unless it is there."""
+        """Find the pipeline version with the content of a package; upload it if there is none."""
         pipeline = self._api.made(lambda: self._pipeline(package.name), lambda: self._create_pipeline(package.name))
         version = self._api.made(
             lambda: self._version(pipeline, package.version), lambda: self._upload(pipeline, package)
@@ -111,13 +111,13 @@ class Server:
     def start(
         self, line: str, name: str, version: PipelineVersion, parameters: dict[str, Any], *, account: str | None = None
     ) -> ServerRun:
-        """Start a run of a line, once, whatever happens on the way.
+        """Start a run of a line exactly once, even if responses are lost.
 
         Args:
-            line: Its runs are kept together.
-            name: Unique among them: by it a run is found whose creation was not answered.
-            version: Of the pipeline.
-            parameters: Of the pipeline.
+            line: The line, whose runs form one experiment.
+            name: Name that is unique among them, by which a run is found if the response to its creation was lost.
+            version: Version of the pipeline.
+            parameters: Parameters of the pipeline.
             account: Service account of its pods; the server's default if ``None``.
         """
         import kfp_server_api
@@ -137,7 +137,7 @@ class Server:
         return self._api.made(known, lambda: _run(self._api.call("Run", "run_service_create_run", run=run)))
 
     def read_run(self, run_id: str) -> ServerRun:
-        """A run as it is now.
+        """Read the present state of a run.
 
         Raises:
             MissingError: If it was deleted.
@@ -145,12 +145,12 @@ class Server:
         return _run(self._api.ask("Run", "run_service_get_run", run_id))
 
     def last_run(self, line: str) -> ServerRun | None:
-        """The newest run of a line; ``None`` if it never ran."""
+        """Find the newest run of a line; return ``None`` if it never ran."""
         experiment = self._known_experiment(line)
         return None if experiment is None else next(self._runs(experiment, page_size=1), None)
 
     def recurring_runs(self, name: str | None = None) -> list[Found]:
-        """All recurring runs that csflow made, or those of one name."""
+        """List the recurring runs that csflow made: all of them, or those with a name."""
         pages = self._api.pages(
             "RecurringRun",
             "recurring_run_service_list_recurring_runs",
@@ -162,7 +162,7 @@ class Server:
         return [each for each in found if each is not None]
 
     def create_recurring(self, wanted: Wanted, version: PipelineVersion, *, enabled: bool) -> str:
-        """Create a recurring run, unless one of its name is there; its id."""
+        """Create a recurring run, unless one with its name exists, and return its id."""
         import kfp_server_api
 
         body = kfp_server_api.V2beta1RecurringRun(
@@ -194,12 +194,12 @@ class Server:
         self._api.ask("RecurringRun", "recurring_run_service_enable_recurring_run", recurring_run)
 
     def disable(self, recurring_run: str) -> None:
-        """Let a recurring run start no more runs, if it is still there; those that run go on."""
+        """Stop a recurring run, if it still exists, from starting runs; runs in progress go on."""
         with suppress(MissingError):
             self._api.ask("RecurringRun", "recurring_run_service_disable_recurring_run", recurring_run)
 
     def delete(self, recurring_run: str) -> None:
-        """Delete a recurring run, if it is still there; its runs stay."""
+        """Delete a recurring run, if it still exists; its runs stay."""
         with suppress(MissingError):
             self._api.ask("RecurringRun", "recurring_run_service_delete_recurring_run", recurring_run)
 
@@ -254,7 +254,7 @@ class Server:
         return next((str(each.experiment_id) for each in pages), None)
 
     def _runs(self, experiment: str, filter_: str | None = None, page_size: int = PAGE) -> Iterator[ServerRun]:
-        """Newest first."""
+        """Yield the runs of an experiment, newest first."""
         pages = self._api.pages(
             "Run",
             "run_service_list_runs",
@@ -268,7 +268,7 @@ class Server:
 
 
 def _named(name: str) -> str:
-    """Filter of lists by the name that people see; the numbers are those of the API's enumeration."""
+    """Return the list filter for a display name; its numbers are those of the API's enumeration."""
     return json.dumps({"predicates": [{"operation": 1, "key": "display_name", "stringValue": name}]})
 
 

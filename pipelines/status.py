@@ -1,4 +1,4 @@
-"""How every line is doing: what the server, the registry and the endpoint say, each as far as it can be asked."""
+"""Report the state of every line from the server, the registry and the endpoint, as far as each can be reached."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ Asked = TypeVar("Asked")
 
 @dataclass
 class LineStatus:
-    """One line; ``None`` where there is nothing or it cannot be known.
+    """The state of one line; a field is ``None`` if there is no value or it cannot be known.
 
     Attributes:
         line: The product line.
         last_run: State of its newest run on the server.
-        last_run_at: When that was asked for, ISO 8601 in UTC.
-        outcome: What the newest run that MLflow knows came to: ``promoted``, ``failed in train``, …
+        last_run_at: When that run was requested, ISO 8601 in UTC.
+        outcome: Outcome of the newest run that MLflow knows: ``promoted``, ``failed in train``, …
         champion: Version that should be served.
-        endpoint: Address it is served at.
+        endpoint: Address of the endpoint.
         serves: Version that is served there.
-        next_run: When the server starts the next one, ISO 8601 in UTC.
-        notes: What is wrong or could not be asked.
+        next_run: When the server starts the next run, ISO 8601 in UTC.
+        notes: Problems, and what could not be found out.
     """
 
     line: str
@@ -47,19 +47,19 @@ class LineStatus:
 
 @dataclass(frozen=True)
 class Report:
-    """All lines, and what could be asked for none of them."""
+    """The state of all lines, and the problems that concern all of them."""
 
     lines: list[LineStatus]
     notes: list[str]
 
 
 def report(names: Iterable[str], services: Services, connect: Callable[[], Server], now: datetime) -> Report:
-    """Ask everybody about every line; what cannot be asked leaves its columns empty and says so once.
+    """Collect the state of every line; a system that cannot be reached leaves its columns empty and is noted once.
 
     Args:
-        names: Of the lines, or paths of their YAML files.
+        names: Names of the lines, or paths of their YAML files.
         services: The outside systems.
-        connect: Makes the server, or raises.
+        connect: Returns the server, or raises.
         now: The present moment.
     """
     notes: list[str] = []
@@ -111,7 +111,7 @@ def _ask_services(row: LineStatus, services: Services) -> None:
 
 
 def _tried(ask: Callable[[], Asked], notes: list[str]) -> Asked | None:
-    """An answer, or ``None`` and a note why there is none; a line that never ran is no problem."""
+    """Return an answer, or add a note and return ``None`` if it fails; a line that never ran gets no note."""
     try:
         return ask()
     except NotRegisteredError:

@@ -1,4 +1,4 @@
-"""Asking a cluster for runs: what a line's pipeline is given there, and how one waits for it."""
+"""Submit runs to a cluster: choose a pipeline's parameters, start it, and wait for it."""
 
 from __future__ import annotations
 
@@ -19,24 +19,24 @@ _LONGEST_SILENCE = 600.0
 
 
 def package_of(line: LineConfig) -> Package:
-    """The retraining pipeline, compiled with the line's resources."""
+    """Compile the retraining pipeline with the line's resources."""
     return compiled("retrain", placement_of(line))
 
 
 def parameters_of(line: LineConfig, *, force: bool = False, shards: int | None = None) -> dict[str, Any]:
-    """What the pipeline is given.
+    """Return the parameters of the pipeline.
 
-    The schedule is left out: when a line runs does not change what it does.
+    The schedule is left out, because when a line runs does not change what it does.
     """
     plain = line.model_copy(update={"schedule": None})
     return {"line": plain.model_dump_json(), "force": force, "shards": shards or line.resources.shards}
 
 
 def require_reachable(line: LineConfig) -> None:
-    """Refuse folders of this machine: a pod sees only addresses, its image and the store volume.
+    """Refuse folders of this machine, because a pod reaches only network addresses, its image and the store volume.
 
     Raises:
-        UsageError: If the data repository or the weights lie elsewhere.
+        UsageError: If the data repository or the weights are elsewhere.
     """
     from csflow.runs.data_folders import has_remote_repository
 
@@ -83,17 +83,17 @@ def wait(
     every: float = 10.0,
     patience: float = _LONGEST_SILENCE,
 ) -> ServerRun:
-    """Wait until a run has ended, and tell every change of its state.
+    """Wait until a run has ended, and report every change of its state.
 
     Args:
-        server: Where it runs.
-        run: What :func:`submit` returned.
-        say: Told the states.
-        every: Seconds between two looks.
-        patience: Seconds that the server may stay away; a run goes on without it.
+        server: The server of the run.
+        run: The run, as :func:`submit_run` returned it.
+        say: Called with each new state.
+        every: Seconds between two requests.
+        patience: Seconds for which the server may be unreachable; the run goes on meanwhile.
 
     Raises:
-        ServerError: If the server refuses, or stays away longer.
+        ServerError: If the server refuses, or is unreachable for longer.
     """
     state, answered = "", time.monotonic()
     while True:

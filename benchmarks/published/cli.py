@@ -34,7 +34,7 @@ class Job:
     Attributes:
         protocol: The table.
         name: Of the line.
-        data: Where its images are.
+        data: Location of its images.
         quick: True to show only that everything works.
         workspace: Folder of the store, the models and earlier measurements.
         run: Logs the measurements to MLflow.

@@ -30,7 +30,7 @@ class TableRun:
 
     @contextmanager
     def open(self) -> Iterator[None]:
-        """Surround the measurements: an early end marks the parent run as failed or killed."""
+        """Open the parent run for the block, and mark it as failed or killed if the block ends early."""
         with raised_on_sigterm(), self.tracker.step(self.parent, "table"):
             yield
 

@@ -101,11 +101,11 @@ class Study:
     """All rows of the table.
 
     Attributes:
-        protocol: What is trained.
-        classes: On what.
+        protocol: The models to train.
+        classes: The classes to train on.
         quick: True to show only that everything works.
         workspace: Folder of the store, the models and earlier measurements.
-        seeds: Instead of the protocol's.
+        seeds: Seeds to use instead of the protocol's.
         run: Logs the measurements to MLflow.
     """
 

@@ -23,7 +23,7 @@ SCORING = frozenset({"score_one", "score_batch", "load", "model_file"})
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure; return 0 if every result is right, 1 if one is wrong or an implementation failed, 2 for wrong usage."""
+    """Measure; return 0 if all results are right, 1 if one is wrong or an implementation failed, 2 for wrong usage."""
     parser = _parser()
     given = parser.parse_args(arguments)
     try:

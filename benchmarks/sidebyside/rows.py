@@ -56,7 +56,7 @@ def table(rows: Sequence[Row]) -> str:
 
 
 def write_json(path: Path, *, machine: Mapping[str, Any], settings: Mapping[str, Any], rows: Sequence[Row]) -> None:
-    """Return the results as JSON values."""
+    """Write the results as JSON."""
     result = {"machine": machine, "settings": settings, "rows": [row.to_json() for row in rows]}
     path.write_text(json.dumps(result, indent=2, allow_nan=False) + "\n")
 

@@ -1,1 +1,1 @@
-"""Outside systems, one a file. Adapters never import each other, the steps or an orchestrator."""
+"""Talk to outside systems, one per module or package; adapters import no other adapter, step or orchestrator."""

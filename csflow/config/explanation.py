@@ -53,7 +53,7 @@ def _sentence(problem: typing.Any, source: str) -> str:
 
 
 def _sections_in(annotation: object) -> Iterator[type[BaseModel]]:
-    """The sections that a field's type mentions, in order."""
+    """Yield the sections that a field's type mentions, in order."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         yield annotation
     for argument in typing.get_args(annotation):

@@ -63,5 +63,5 @@ class FeatureConfig(Section):
 
     @property
     def stages_read(self) -> tuple[int, ...]:
-        """The stages whose last block is read, ascending."""
+        """Return the stages whose last block is read, in ascending order."""
         return self.stages or (self.stage,)

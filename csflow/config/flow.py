@@ -60,7 +60,7 @@ class FlowConfig(Section):
 
     @property
     def kernels(self) -> tuple[int, ...]:
-        """Kernel size of each block: ``(3, …, 3, 5)`` unless given."""
+        """Return the kernel size of each block: ``(3, …, 3, 5)`` unless given."""
         return self.kernel_sizes or (3,) * (self.blocks - 1) + (5,)
 
 

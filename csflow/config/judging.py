@@ -1,4 +1,4 @@
-"""Say which images are held out, what the threshold promises, what the data gate and the promotion gate demand."""
+"""Say which images are held out, what the threshold promises, and what the data and promotion gates require."""
 
 from __future__ import annotations
 

@@ -100,7 +100,7 @@ class LineConfig(Section):
         return sha256_json([chosen, self.training_digest()])
 
     def training_digest(self) -> str:
-        """Digest every key that decides what a model becomes on given features: equal ones need not train again."""
+        """Digest every key that decides the result of training on given features; equal digests need no retraining."""
         chosen = self.model_dump(
             mode="json",
             include={"detector", *KINDS[self.detector].sections},

@@ -19,7 +19,7 @@ class Variable:
     Attributes:
         name: Its name.
         meaning: What it changes, in one or two sentences.
-        default: What holds without it, in words or as a value in backticks.
+        default: Behaviour without it, in words or as a value in backticks.
         example: A value.
         used_by: Commands, steps or parts that read it.
         group: Who sets it and who reads it.

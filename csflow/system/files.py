@@ -1,4 +1,4 @@
-"""Writing files so that a reader never sees half of one, and hashing them."""
+"""Write files so that a reader never sees an incomplete one, and hash them."""
 
 from __future__ import annotations
 
@@ -80,9 +80,9 @@ def new_directory(target: Path) -> Iterator[Path]:
 
 @contextmanager
 def exclusive(lock: Path) -> Iterator[None]:
-    """Hold the lock file ``lock``: of all processes of this machine one at a time enters the block.
+    """Hold the lock file ``lock``, so that only one process of this machine at a time enters the block.
 
-    The kernel releases the lock when its holder ends, however it ends; the empty file stays.
+    The kernel releases the lock when its holder ends, even if it crashes; the empty file stays.
     """
     lock.parent.mkdir(parents=True, exist_ok=True)
     with lock.open("a") as file:
@@ -91,17 +91,17 @@ def exclusive(lock: Path) -> Iterator[None]:
 
 
 def sha256_file(path: Path) -> str:
-    """SHA-256 of a file's bytes, as 64 hexadecimal digits."""
+    """Return the SHA-256 of a file's bytes as 64 hexadecimal digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def sha256_json(value: Any) -> str:
-    """SHA-256 of a JSON value in canonical form (sorted keys, no spaces)."""
+    """Return the SHA-256 of a JSON value in canonical form (sorted keys, no spaces)."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
 def sha256_tree(root: Path) -> str:
-    """SHA-256 over the relative names and contents of all files under ``root``."""
+    """Return the SHA-256 over the relative names and contents of all files under ``root``."""
     files = sorted(path for path in root.rglob("*") if path.is_file())
     return sha256_json([[path.relative_to(root).as_posix(), sha256_file(path)] for path in files])

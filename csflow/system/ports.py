@@ -1,4 +1,4 @@
-"""Binding TCP ports, with an error that names the port instead of a late crash of a server."""
+"""Bind TCP ports, with an early error that names the port instead of a late crash of a server."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from csflow.errors import DeployError
 
 
 def bind(host: str, port: int, *, share: bool = False) -> socket.socket:
-    """Bind a TCP socket; who listens on it comes later.
+    """Bind a TCP socket on which a server can listen later.
 
     Args:
         host: Address to bind.
         port: Port; 0 takes any free one.
-        share: Whether a successor may bind the same port while this server still answers.
+        share: True to let a successor bind the same port while this server still answers.
 
     Raises:
         DeployError: If the port is in use or may not be bound.
@@ -34,6 +34,6 @@ def bind(host: str, port: int, *, share: bool = False) -> socket.socket:
 
 
 def free_port(host: str) -> int:
-    """A port that is free right now, for servers that cannot take a bound socket."""
+    """Return a port that is free at the moment, for servers that cannot use a bound socket."""
     with bind(host, 0) as probe:
         return int(probe.getsockname()[1])

@@ -1,4 +1,4 @@
-"""Processes: telling them apart for good, ending them politely, and how much memory this one took."""
+"""Identify processes beyond reuse of their ids, end them gracefully, and measure the memory of this one."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from typing import NoReturn
 
 
 def start_time(pid: int) -> str | None:
-    """When a process started, as an opaque text; ``None`` if it is not there or only waits to be reaped.
+    """Return the start of a process as an opaque text; ``None`` if it does not exist or is a zombie.
 
-    A process number is used again after a while; together with the start it names one process for good.
+    The system reuses process ids; an id together with the start identifies one process for good.
     """
     if Path("/proc/self/stat").exists():
         return _from_proc(pid)
@@ -27,12 +27,12 @@ def start_time(pid: int) -> str | None:
 
 
 def is_running(pid: int, started: str) -> bool:
-    """Whether the process with this number is still the one that started then."""
+    """Return True if the process with this id is running and is the one that started then."""
     return start_time(pid) == started
 
 
 def end(pid: int, started: str, *, patience: float) -> None:
-    """Ask a process to end, and kill it when it has not after ``patience`` seconds."""
+    """Ask a process to end, and kill it if it has not ended after ``patience`` seconds."""
     for kind, seconds in ((signal.SIGTERM, patience), (signal.SIGKILL, 5.0)):
         if is_running(pid, started):
             with suppress(ProcessLookupError):
@@ -46,7 +46,7 @@ def end(pid: int, started: str, *, patience: float) -> None:
 
 @contextmanager
 def raised_on_sigterm() -> Iterator[None]:
-    """Turn SIGTERM into `SystemExit`, as Python turns Ctrl-C into an exception by itself, so that cleaning up runs."""
+    """Turn SIGTERM into `SystemExit` inside the block, so that cleanup runs as it does after Ctrl-C."""
     if threading.current_thread() is not threading.main_thread():  # only the main thread may set handlers
         yield
         return
@@ -62,7 +62,7 @@ def raised_on_sigterm() -> Iterator[None]:
 
 
 def peak_memory() -> int:
-    """The most memory this process ever held, in bytes, mapped files that were read included."""
+    """Return the peak memory of this process in bytes, including the mapped files that it has read."""
     status = Path("/proc/self/status")
     if status.exists():
         fields = dict(line.split(":", 1) for line in status.read_text().splitlines())
@@ -81,7 +81,7 @@ def _from_proc(pid: int) -> str | None:
 
 
 def _from_ps(pid: int) -> str | None:
-    """For systems without ``/proc``, such as macOS."""
+    """Return the start of a process on systems without ``/proc``, such as macOS."""
     command = ["ps", "-o", "stat=,lstart=", "-p", str(pid)]
     shown = subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ | {"LC_ALL": "C"})
     state, _, started = shown.stdout.strip().partition(" ")

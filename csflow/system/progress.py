@@ -1,4 +1,4 @@
-"""Progress of long work: a bar on a terminal, a line every few seconds in a log."""
+"""Show the progress of long work: as a bar on a terminal, as a line every few seconds in a log."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ _BAR = 24
 def say(text: str) -> None:
     """Print one line of progress on standard error.
 
-    Orchestrators wrap a step's output in their own log; ``csflow run`` picks the lines out of it again that start with
+    Orchestrators mix a step's output into their own log; ``csflow run`` finds the lines again because they start with
     the value of ``CSFLOW_MARK``.
     """
     print(f"{os.environ.get(MARK, '')}{text}", file=sys.stderr, flush=True)
 
 
 class Relay:
-    """Print what a child process says of its progress; on a terminal a count such as ``3/14`` becomes a bar.
+    """A printer of a child process's progress; on a terminal a count such as ``3/14`` becomes a bar.
 
-    A bar is overwritten by the next count. Whatever else is printed starts on a line of its own, so leave the context
-    before anyone else writes, for instance an error message.
+    The next count overwrites a bar. All other output starts on a new line, so leave the context before anything else
+    is printed, for instance an error message.
     """
 
     def __init__(self) -> None:
@@ -85,9 +85,9 @@ def track(items: Iterable[Item], *, total: int, label: str, every: float = 5.0) 
     """Yield ``items`` and report how many of ``total`` are done: a bar on a terminal, lines elsewhere.
 
     Args:
-        items: What to go through.
-        total: How many items there are.
-        label: What is being done, for instance ``"extract"``.
+        items: The items to process.
+        total: Number of items.
+        label: Name of the work, for instance ``"extract"``.
         every: Seconds between two lines when the output is not a terminal.
     """
     if sys.stderr.isatty():

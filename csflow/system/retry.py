@@ -1,4 +1,4 @@
-"""Trying again what failed for a reason that passes by itself."""
+"""Retry calls that failed for a temporary reason."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ Result = TypeVar("Result")
 def retried(
     passing: Callable[[Exception], bool], *, attempts: int = 4, pause: float = 0.5
 ) -> Callable[[Callable[P, Result]], Callable[P, Result]]:
-    """Decorate a function whose effect may be repeated: errors that pass are met by another attempt.
+    """Decorate a function that may safely be called again, so that it is retried after temporary errors.
 
     Args:
-        passing: Says of an error whether it is of the kind that passes.
-        attempts: Calls in all; the error of the last one is raised.
+        passing: Returns True for a temporary error.
+        attempts: Largest number of calls; the error of the last one is raised.
         pause: Seconds before the second attempt; doubled before each further one.
     """
 
@@ -40,7 +40,7 @@ def retried(
 
 
 def database_is_locked(error: Exception) -> bool:
-    """Whether SQLite gave up waiting for another process that writes.
+    """Return True if SQLite gave up waiting for another process that writes.
 
     >>> database_is_locked(RuntimeError("(sqlite3.OperationalError) database is locked"))
     True

@@ -108,7 +108,7 @@ def _fits(console: Console, table: Table) -> bool:
 def _print_blocks(
     console: Console, headers: Sequence[str], rows: Sequence[Sequence[CellText]], styles: Sequence[str]
 ) -> None:
-    """One block a row: its first cell, then every other as ``header: cell``."""
+    """Print each row as a block: its first cell, then every other cell as ``header: cell``."""
     from rich.text import Text
 
     for index, row in enumerate(rows):

@@ -11,7 +11,7 @@ from csflow.system.project import project_folder
 
 @dataclass(frozen=True)
 class Workspace:
-    """Places under one root. Nothing is created until someone writes there."""
+    """Folders under one root, none of which exists until something is written there."""
 
     root: Path
 
@@ -29,40 +29,43 @@ class Workspace:
 
     @property
     def data(self) -> Path:
-        """Checked-out data: ``data/LINE/DIGEST/``."""
+        """Return the folder of checked-out data: ``data/LINE/DIGEST/``."""
         return self.root / "data"
 
     @property
     def features(self) -> Path:
-        """The content-addressed feature store."""
+        """Return the folder of the content-addressed feature store."""
         return self.root / "features"
 
     @property
     def models(self) -> Path:
-        """Trained models and their checkpoints, by training key: ``models/KEY/``."""
+        """Return the folder of trained models and their checkpoints, by training key: ``models/KEY/``."""
         return self.root / "models"
 
     @property
     def detectors(self) -> Path:
-        """Published detectors: ``detectors/LINE/DIGEST/``."""
+        """Return the folder of published detectors: ``detectors/LINE/DIGEST/``."""
         return self.root / "detectors"
 
     @property
     def endpoints(self) -> Path:
-        """State of local endpoints: ``endpoints/LINE.json``."""
+        """Return the folder of the state of local endpoints: ``endpoints/LINE.json``."""
         return self.root / "endpoints"
 
     @property
     def runs(self) -> Path:
-        """Working files of pipeline runs: ``runs/RUN_ID/``."""
+        """Return the folder of the working files of pipeline runs: ``runs/RUN_ID/``."""
         return self.root / "runs"
 
     @property
     def ablations(self) -> Path:
-        """Ablations ``LINE/DIGEST/`` and, for all of them, ``.rows/KEY.json``, ``.timings/`` and ``.synthetic/``."""
+        """Return the folder of ablations.
+
+        It contains ``LINE/DIGEST/`` and, for all ablations, ``.rows/KEY.json``, ``.timings/`` and ``.synthetic/``.
+        """
         return self.root / "ablations"
 
     @property
     def tracking_uri(self) -> str:
-        """MLflow's address: ``MLFLOW_TRACKING_URI``, else SQLite under the root."""
+        """Return MLflow's address: ``MLFLOW_TRACKING_URI``, else an SQLite file under the root."""
         return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{self.root / 'mlflow.db'}"

@@ -6,7 +6,7 @@
 ``local_process.py``     starting, watching and stopping one such process
 ``cluster.py``           endpoints that are InferenceServices
 ``service.py``           one line's InferenceService: observe, apply, readiness, request counts
-``canary.py``            from one detector to the next in canary steps
+``canary.py``            replaces a detector by the next in canary steps
 ``pods.py``              state and counters of the pods that serve
 ``inference_service.py`` the InferenceService document, and which deployment mode supports what
 ``lease.py``             the lock of a line on a cluster, with the canary step

@@ -1,20 +1,20 @@
-"""From one detector to the next on a cluster: try it dark, give it more and more requests, or go back.
+"""Replace a line's detector on a cluster: try the new one without traffic, give it more and more requests, or go back.
 
-What serves goes on until the new one has proved itself; each stage may be the last:
+The former detector keeps serving until the new one has passed every stage; a failure at any stage ends the promotion:
 
-1. The cluster is asked in a dry run; what it refuses or would silently drop is told before anything changes.
-2. The challenger's pods start and get no requests. They must become ready and say what the detector itself says.
-3. Each step of ``serving.canary`` gives it a share of the requests for some minutes. Meanwhile it must stay ready,
-   not restart, and not fail more often than ``serving.max_error_rate``.
+1. A dry run asks the cluster; what it would refuse or silently drop is reported before anything changes.
+2. The challenger's pods start without traffic. They must become ready and give the same results as the detector itself.
+3. Each step of ``serving.canary`` gives it a share of the requests for some minutes. During that time it must stay
+   ready, not restart, and not fail more often than ``serving.max_error_rate``.
 4. It gets all requests. Only then does the caller move the alias.
 
-A step that fails brings back the former digest. Where the cluster cannot share requests (the table in
-:mod:`csflow.adapters.deployment.inference_service`), stages 2 and 3 fall away: Kubernetes replaces the pods one
-by one as new ones become ready, and the trial comes after that. A line that wants steps there is refused.
+A step that fails brings back the former digest. Where the cluster cannot split requests (see the table in
+:mod:`csflow.adapters.deployment.inference_service`), stages 2 and 3 are skipped: Kubernetes replaces the pods one
+by one as new ones become ready, and the trial follows. A line that asks for steps on such a cluster is refused.
 
-**Killed between two steps.** The Lease of the line holds the challenger, its share and when the step began. Who
-comes next (``csflow reconcile``, the step's retry, the next run) goes on with what is left of the step if the
-challenger is still wanted, and otherwise ends the canary: :func:`csflow.release.promotion.reconcile` decides.
+**Killed between two steps.** The Lease of the line stores the challenger, its share and when the step began. The next
+process (``csflow reconcile``, the step's retry, or the next run) resumes the rest of the step if the challenger is
+still wanted, and otherwise ends the canary: :func:`csflow.release.promotion.reconcile` decides.
 """
 
 from __future__ import annotations
@@ -36,17 +36,17 @@ ENOUGH_REQUESTS = 20
 """With fewer requests a share of failures says little."""
 
 ENOUGH_FAILURES = 3
-"""So many failures are no accident, however few the requests."""
+"""This many failures are no accident, however few the requests."""
 
 
 @dataclass(frozen=True)
 class Pace:
-    """Seconds.
+    """Time limits of a rollout, in seconds.
 
     Attributes:
-        ready: Until pods must be ready; covers pulling the image and a node that starts.
-        again: Until pods that were ready once must be so again.
-        poll: Between two looks.
+        ready: Time until pods must be ready, including time to pull the image and to start a node.
+        again: Time until pods that were ready before must be ready again.
+        poll: Pause between two checks.
     """
 
     ready: float = 900.0
@@ -59,15 +59,15 @@ PACE = Pace()
 
 @dataclass(frozen=True)
 class Rollout:
-    """One change of what serves a line.
+    """A change of the detector that serves a line.
 
     Attributes:
         service: The line's InferenceService.
         lock: The right to change it.
         line: The line.
-        release: What shall serve.
-        trial: Tries an endpoint; raises a :class:`csflow.errors.DeployError` if it is not as it should be.
-        approval: Why it becomes champion; ``None`` if it is so already or was before: then without canary steps.
+        release: The detector that is to serve.
+        trial: Tries an endpoint; raises a :class:`csflow.errors.DeployError` if something is wrong with it.
+        approval: Why it becomes champion; ``None``, which skips the canary steps, if it is or was champion already.
     """
 
     service: LineService
@@ -78,13 +78,13 @@ class Rollout:
     approval: Approval | None
 
     def run(self) -> str:
-        """Bring the release to all requests.
+        """Roll the release out until it gets all requests.
 
         Returns:
             What the canary steps showed, for the decision's reason; empty without steps.
 
         Raises:
-            DeployError: If the cluster refuses, or the release does not prove itself; what served before goes on.
+            DeployError: If the cluster refuses or the release fails a stage; the former detector goes on serving.
         """
         seen = self.service.observe()
         before = seen.wanted if seen else None
@@ -93,14 +93,14 @@ class Rollout:
         if _same(before.champion, self.release):
             self._settle(before)
             return ""
-        # Beside a champion that answers nobody there is nothing to be careful about.
+        # A champion that does not answer needs no protection.
         steps = self.line.serving.canary if self.approval and self.service.answers(before.champion) else ()
         if steps:
             self.service.require_split()
         return self._gradually(before, steps) if self.service.splits() else self._at_once(before)
 
     def _first(self, *, new: bool) -> str:
-        """Serve a line that nothing served; without a champion there is nothing to go back to."""
+        """Serve a line for the first time; without a champion there is nothing to go back to."""
         wanted = _wanted(self.release)
         self.service.apply(wanted, dry_run=True)
         self._record(0)
@@ -115,7 +115,7 @@ class Rollout:
         return ""
 
     def _settle(self, before: DesiredService) -> None:
-        """Serve what serves already, without a challenger and as the line's YAML says by now."""
+        """Keep the present detector, end any canary, and apply the line's current YAML."""
         if before.challenger is None:
             self._reach(_wanted(self.release, before.former, name=before.name))
         else:
@@ -123,7 +123,7 @@ class Rollout:
             self._go_back(before, self.release)
 
     def _at_once(self, before: DesiredService) -> str:
-        """Let Kubernetes replace the pods: on this cluster two detectors cannot be told apart from outside."""
+        """Let Kubernetes replace the pods, because this cluster cannot split requests between two detectors."""
         wanted = _wanted(self.release, before.champion, name=before.name)
         self.service.apply(wanted, dry_run=True)
         self._record(0)
@@ -136,7 +136,7 @@ class Rollout:
         return ""
 
     def _gradually(self, before: DesiredService, steps: Sequence[CanaryStep]) -> str:
-        """Dark, step by step, all."""
+        """Start the release without traffic, raise its share step by step, then give it all requests."""
         percent, started = self._left_off(before)
         notes = [f"continued at {percent} % after an interruption"] if percent else []
         self.service.apply(_tried(before, self.release, percent), dry_run=True)
@@ -158,7 +158,10 @@ class Rollout:
         return "; ".join(notes)
 
     def _take_all(self, before: DesiredService) -> None:
-        """All requests; in Standard mode with all pods first, because the former ones go at the next word."""
+        """Give the release all requests.
+
+        In Standard mode it first gets all pods, because the next apply removes the former ones.
+        """
         if self.line.serving.mode == "knative":
             self._reach(_wanted(self.release, before.champion))
             return
@@ -166,7 +169,7 @@ class Rollout:
         self._reach(_wanted(self.release, before.champion, name=_other_name(before)))
 
     def _left_off(self, before: DesiredService) -> tuple[int, datetime]:
-        """The step a killed promotion of the same release was at; 0 for none."""
+        """Return the share (0 for none) and the start of the step at which a promotion of this release was killed."""
         progress = self.lock.progress
         if progress is None or not _same(progress.release, self.release):
             return 0, datetime.now(UTC)
@@ -174,10 +177,10 @@ class Rollout:
         return (progress.percent if going else 0), progress.started
 
     def _watch(self, before: DesiredService, step: CanaryStep, began: datetime) -> str:
-        """Look on for the rest of a step; what was seen.
+        """Watch the release for the rest of a step and describe what was seen.
 
         Raises:
-            DeployError: If the release fails too often, restarts, or is not ready any more.
+            DeployError: If the release fails too often, restarts, or is no longer ready.
         """
         end, restarts = began + timedelta(minutes=step.minutes), self.service.restarts(self.release)
         while True:
@@ -194,7 +197,7 @@ class Rollout:
             self._await(_tried(before, self.release, step.percent), self.release, PACE.again)
 
     def _reach(self, wanted: DesiredService) -> None:
-        """Apply, and wait until it is so."""
+        """Apply the wanted state and wait until the cluster has reached it."""
         self.service.apply(wanted)
         self._await(wanted, wanted.challenger or wanted.champion, PACE.ready)
 
@@ -214,7 +217,7 @@ class Rollout:
         self.lock.record(CanaryProgress(self.release, percent, began, self.approval))
 
     def _give_up(self, before: DesiredService, error: BaseException) -> None:
-        """Go back to what served; raise the reason with what became of it."""
+        """Go back to the former detector, then raise the reason together with the result of going back."""
         what = f"Version {self.release.version} of line {self.line.line} was not promoted"
         try:
             self._go_back(before, before.champion)
@@ -238,7 +241,7 @@ class Rollout:
         seen = self.service.observe()
         now = seen.wanted if seen else None
         if now is not None and not _same(now.champion, champion) and self.service.splits():
-            # The release has taken over and the champion's pods are gone: they come back beside it first.
+            # The release has taken over and the champion's pods are gone: start them again before the release's stop.
             self._reach(_tried(now, champion, 100))
             self._reach(_wanted(champion, now.champion, name=_other_name(now)))
         else:
@@ -246,14 +249,15 @@ class Rollout:
 
 
 def judge_canary(counts: RequestCounts, limit: float) -> tuple[bool, str]:
-    """Whether a challenger fails too often to go on.
+    """Decide if a challenger fails too often to go on.
 
     Args:
-        counts: What its pods have answered since they started.
-        limit: Largest share of failures, ``serving.max_error_rate``.
+        counts: Requests that its pods have answered since they started.
+        limit: Largest allowed share of failures, ``serving.max_error_rate``.
 
     Returns:
-        Whether it failed, and what was seen. Too few requests for a judgement do not fail it, but it is said.
+        True if it failed, and a description of what was seen. It does not fail because of too few requests; the
+        description then says that they are too few.
     """
     share = counts.failures / counts.requests if counts.requests else 0.0
     seen = f"{counts.failures} of {counts.requests} requests failed"
@@ -279,5 +283,5 @@ def _other_name(before: DesiredService) -> str:
 
 
 def _tried(before: DesiredService, release: Release, percent: int) -> DesiredService:
-    """What serves, with a challenger beside it."""
+    """Add a challenger with a share of the requests to the state that serves."""
     return DesiredService(before.champion, before.former, release, percent, before.name)

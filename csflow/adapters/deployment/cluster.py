@@ -134,5 +134,5 @@ class ClusterEndpoints:
         return digests_in(*local, json.dumps(self._found(line), default=str))
 
     def _found(self, line: str) -> Document | None:
-        """The line's InferenceService as the cluster has it, whoever wrote it."""
+        """Read the line's InferenceService from the cluster, whoever wrote it; return ``None`` if there is none."""
         return self._api.get(INFERENCE_SERVICE, line)

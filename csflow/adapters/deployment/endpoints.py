@@ -29,27 +29,27 @@ class Endpoint(Protocol):
 
     @property
     def line(self) -> str:
-        """The line, and the name its model is served under."""
+        """Return the line, which is also the name of the served model."""
 
     @property
     def url(self) -> str:
-        """Address of the REST server."""
+        """Return the address of the REST server."""
 
     @property
     def digest(self) -> str:
-        """Digest of the detector directory it serves."""
+        """Return the digest of the detector directory that it serves."""
 
     @property
     def version(self) -> str:
-        """Registered version it serves."""
+        """Return the registered version that it serves."""
 
     @property
     def beside(self) -> str:
-        """What else gets some of the requests, for people: ``version 4 at 10 %``; empty for nothing."""
+        """Name the challenger that gets some of the requests: ``version 4 at 10 %``; empty if there is none."""
 
     @property
     def log(self) -> str:
-        """Where its output can be read: a file, or the command that shows it."""
+        """Return the path of its log file, or the command that shows its log."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ class Release:
 
 @dataclass(frozen=True)
 class Approval:
-    """Why a version is to become champion.
+    """The decision that a version is to become champion.
 
     Attributes:
         by: ``gate`` or ``hand``.
@@ -82,12 +82,12 @@ class Approval:
 
 @dataclass(frozen=True)
 class CanaryProgress:
-    """How far a promotion in canary steps has come.
+    """The progress of a promotion in canary steps.
 
     Attributes:
         release: The challenger.
         percent: Its share of the requests in the present step; 0 before the first.
-        started: When that step started, UTC.
+        started: When that step started, in UTC.
         approval: Who decided that it is to be champion, and why.
     """
 
@@ -114,8 +114,8 @@ class Deployed:
     """A release that serves its line.
 
     Attributes:
-        endpoint: Where it answers.
-        note: What its canary steps showed; empty without any.
+        endpoint: The endpoint that serves it.
+        note: What its canary steps showed; empty without steps.
     """
 
     endpoint: Endpoint
@@ -159,7 +159,7 @@ class Endpoints(Protocol):
 
         Args:
             line: The line; its configuration says where and how it is served.
-            release: What is to serve.
+            release: The detector that is to serve.
             directory: The detector directory of the release on this machine.
             trial: Tries the new endpoint before it gets any request.
             lock: The right to change the line's endpoint.

@@ -1,6 +1,6 @@
-"""A line's endpoint on a cluster as a KServe InferenceService: the document, and what is read back from it.
+"""Write the KServe InferenceService of a line's endpoint, and read one back.
 
-KServe knows two deployment modes, chosen for good when an InferenceService is made. A line says which in
+KServe has two deployment modes; an InferenceService cannot change its mode later. A line selects one in
 ``serving.mode``; csflow always writes it down (``serving.kserve.io/deploymentMode``), so that the cluster's
 default (``inferenceservice-config``, ``deploy.defaultDeploymentMode``) does not matter.
 
@@ -19,17 +19,17 @@ plain Ingress or no ingress                and no request ever reaches it
 ``standard``; KServe before 0.20           ``spec.canary`` is unknown and dropped      refused   no: rolling update
 =========================================  ==========================================  ========  ==================
 
-``canaryTrafficPercent`` in Standard mode is ignored without a word, ``spec.canary`` in Knative mode is refused by
-KServe's webhook. What a cluster really does is not taken from its version: a dry run shows whether it keeps
+In Standard mode ``canaryTrafficPercent`` is ignored without a message; in Knative mode KServe's webhook refuses
+``spec.canary``. What a cluster can do is not concluded from its version: a dry run shows if it keeps
 ``spec.canary``, and after each step the share is read back from the HTTPRoute (Standard) or the traffic status
 (Knative).
 
-Where things are written decides what restarts. KServe copies annotations and labels of the InferenceService onto
-its pods, so a change there would restart every pod (Standard) or make a new revision (Knative). The version and
-digest of a detector therefore stand at its *predictor*, where they live as long as its pods, and the canary step
-stands at the line's Lease (:mod:`csflow.adapters.deployment.lease`). In Standard mode a detector that passed takes
-over by its ``predictor.name``, without a restart; names alternate between ``a`` and ``b``, because a Service's
-name has 63 characters and a line's may have 50.
+The position of a value in the document decides which pods restart when it changes. KServe copies annotations and
+labels of the InferenceService to its pods, so a change there would restart every pod (Standard) or make a new revision
+(Knative). The version and digest of a detector are therefore written to its *predictor*, where they last as long as
+its pods, and the canary step is written to the line's Lease (:mod:`csflow.adapters.deployment.lease`). In Standard mode
+a detector that passed takes over by its ``predictor.name``, without a restart; names alternate between ``a`` and
+``b``, because a Service's name has at most 63 characters and a line's may have 50.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ LEGACY_MODES = {"RawDeployment": "Standard", "Serverless": "Knative"}
 MODEL_FORMAT = "csflow"
 CONTAINER = "kserve-container"
 READABLE_SCHEMES = ("s3://", "gs://", "pvc://", "https://", "hf://", "oci://")
-"""Schemes KServe's storage initializer reads."""
+"""URL schemes that KServe's storage initializer can read."""
 
 VERSION, DIGEST = "csflow/version", "csflow/digest"
 FORMER_VERSION, FORMER_DIGEST, FORMER_URI = "csflow/former-version", "csflow/former-digest", "csflow/former-uri"
@@ -63,12 +63,12 @@ _NAME = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")
 
 @dataclass(frozen=True)
 class DesiredService:
-    """What a line's InferenceService should say.
+    """The wanted state of a line's InferenceService.
 
     Attributes:
-        champion: What serves.
-        former: What served before it, written down for people; ``None`` for nothing.
-        challenger: What is tried beside it; ``None`` for nothing.
+        champion: The release that serves.
+        former: The release that served before it, recorded for people; ``None`` if there was none.
+        challenger: The release that is being tried; ``None`` if there is none.
         percent: The challenger's share of the requests.
         name: ``predictor.name`` of the champion in Standard mode; empty for none.
     """
@@ -82,14 +82,14 @@ class DesiredService:
 
 @dataclass(frozen=True)
 class ObservedService:
-    """What a line's InferenceService says.
+    """The observed state of a line's InferenceService.
 
     Attributes:
-        wanted: The document read back; ``None`` if csflow did not write it.
-        mode: ``standard`` or ``knative``; empty if the cluster has not told yet.
-        url: Address from outside, else from inside the cluster; empty before there is one.
-        ready: Whether KServe says that it is ready.
-        troubles: What KServe says is wrong.
+        wanted: The wanted state, read back from the document; ``None`` if csflow did not write it.
+        mode: ``standard`` or ``knative``; empty if the cluster has not reported it yet.
+        url: Address from outside the cluster, else from inside; empty as long as there is none.
+        ready: True if KServe reports it ready.
+        troubles: Problems that KServe reports.
         status: KServe's status.
     """
 
@@ -102,19 +102,18 @@ class ObservedService:
 
 
 def document(line: LineConfig, wanted: DesiredService, namespace: str) -> Document:
-    """The InferenceService of a line.
+    """Build the InferenceService document of a line.
 
-    This is the only place that says how it looks: promotions apply it, and ``csflow endpoint LINE --yaml``
-    prints it.
+    Promotions apply this document, and ``csflow endpoint LINE --yaml`` prints it; no other code builds one.
 
     Raises:
-        DeployError: If KServe cannot have it: a name that starts with a digit, or a detector it cannot read.
+        DeployError: If KServe could not accept it: the name starts with a digit, or it cannot read the detector.
     """
     _check(line, wanted)
     mode = line.serving.mode
     annotations = {MODE: MODES[mode]}
     if mode == "knative":
-        # Without a tag Knative may take the pods of a revision that gets no requests yet.
+        # Without a tag Knative may remove the pods of a revision that gets no requests yet.
         annotations["serving.kserve.io/enable-tag-routing"] = "true"
     return {
         "apiVersion": API_VERSION,
@@ -131,7 +130,7 @@ def document(line: LineConfig, wanted: DesiredService, namespace: str) -> Docume
 
 
 def observed(found: Document) -> ObservedService:
-    """Read an InferenceService back."""
+    """Read the observed state from an InferenceService."""
     metadata, spec, status = found["metadata"], found.get("spec", {}), found.get("status", {})
     mode = status.get("deploymentMode") or metadata.get("annotations", {}).get(MODE, "")
     conditions = {condition["type"]: condition for condition in status.get("conditions", [])}
@@ -147,17 +146,17 @@ def observed(found: Document) -> ObservedService:
 
 
 def selector(line: str, release: Release) -> str:
-    """Labels of the pods that serve a release."""
+    """Return the label selector of the pods that serve a release."""
     return f"serving.kserve.io/inferenceservice={line},{DIGEST}={release.digest[:LABEL_DIGITS]}"
 
 
 def pods_wanted(serving: ServingConfig, percent: int) -> int:
-    """Pods for a share of the requests, at least one; all of them for all requests."""
+    """Return the number of pods for a share of the requests: at least one, and all of them for all requests."""
     return max(1, math.ceil(serving.replicas * percent / 100))
 
 
 def other_name(name: str) -> str:
-    """Name of the challenger's predictor beside the champion's."""
+    """Return the name of the challenger's predictor, given the champion's."""
     return "b" if name == "a" else "a"
 
 
@@ -180,18 +179,18 @@ def _standard(line: LineConfig, wanted: DesiredService) -> Document:
 
 
 def _predictor(line: LineConfig, release: Release, former: Release | None, replicas: int) -> Document:
-    """One detector's pods; all that is written here belongs to the release, not to the moment."""
+    """Describe the pods of one detector; every value here depends on the release and not on the canary step."""
     annotations = {VERSION: release.version, DIGEST: release.digest}
     if former is not None:
         annotations |= {FORMER_VERSION: former.version, FORMER_DIGEST: former.digest, FORMER_URI: former.uri}
     asked = {"cpu": line.serving.cpu, "memory": line.serving.memory}
     model: Document = {
-        "name": CONTAINER,  # the schema of spec.canary demands it
+        "name": CONTAINER,  # the schema of spec.canary requires it
         "modelFormat": {"name": MODEL_FORMAT},
         "protocolVersion": "v2",
         "storageUri": release.uri,
         "env": [{"name": "CSFLOW_VERSION", "value": release.version}],
-        # Limits as well: KServe would fill in its own, which may lie below what is asked for.
+        # Limits as well: KServe would fill in its own, which may be lower than the requests.
         "resources": {"requests": asked, "limits": dict(asked)},
     }
     image = os.environ.get("CSFLOW_SERVE_IMAGE")

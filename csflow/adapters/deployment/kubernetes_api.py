@@ -1,7 +1,7 @@
-"""The Kubernetes API server over HTTP: the few requests csflow makes, and what each refusal means.
+"""Send requests to the Kubernetes API server, and explain its refusals.
 
-Every error becomes a :class:`csflow.errors.DeployError` that names what was asked for and what to mend. Reads
-and server-side applies may be repeated, so that a short outage of the API server is waited out.
+Every error becomes a :class:`csflow.errors.DeployError` that names the request and the remedy. Reads and server-side
+applies are retried, so that a short outage of the API server does no harm.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ APPLY = "application/apply-patch+yaml"
 
 
 class ApiError(DeployError):
-    """The API server refused.
+    """A request that the API server refused or did not answer.
 
     Args:
-        message: For people.
-        status: HTTP status; 0 if there was no answer.
-        body: The server's ``Status`` object, empty if there was none.
+        message: The message for people.
+        status: HTTP status; 0 if there was no response.
+        body: The server's ``Status`` object; empty if there was none.
     """
 
     def __init__(self, message: str, status: int = 0, body: Mapping[str, Any] | None = None) -> None:
@@ -44,18 +44,18 @@ class ApiError(DeployError):
 
     @property
     def said(self) -> str:
-        """The server's own words."""
+        """Return the server's own message."""
         return str(self.body.get("message", ""))
 
 
 @dataclass(frozen=True)
 class ResourceKind:
-    """A kind of object: where the API server keeps it.
+    """A kind of object, as paths of the API server name it.
 
     Attributes:
-        group: API group, empty for the core.
+        group: API group; empty for the core.
         version: Version of the group.
-        plural: Name in addresses.
+        plural: Plural name of the kind, as in paths.
     """
 
     group: str
@@ -63,7 +63,7 @@ class ResourceKind:
     plural: str
 
     def path(self, namespace: str, name: str = "") -> str:
-        """Address of all objects of a namespace, or of one."""
+        """Return the path of all objects in a namespace, or of the one with a name."""
         root = f"/apis/{self.group}" if self.group else "/api"
         return f"{root}/{self.version}/namespaces/{namespace}/{self.plural}" + (f"/{name}" if name else "")
 
@@ -76,21 +76,21 @@ POD = ResourceKind("", "v1", "pods")
 
 @dataclass(frozen=True)
 class KubernetesApi:
-    """Requests to one namespace of a cluster.
+    """A client for one namespace of a cluster.
 
     Attributes:
         client: The Kubernetes client, with address and credentials.
-        namespace: Where the endpoints are.
+        namespace: Namespace of the endpoints.
     """
 
     client: ApiClient
     namespace: str
 
     def get(self, kind: ResourceKind, name: str) -> Document | None:
-        """One object; ``None`` if there is none of that name.
+        """Read an object; return ``None`` if there is none with that name.
 
         Raises:
-            ApiError: If the kind is unknown to the cluster, or reading is refused.
+            ApiError: If the cluster does not know the kind, or refuses to read the object.
         """
         try:
             found: Document = self._patiently("GET", kind.path(self.namespace, name))
@@ -101,14 +101,14 @@ class KubernetesApi:
         return found
 
     def pods(self, selector: str) -> list[Document]:
-        """All pods with these labels."""
+        """List the pods with these labels."""
         answer = self._patiently("GET", POD.path(self.namespace), query={"labelSelector": selector})
         return list(answer["items"])
 
     def apply(self, kind: ResourceKind, document: Document, *, dry_run: bool = False, force: bool = False) -> Document:
-        """Server-side apply: the fields of the document become as it says, those it named before and no more go.
+        """Apply a document on the server: set its fields, and remove those that csflow applied before but not now.
 
-        Fields the cluster does not know are an error, not dropped.
+        Fields that the cluster does not know are an error; they are not dropped.
 
         Raises:
             ApiError: 409 if another manager owns one of the fields and ``force`` is not set.
@@ -120,18 +120,18 @@ class KubernetesApi:
         return applied
 
     def create(self, kind: ResourceKind, document: Document) -> Document:
-        """Create an object; an :class:`ApiError` 409 if there is one of that name."""
+        """Create an object; raise an :class:`ApiError` 409 if there is one with that name."""
         created: Document = self._request("POST", kind.path(self.namespace), body=document)
         return created
 
     def replace(self, kind: ResourceKind, document: Document) -> Document:
-        """Write an object back; an :class:`ApiError` 409 if somebody changed it since it was read."""
+        """Replace an object; raise an :class:`ApiError` 409 if it has changed since it was read."""
         path = kind.path(self.namespace, document["metadata"]["name"])
         replaced: Document = self._request("PUT", path, body=document)
         return replaced
 
     def delete(self, kind: ResourceKind, name: str) -> bool:
-        """Delete an object and what it owns; whether there was one."""
+        """Delete an object and what it owns; return True if there was one."""
         try:
             self._request("DELETE", kind.path(self.namespace, name), query={"propagationPolicy": "Background"})
         except ApiError as error:
@@ -141,21 +141,21 @@ class KubernetesApi:
         return True
 
     def pod_log(self, pod: str, container: str, *, lines: int, previous: bool = False) -> str:
-        """The last words of a pod's container, or of the run before its last restart."""
+        """Return the last log lines of a pod's container, or of its run before the last restart."""
         query = {"container": container, "tailLines": str(lines), "previous": str(previous).lower()}
         return str(self._request("GET", f"{POD.path(self.namespace, pod)}/log", query=query))
 
     def through_pod(self, pod: str, port: int, path: str, body: bytes | None = None) -> Any:
-        """Ask a server in a pod, by way of the API server: this reaches it from wherever that can be reached.
+        """Send a request to a server in a pod through the API server, which also works from outside the cluster.
 
         Args:
             pod: Name of the pod.
-            port: Port it listens on.
-            path: Path on that server, without leading slash.
-            body: JSON to post; ``None`` to get.
+            port: Port that the server listens on.
+            path: Path on that server, without a leading slash.
+            body: JSON to send by POST; ``None`` for a GET.
 
         Returns:
-            The parsed JSON, or text where it is none.
+            The parsed JSON, or the text if it is not JSON.
         """
         address = f"{POD.path(self.namespace, pod)}:{port}/proxy/{path}"
         if body is None:
@@ -224,7 +224,7 @@ class KubernetesApi:
 
 
 def connect() -> KubernetesApi:
-    """The cluster this process runs in, else the one the kubeconfig (``KUBECONFIG``) names.
+    """Connect to the cluster that this process runs in, or else to the one that ``KUBECONFIG`` names.
 
     Raises:
         DeployError: If there is neither.
@@ -238,7 +238,7 @@ def connect() -> KubernetesApi:
         namespace = (SERVICE_ACCOUNT / "namespace").read_text().strip()
     except (config.ConfigException, OSError):
         try:
-            file = os.environ.get("KUBECONFIG")  # the client itself looks at it when it is imported only
+            file = os.environ.get("KUBECONFIG")  # the client itself reads it only once, when it is imported
             config.load_kube_config(config_file=file, client_configuration=configuration)
             _, context = config.list_kube_config_contexts(config_file=file)
         except (config.ConfigException, OSError) as error:
@@ -251,7 +251,7 @@ def connect() -> KubernetesApi:
 
 
 def _passes(status: int) -> bool:
-    """Whether a failure passes by itself: no answer, too many requests, a server that restarts."""
+    """Return True if a failure is temporary: no response, too many requests, or a server that restarts."""
     return status in (0, 429) or status >= 500
 
 
@@ -264,13 +264,13 @@ def _status(body: object) -> Document:
 
 
 def _root(error: BaseException) -> str:
-    """The reason at the bottom of urllib3's nested errors."""
+    """Return the innermost reason of urllib3's nested errors."""
     reason = getattr(error, "reason", None)
     return str(reason if reason is not None else error)
 
 
 def _remedy(said: str, namespace: str) -> str:
-    """What to add to the Role, read from the server's own sentence."""
+    """Describe what to add to the Role, as read from the server's message."""
     found = re.search(r'cannot (\w+) resource "([^"]+)" in API group "([^"]*)"', said)
     if found is None:
         return f"Mend the Role of this account in namespace {namespace}."

@@ -1,8 +1,8 @@
 """Lock a line's endpoint on a cluster by a Lease, which also stores how far a canary has come.
 
-The Lease is named ``csflow-LINE``. Its holder writes a new time every few seconds; whoever sees the same time unchanged
-for as long as the lease lasts takes it over. Clocks of different machines are never compared. Every write carries the
-version that was read, so that of two takers one loses.
+The Lease is named ``csflow-LINE``. Its holder writes a new time every few seconds; a process that sees the same time
+unchanged for the whole duration of the lease takes it over. Clocks of different machines are never compared. Every
+write states the version that was read, so that only one of two processes can take over.
 
 The Lease stores the canary step because it outlives a holder that is killed between two steps.
 """
@@ -42,7 +42,7 @@ def lease(api: KubernetesApi, line: str, *, patience: float = PATIENCE_SECONDS) 
         patience: Seconds to wait for it.
 
     Raises:
-        DeployError: If somebody else still holds it after that time; who and since when is told.
+        DeployError: If another process still holds it after that time; the message says who, and since when.
     """
     held = _LeaseLock(api, f"csflow-{line}")
     held.take(patience)
@@ -59,7 +59,7 @@ def lease(api: KubernetesApi, line: str, *, patience: float = PATIENCE_SECONDS) 
 
 @dataclass
 class _LeaseLock:
-    """A Lease of ours; the keeper's thread and the promotion take turns at it, never both at once."""
+    """A Lease held by this process; a lock keeps the renewing thread and the promotion from writing at once."""
 
     api: KubernetesApi
     name: str
@@ -71,7 +71,7 @@ class _LeaseLock:
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def take(self, patience: float) -> None:
-        """Wait until the Lease is free or its holder silent, then write our name into it."""
+        """Wait until the Lease is free or its holder is silent, then become its holder."""
         seen, since, end = None, time.monotonic(), time.monotonic() + patience
         while True:
             found = self.api.get(LEASE, self.name)
@@ -107,7 +107,7 @@ class _LeaseLock:
         self.progress = progress
 
     def keep(self, stop: threading.Event) -> None:
-        """Renew until told to stop; runs in a thread of its own."""
+        """Renew the Lease until told to stop; runs in its own thread."""
         while not stop.wait(LEASE_SECONDS / 3):
             # After an error the next attempt may succeed; `check` knows how long it has been.
             with self.lock, suppress(ApiError):
@@ -116,7 +116,7 @@ class _LeaseLock:
                 return
 
     def give_back(self) -> None:
-        """Free the Lease; a failure is harmless, because it runs out by itself."""
+        """Release the Lease; a failure is harmless, because the Lease expires by itself."""
         if self.lost:
             return
         self.held["spec"]["holderIdentity"] = ""
@@ -155,7 +155,7 @@ class _LeaseLock:
         try:
             self.held = self.api.replace(LEASE, self._renewed(self.held, annotations))
         except ApiError as error:
-            # The write may have arrived although its answer did not: the version held is then not the latest.
+            # The write may have arrived although its response did not: our version is then not the latest.
             found = self.api.get(LEASE, self.name)
             if found is None or found["spec"].get("holderIdentity") != self.holder:
                 self.lost = error.said or str(error)

@@ -58,7 +58,7 @@ class Candidate:
 
 @dataclass
 class LocalLock:
-    """A lock on this machine, where nothing is done in steps."""
+    """A lock on this machine, where promotions have no steps to record."""
 
     progress: CanaryProgress | None = None
 
@@ -86,7 +86,7 @@ class LocalEndpoints:
             yield LocalLock()
 
     def status(self, line: str) -> LocalEndpoint | None:
-        """Return the line's endpoint, or ``None`` if its process is not running (any more)."""
+        """Return the line's endpoint, or ``None`` if its process is not running."""
         return local_process.status(self.workspace, line)
 
     def deploy(

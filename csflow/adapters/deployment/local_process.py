@@ -40,7 +40,7 @@ class LocalEndpoint:
         url: Address of the REST server.
         grpc_url: ``host:port`` of the gRPC server.
         pid: Process id.
-        started: When the process started, as the system tells it: with ``pid`` it names one process for good.
+        started: Start of the process as the system reports it; with ``pid`` it identifies one process for good.
         digest: Digest of the detector directory.
         version: Registered version.
         log: File with everything the process has written.
@@ -57,12 +57,12 @@ class LocalEndpoint:
 
     @property
     def beside(self) -> str:
-        """Nothing is tried beside a local endpoint: a candidate serves nobody."""
+        """Return an empty string, because no requests go to a local candidate."""
         return ""
 
     @property
     def port(self) -> int:
-        """Port of the REST server."""
+        """Return the port of the REST server."""
         return int(self.url.rpartition(":")[2])
 
 
@@ -115,7 +115,7 @@ def launch(
 
 
 def _spawn(command: list[str], listeners: list[socket.socket], output: IO[bytes], line: str) -> subprocess.Popen[bytes]:
-    """Start the server in a session of its own, with the sockets it is to answer on."""
+    """Start the server in its own session, with the sockets on which it is to answer."""
     descriptors = [listener.fileno() for listener in listeners]
     try:
         return subprocess.Popen(
@@ -134,14 +134,14 @@ def _spawn(command: list[str], listeners: list[socket.socket], output: IO[bytes]
 def _bound(workspace: Workspace, line: str, port: int) -> list[socket.socket]:
     """Bind the line's port; only the line's own present server may hold a fixed one already.
 
-    A fixed port comes with a private one, listened on later: on the fixed one the former server may answer
-    in place of the new, so that only the private one tells when the new is ready.
+    A fixed port comes with a private one, on which the server listens too: on the fixed port the former server may
+    answer instead of the new one, so only the private port shows when the new one is ready.
     """
     if port == 0:
         return [bind(HOST, 0)]
     present = status(workspace, line)
     if present is None or present.port != port:
-        bind(HOST, port).close()  # without sharing: refused if anybody at all uses it
+        bind(HOST, port).close()  # without sharing: refused if any process uses it
     return [bind(HOST, port, share=True), bind(HOST, 0)]
 
 
@@ -201,7 +201,7 @@ def alive(endpoint: LocalEndpoint) -> bool:
 
 
 def read_state(path: Path) -> LocalEndpoint | None:
-    """Read a state file; ``None`` if there is none, or another version of csflow wrote it."""
+    """Read a state file; return ``None`` if there is none or another version of csflow wrote it."""
     try:
         return LocalEndpoint(**json.loads(path.read_text()))
     except (OSError, ValueError, TypeError):
@@ -214,7 +214,7 @@ def state_file(workspace: Workspace, line: str) -> Path:
 
 
 def status(workspace: Workspace, line: str) -> LocalEndpoint | None:
-    """Return the line's endpoint, or ``None`` if its process is not running (any more)."""
+    """Return the line's endpoint, or ``None`` if its process is not running."""
     endpoint = read_state(state_file(workspace, line))
     return endpoint if endpoint is not None and alive(endpoint) else None
 

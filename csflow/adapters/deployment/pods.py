@@ -17,8 +17,8 @@ class RequestCounts:
     """Requests that pods have answered since they started.
 
     Attributes:
-        requests: All but those the client got wrong.
-        failures: Those of them that failed.
+        requests: Number of requests, without those that were the client's mistake.
+        failures: Number of them that failed.
     """
 
     requests: int
@@ -32,14 +32,14 @@ def is_ready(pod: Document) -> bool:
 
 
 def rest_port(pod: Document) -> int:
-    """The REST port of the model server."""
+    """Return the REST port of the model server."""
     containers = {each["name"]: each for each in pod.get("spec", {}).get("containers", [])}
     ports = [each["containerPort"] for each in containers.get(CONTAINER, {}).get("ports", [])]
     return PORT if PORT in ports or not ports else int(ports[0])
 
 
 def troubles_of(pod: Document) -> list[str]:
-    """Why a pod does not run, as its status tells."""
+    """List the reasons why a pod does not run, from its status."""
     status = pod.get("status", {})
     said = [
         f"{each.get('reason', '')} {each.get('message', '')}".strip()
@@ -56,7 +56,7 @@ def troubles_of(pod: Document) -> list[str]:
 
 
 def count_requests(text: str, line: str) -> RequestCounts:
-    """Read the server's counters; what the client got wrong says nothing about the detector."""
+    """Read the server's counters, without clients' mistakes, which say nothing about the detector."""
     from prometheus_client.parser import text_string_to_metric_families
 
     families = [each for each in text_string_to_metric_families(text) if f"{each.name}_total" == COUNTER]

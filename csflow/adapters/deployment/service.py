@@ -1,7 +1,7 @@
 """Observe and change the InferenceService of one line.
 
-Pods are asked by way of the API server (``pods/proxy``), because that works both from a pipeline's pod and from a desk,
-and because only a pod's own address tells for certain which detector answers.
+Requests to pods go through the API server (``pods/proxy``), because that works both from a pipeline's pod and from a
+developer's machine, and because only a pod's own address makes certain which detector answers.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from csflow.errors import DeployError
 OURS = (".spec.predictor.model.storageUri", ".spec.predictor.canaryTrafficPercent", ".spec.predictor.name",
         ".spec.canary", ".spec.predictor.annotations.csflow/", ".spec.predictor.labels.csflow/",
         ".spec.predictor.model.env")  # fmt: skip
-"""Fields that decide which detector answers: csflow takes them back from whoever changed them."""
+"""Fields that decide which detector answers; csflow takes their ownership back from whoever changed them."""
 
 
 @dataclass(frozen=True)
@@ -38,12 +38,12 @@ class ClusterEndpoint:
     """A detector that answers on a cluster.
 
     Attributes:
-        line: The line, name of its InferenceService.
+        line: The line, which is also the name of its InferenceService.
         url: Address of the line.
         digest: Digest of the detector directory.
         version: Registered version.
-        namespace: Where it is.
-        beside: What is tried beside it, for people: ``version 4 at 10 %``; empty for nothing.
+        namespace: Namespace of the InferenceService.
+        beside: The challenger that is being tried, for people: ``version 4 at 10 %``; empty if there is none.
     """
 
     line: str
@@ -55,7 +55,7 @@ class ClusterEndpoint:
 
     @property
     def log(self) -> str:
-        """The command that shows what its pods have written."""
+        """Return the command that shows the logs of its pods."""
         labels = selector(self.line, Release(self.version, self.digest, ""))
         return f"kubectl logs -n {self.namespace} -l {labels} -c {CONTAINER}"
 
@@ -73,10 +73,10 @@ class LineService:
         self._api, self._line, self._lock = api, line, lock
 
     def observe(self) -> ObservedService | None:
-        """What the cluster says; ``None`` if the line has no InferenceService.
+        """Read the state of the InferenceService; return ``None`` if the line has none.
 
         Raises:
-            DeployError: If it is in another deployment mode than the line wants.
+            DeployError: If its deployment mode is not the line's.
         """
         found = self._api.get(INFERENCE_SERVICE, self._line.line)
         if found is None:
@@ -92,10 +92,10 @@ class LineService:
         return seen
 
     def apply(self, wanted: DesiredService, *, dry_run: bool = False) -> ObservedService:
-        """Make the InferenceService say what is wanted.
+        """Apply the wanted state to the InferenceService.
 
         Raises:
-            DeployError: If the cluster refuses, somebody else owns a field and csflow does not take it back, or
+            DeployError: If the cluster refuses, another manager owns a field that csflow does not take back, or
                 the cluster would drop the canary.
         """
         self._lock.check()
@@ -111,19 +111,19 @@ class LineService:
         return observed(applied)
 
     def delete(self) -> bool:
-        """Delete it and all its pods; whether there was one."""
+        """Delete the InferenceService and all its pods; return True if there was one."""
         self._lock.check()
         return self._api.delete(INFERENCE_SERVICE, self._line.line)
 
     def splits(self) -> bool:
-        """Whether this cluster can share requests between two detectors of this line."""
+        """Return True if this cluster can split requests between two detectors of this line."""
         return self._line.serving.mode == "knative" or self._route() is not None
 
     def require_split(self) -> None:
-        """Raise if a canary of this line would be accepted and get no requests.
+        """Refuse canary steps on a cluster that would accept a canary but send it no requests.
 
         Raises:
-            DeployError: Saying what the cluster lacks.
+            DeployError: If it is such a cluster; the message says what it lacks.
         """
         if not self.splits():
             raise DeployError(
@@ -134,11 +134,11 @@ class LineService:
             )
 
     def answers(self, release: Release) -> bool:
-        """Whether at least one pod of a release is ready."""
+        """Return True if at least one pod of a release is ready."""
         return any(is_ready(pod) for pod in self._pods(release))
 
     def unready(self, wanted: DesiredService, release: Release) -> str:
-        """Why a release of what is wanted does not answer as wanted yet; empty when it does."""
+        """Describe why a release does not answer as wanted yet; return an empty string if it does."""
         percent = wanted.percent if release == wanted.challenger else 100
         count = pods_wanted(self._line.serving, percent if self._line.serving.mode == "standard" else 100)
         ready = sum(is_ready(pod) for pod in self._pods(release))
@@ -152,7 +152,7 @@ class LineService:
         return self._wrong_share(wanted, seen)
 
     def explain(self, release: Release) -> str:
-        """What KServe and the pods of a release say is wrong, with the last words of a container that fails."""
+        """Describe the problems that KServe and a release's pods report, with last log lines of failing containers."""
         found = self._api.get(INFERENCE_SERVICE, self._line.line)
         said = list(observed(found).troubles) if found else []
         for pod in self._pods(release):
@@ -161,12 +161,12 @@ class LineService:
         return "\n".join(said) or "Neither KServe nor the pods give a reason."
 
     def restarts(self, release: Release) -> int:
-        """How often containers of a release's pods were started again."""
+        """Count the restarts of containers in a release's pods."""
         statuses = [each for pod in self._pods(release) for each in pod["status"].get("containerStatuses", [])]
         return sum(each.get("restartCount", 0) for each in statuses if each["name"] == CONTAINER)
 
     def counts(self, release: Release) -> RequestCounts:
-        """Requests a release's ready pods have answered, by their own counters.
+        """Count the requests that a release's ready pods have answered, from their own counters.
 
         Raises:
             DeployError: If a pod's metrics cannot be read.
@@ -176,7 +176,7 @@ class LineService:
         return RequestCounts(sum(each.requests for each in per_pod), sum(each.failures for each in per_pod))
 
     def endpoint(self, release: Release, url: str = "") -> ClusterEndpoint:
-        """A release as an endpoint that can be tried."""
+        """Return the endpoint at which a release can be tried."""
         found = None if url else self.observe()
         address = url or (found.url if found else "") or f"inferenceservice/{self._line.line}"
         return ClusterEndpoint(self._line.line, address, release.digest, release.version, self._api.namespace)
@@ -207,7 +207,7 @@ class LineService:
         )
 
     def _route(self) -> Document | None:
-        """The line's HTTPRoute; ``None`` also where the cluster knows no Gateway API."""
+        """Return the line's HTTPRoute; ``None`` if there is none or the cluster has no Gateway API."""
         try:
             return self._api.get(HTTP_ROUTE, self._line.line)
         except ApiError as error:
@@ -216,7 +216,7 @@ class LineService:
             raise
 
     def _wrong_share(self, wanted: DesiredService, seen: ObservedService) -> str:
-        """How the requests are shared, where that is not as wanted."""
+        """Describe how the requests are split if that is not as wanted; else return an empty string."""
         knative = self._line.serving.mode == "knative"
         if knative and not _newest_is_ready(seen):
             return "; ".join(seen.troubles) or "its revision is not ready"
@@ -240,7 +240,7 @@ class LineService:
         return [pod for pod in pods if not pod["metadata"].get("deletionTimestamp")]
 
     def _metrics(self, pod: Document) -> str:
-        """A pod's counters; empty if it went away since it was listed, as when its node is drained."""
+        """Return a pod's counters; empty if the pod has gone since it was listed, for instance with a drained node."""
         name = pod["metadata"]["name"]
         try:
             return str(self._api.through_pod(name, rest_port(pod), "metrics"))
@@ -256,7 +256,7 @@ class LineService:
             ended = each.get("state", {}).get("terminated") or each.get("lastState", {}).get("terminated")
             if each.get("ready") or (not ended and each["name"] != CONTAINER) or (ended and ended["exitCode"] == 0):
                 continue
-            with suppress(ApiError):  # an account that may not read logs still gets the rest
+            with suppress(ApiError):  # an account that may not read logs still gets the other reasons
                 log = self._api.pod_log(name, each["name"], lines=LOG_LINES, previous="waiting" in each["state"])
                 words.append(f"Last lines of {name}, {each['name']}:\n{log.strip() or '(nothing)'}")
         return words
@@ -269,7 +269,7 @@ def _newest_is_ready(seen: ObservedService) -> bool:
 
 
 def _knative_share(seen: ObservedService) -> int:
-    """Share of the newest revision."""
+    """Return the newest revision's share of the requests."""
     predictor = seen.status["components"]["predictor"]
     newest = predictor["latestCreatedRevision"]
     return sum(each.get("percent", 0) for each in predictor.get("traffic", []) if each.get("revisionName") == newest)
@@ -282,7 +282,7 @@ def _weight(backends: Sequence[Document], service: str) -> int:
 
 
 def _conflicts(error: ApiError) -> list[tuple[str, str]]:
-    """Fields of a refused apply and who manages them, from the causes of a 409."""
+    """List the fields of a refused apply and their managers, from the causes of a 409."""
     if error.status != 409:
         return []
     causes = error.body.get("details", {}).get("causes", [])

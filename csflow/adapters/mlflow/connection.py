@@ -1,7 +1,7 @@
-"""Reaching MLflow: its address, its client, and the local database when there is no server.
+"""Connect to MLflow: its address, its client, and the local database that is used without a server.
 
-Shared by the adapters that know MLflow (:mod:`~csflow.adapters.mlflow.tracking` its runs,
-:mod:`~csflow.adapters.mlflow.registry` its models). MLflow's process-wide address is neither read nor set.
+The other modules of this package share it (:mod:`~csflow.adapters.mlflow.tracking` for runs,
+:mod:`~csflow.adapters.mlflow.registry` for models). MLflow's process-wide address is neither read nor set.
 """
 
 from __future__ import annotations
@@ -37,16 +37,15 @@ _REMEDIES = {
     "error code 404": "Is it an MLflow server? Correct MLFLOW_TRACKING_URI.",
     "Max retries exceeded": "Check that the server runs and what its log says; then run the same command again.",
 }
-"""What to do, by the first sign found in MLflow's words."""
+"""Remedies by a text that occurs in MLflow's message; the first that occurs counts."""
 
 
 def initialise(workspace: Workspace) -> None:
     """Bring the local tracking database to the schema of the installed MLflow, creating it if needed.
 
-    MLflow itself leaves a broken database when two processes meet on a fresh one, or when one is
-    killed while it creates it. Here one process works at a time, and a new database appears under
-    its name only when it is complete. Older databases are copied before they are migrated. A
-    tracking server looks after its own database: then nothing is done.
+    MLflow itself leaves a broken database if two processes create it at once, or if one is killed while creating it.
+    Here one process works at a time, and a new database gets its final name only when it is complete. Older databases
+    are copied before they are migrated. With a tracking server, which looks after its own database, nothing is done.
 
     Raises:
         CsflowError: If the database cannot be created.
@@ -62,18 +61,18 @@ def initialise(workspace: Workspace) -> None:
 
 
 def database_file(workspace: Workspace) -> Path | None:
-    """The SQLite file behind the tracking address; ``None`` if that names a server."""
+    """Return the SQLite file behind the tracking address; ``None`` if that names a server."""
     uri = workspace.tracking_uri
     return Path(uri.removeprefix(_SQLITE)) if uri.startswith(_SQLITE) else None
 
 
 def is_server(workspace: Workspace) -> bool:
-    """Whether a tracking server keeps runs and models."""
+    """Return True if a tracking server keeps runs and models."""
     return workspace.tracking_uri.startswith(("http://", "https://"))
 
 
 def require_database(workspace: Workspace) -> None:
-    """Refuse to read where nothing was ever written: MLflow would make an empty database.
+    """Refuse to read a local database that does not exist, because MLflow would create an empty one.
 
     Raises:
         NotRegisteredError: If there is no local database.
@@ -87,18 +86,18 @@ def require_database(workspace: Workspace) -> None:
 
 
 def client_of(workspace: Workspace) -> MlflowClient:
-    """MLflow's client for this workspace.
+    """Return MLflow's client for this workspace.
 
-    The adapters import parts of mlflow after they have called this: what is set here is read on import.
+    Call this before importing any part of mlflow, which reads the settings made here when it is imported.
 
     Raises:
-        RegistryError: If a server is named that does not answer.
+        RegistryError: If a server is configured and does not answer.
     """
     return _client_at(workspace.tracking_uri)
 
 
 class _OfWorkspace(Protocol):
-    """What asks MLflow on behalf of a workspace."""
+    """An object that calls MLflow for a workspace."""
 
     @property
     def workspace(self) -> Workspace: ...
@@ -110,14 +109,14 @@ Asking = TypeVar("Asking", bound=_OfWorkspace)
 def typed_errors(
     method: Callable[Concatenate[Asking, P], Result],
 ) -> Callable[Concatenate[Asking, P], Result]:
-    """Decorate a method that asks MLflow, so that a refusal is raised as :func:`refused`."""
+    """Decorate a method that calls MLflow so that MLflow's errors are raised as :func:`refused` describes them."""
 
     @functools.wraps(method)
     def asking(self: Asking, /, *args: P.args, **kwargs: P.kwargs) -> Result:
         try:
             return method(self, *args, **kwargs)
         except Exception as error:
-            # Only a method that got as far as asking has imported mlflow: earlier errors need not wait for that.
+            # Compared by name, because importing mlflow takes long and an earlier error does not need it.
             if not type(error).__module__.startswith("mlflow."):
                 raise
             raise refused(self.workspace, error) from error
@@ -126,7 +125,7 @@ def typed_errors(
 
 
 def refused(workspace: Workspace, error: Exception) -> RegistryError:
-    """MLflow's refusal with its own words and, where it is known, the remedy."""
+    """Make an error of MLflow's own message and, if it is known, the remedy."""
     said = str(getattr(error, "message", error)).strip()
     remedy = next((remedy for sign, remedy in _REMEDIES.items() if sign in said), "")
     return RegistryError(
@@ -136,7 +135,7 @@ def refused(workspace: Workspace, error: Exception) -> RegistryError:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Let MLflow and its migrations report errors only inside the block."""
+    """Let MLflow and its migrations log nothing but errors inside the block."""
     with log_level(logging.ERROR, "mlflow", "alembic"):
         yield
 
@@ -152,11 +151,11 @@ def _client_at(uri: str) -> MlflowClient:
 
 
 def _reach(server: str) -> None:
-    """Fail within seconds where MLflow's own retries would take minutes."""
+    """Raise within seconds if the server does not answer; MLflow's own retries would take minutes."""
     try:
         urllib.request.urlopen(f"{server.rstrip('/')}/health", timeout=10).close()
     except urllib.error.HTTPError:
-        return  # whatever it says, it is there
+        return  # an HTTP error also shows that the server is there
     except OSError as error:
         raise RegistryError(
             f"No MLflow server answers at {server}: {error}. Start it, or correct MLFLOW_TRACKING_URI."
@@ -179,7 +178,7 @@ def _create_database(database: Path) -> None:
 
 
 def _migrate_database(database: Path) -> None:
-    """Migrate in place (other processes have it open), after a copy was put aside."""
+    """Copy the database, then migrate it in place, because other processes have it open."""
     shutil.copy2(database, database.with_name(f"{database.name}.{datetime.now(UTC):%Y%m%dT%H%M%S}.bak"))
     _upgrade(database)
 
@@ -194,7 +193,7 @@ def _upgrade(database: Path) -> None:
 
 
 def _is_outdated(uri: str) -> bool:
-    """Whether the schema is that of another MLflow than the installed one."""
+    """Return True if the schema is not that of the installed MLflow."""
     _settle()
     from alembic.script import ScriptDirectory
     from mlflow.store import db_migrations
@@ -209,6 +208,6 @@ def _is_outdated(uri: str) -> bool:
 
 
 def _settle() -> None:
-    """Before mlflow is imported: no calls to its makers, no progress bars for a handful of files."""
+    """Switch off MLflow's telemetry and progress bars; must be called before mlflow is imported."""
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")

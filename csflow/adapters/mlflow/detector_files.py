@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def download(workspace: Workspace, version: Version, target_parent: Path) -> Path:
-    """Copy a version's detector directory to ``target_parent/DIGEST``; an undamaged copy there is reused.
+    """Copy a version's detector directory to ``target_parent/DIGEST``, unless there is an undamaged copy already.
 
     Raises:
         RegistryError: If the version's files are missing or are not those registered.
@@ -82,13 +82,13 @@ def artifacts_of(workspace: Workspace, version: Version) -> ArtifactRepository:
 
 
 def _fetch(workspace: Workspace, version: Version, scratch: Path) -> Path:
-    """Download the detector into ``scratch``: without a target MLflow would hand out its own store."""
+    """Download the detector into ``scratch``; without a target MLflow would return a path in its own store."""
     from mlflow.artifacts import download_artifacts
     from mlflow.exceptions import MlflowException
 
     uri = workspace.tracking_uri
     try:
-        # The location itself: MLflow would look "models:/NAME" up in its process-wide registry.
+        # The location itself, because MLflow would look up "models:/NAME" in its process-wide registry.
         location = client_of(workspace).get_model_version_download_uri(model_name(version.line), str(version.version))
         root = Path(download_artifacts(f"{location}/artifacts", dst_path=str(scratch), tracking_uri=uri))
         return next(path for path in root.iterdir() if path.is_dir())

@@ -1,4 +1,4 @@
-"""A detector directory wrapped as an MLflow model that any MLflow tool can load."""
+"""Wrap a detector directory as an MLflow model that any MLflow tool can load."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ def write_model(folder: Path, detector: Path, *, run_id: str, model_id: str, exa
     """Write an MLflow model that carries a copy of the detector directory.
 
     The model is code (:mod:`csflow.adapters.mlflow.pyfunc_model`) plus that directory, without any pickle.
-    MLflow's ``log_model`` would do the same through process-wide settings, load the detector once
-    more and report any error as a warning.
+    MLflow's ``log_model`` would do the same, but through process-wide settings; it would also load the detector once
+    more and report errors only as warnings.
 
     Args:
         folder: New folder to write.
@@ -61,6 +61,6 @@ def _signature() -> ModelSignature:
 
 
 def _requirements() -> list[str]:
-    """What must be installed to load the model, at the versions it was made with (inferring takes minutes)."""
+    """List the packages needed to load the model, at the present versions (MLflow would take minutes to infer them)."""
     pins = {name: metadata.version(name).partition("+")[0] for name in _NEEDED_TO_LOAD}
     return [f"csflow=={csflow.__version__}", *(f"{name}=={version}" for name, version in pins.items())]

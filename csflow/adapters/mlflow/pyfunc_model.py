@@ -1,8 +1,7 @@
-"""The registered model as MLflow loads it: a few lines of code around a detector directory, no pickle.
+"""Define the registered model as MLflow loads it: a few lines of code around a detector directory, without a pickle.
 
-MLflow copies this file into the model and runs it on loading ("models from code"). The detector
-itself is read by csflow, which therefore must be installed wherever the model is loaded; the
-model's ``requirements.txt`` names it.
+MLflow copies this file into the model and runs it when the model is loaded ("models from code"). csflow reads the
+detector itself, and so must be installed wherever the model is loaded; the model's ``requirements.txt`` names it.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from mlflow.pyfunc.model import PythonModel, PythonModelContext
 
 
 class LoadedDetector(PythonModel):
-    """Scores encoded images with the detector among the model's artifacts."""
+    """A model that scores encoded images with the detector among its artifacts."""
 
     def load_context(self, context: PythonModelContext) -> None:
         """Read the detector directory once, when the model is loaded."""
@@ -32,13 +31,13 @@ class LoadedDetector(PythonModel):
         """Score images.
 
         Args:
-            context: Unused, the detector is loaded already.
-            model_input: Column ``image``: an encoded image a row, as bytes or base64 text.
+            context: Unused, because the detector is loaded already.
+            model_input: Table whose column ``image`` holds one encoded image per row, as bytes or base64 text.
             params: Unused.
 
         Returns:
-            The rows' ``score``, ``p_value``, ``decision`` and ``threshold``; all but the score are empty
-            for a detector without calibration.
+            ``score``, ``p_value``, ``decision`` and ``threshold`` of each row; all but the score are empty for a
+            detector without calibration.
 
         Raises:
             DataError: If a row holds no image.

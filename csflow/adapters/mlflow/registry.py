@@ -41,13 +41,13 @@ class Registry:
     def register(self, detector: Path, *, line: str, run_id: str, tags: Mapping[str, object], example: bytes) -> int:
         """Register a detector directory as the next version of its line.
 
-        Registering again what has the same tag ``content_key`` returns the version that is there.
+        If a version with the same tag ``content_key`` exists already, its number is returned.
 
         Args:
             detector: The detector directory.
             line: The product line.
             run_id: The MLflow run that made the detector.
-            tags: Tags of the version, ``content_key`` among them; those that are ``None`` are left out.
+            tags: Tags of the version, including ``content_key``; those that are ``None`` are left out.
             example: One encoded image, kept with the model as its input example.
 
         Returns:
@@ -67,7 +67,7 @@ class Registry:
                     if version.tags.get("content_key") == texts["content_key"]:
                         return version.version
                 stored = detector_files.upload(client, detector, run_id, example)
-                # The location itself: MLflow would look "models:/ID" up in its process-wide registry.
+                # The location itself, because MLflow would look up "models:/ID" in its process-wide registry.
                 made = client.create_model_version(
                     name, source=stored.artifact_location, run_id=run_id, tags=texts, model_id=stored.model_id
                 )
@@ -78,7 +78,7 @@ class Registry:
         return int(made.version)
 
     def versions(self, line: str) -> list[Version]:
-        """All versions of a line, newest first.
+        """List all versions of a line, newest first.
 
         Raises:
             NotRegisteredError: If there is no registry yet, or the line has no registered model in it.
@@ -96,7 +96,7 @@ class Registry:
 
     @typed_errors
     def lines(self) -> list[str]:
-        """Names of all lines with a registered model; none without a registry."""
+        """List the names of all lines with a registered model; without a registry the list is empty."""
         try:
             require_database(self.workspace)
         except NotRegisteredError:
@@ -115,7 +115,7 @@ class Registry:
         """Delete a version, then its files.
 
         Raises:
-            RegistryError: If an alias names it, or the registry refuses.
+            RegistryError: If an alias names the version, or the registry refuses.
         """
         present = self.find_version(version.line, version.version)
         if present.aliases:
@@ -131,11 +131,11 @@ class Registry:
         store.delete_artifacts()  # type: ignore[no-untyped-call]
 
     def find_version(self, line: str, which: str | int = CHAMPION) -> Version:
-        """A version by number (``3`` or ``"3"``) or alias (``"champion"``).
+        """Find a version by its number (``3`` or ``"3"``) or alias (``"champion"``).
 
         Raises:
             NotRegisteredError: If the line has no registered model.
-            RegistryError: If that has no such version; the ones it has are named.
+            RegistryError: If the model has no such version; the message names those that it has.
         """
         known = self.versions(line)
         for version in known:
@@ -154,7 +154,7 @@ class Registry:
         )
 
     def find_champion(self, line: str) -> Version | None:
-        """The version that should be served; ``None`` if the line has none, or no registered model yet."""
+        """Find the version that should be served; return ``None`` if there is none or no registered model yet."""
         try:
             return next((version for version in self.versions(line) if version.is_champion), None)
         except NotRegisteredError:
@@ -163,7 +163,7 @@ class Registry:
     @typed_errors
     @retried(database_is_locked)
     def set_alias(self, line: str, version: int, alias: str = CHAMPION) -> None:
-        """Let ``alias`` name this version instead of the one it named before.
+        """Move an alias to a version.
 
         Raises:
             RegistryError: If there is no such version.
@@ -180,7 +180,7 @@ class Registry:
             client.set_model_version_tag(model_name(line), str(version), key, value)
 
     def get_hold(self, line: str) -> dict[str, str] | None:
-        """What a person noted when rolling back; ``None`` if retrains may promote."""
+        """Return the note of the person who rolled back; ``None`` if retrains may promote."""
         try:
             text = self._registered_model(line).tags.get("hold")
         except NotRegisteredError:
@@ -190,7 +190,7 @@ class Registry:
     @typed_errors
     @retried(database_is_locked)
     def set_hold(self, line: str, hold: Mapping[str, str] | None) -> None:
-        """Hold the champion against retrains, or with ``None`` let go.
+        """Stop retrains from replacing the champion, or allow it again with ``None``.
 
         Raises:
             NotRegisteredError: If the line has no registered model.
@@ -242,7 +242,7 @@ def _ensure_model(client: MlflowClient, name: str) -> None:
         try:
             client.create_registered_model(name)
         except MlflowException as other:
-            if other.error_code != "RESOURCE_ALREADY_EXISTS":  # by a run of the line on another machine
+            if other.error_code != "RESOURCE_ALREADY_EXISTS":  # created by a run of the line on another machine
                 raise
 
 

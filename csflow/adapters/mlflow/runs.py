@@ -15,12 +15,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Run:
-    """What one pipeline run left behind.
+    """A pipeline run as MLflow recorded it.
 
     Attributes:
         run_id: MLflow's id.
         status: ``RUNNING``, ``FINISHED``, ``FAILED`` or ``KILLED``.
-        started: When the first step opened it, UTC.
+        started: When the first step opened it, in UTC.
     """
 
     run_id: str
@@ -32,7 +32,7 @@ class Run:
 
     @classmethod
     def of(cls, run: MlflowRun) -> Run:
-        """Read MLflow's own description of a run."""
+        """Make a run from MLflow's own description of it."""
         return cls(
             run_id=run.info.run_id,
             status=run.info.status,
@@ -44,7 +44,7 @@ class Run:
 
     @property
     def outcome(self) -> str:
-        """What became of it: the outcome of its last step, else where it failed, else its status."""
+        """Return the outcome of its last step; if there is none, where it failed, or else its status."""
         if self.status == "FINISHED":
             return self.tags.get("outcome", "finished")
         step = self.tags.get("failed_step")
@@ -52,12 +52,12 @@ class Run:
 
     @property
     def seconds(self) -> float:
-        """Duration of all its steps together."""
+        """Return the total duration of its steps."""
         return sum(value for name, value in self.metrics.items() if name.startswith("seconds_"))
 
 
 def flat_params(line: LineConfig) -> dict[str, str]:
-    """The configuration as flat names, the same names for every run: ``features.image_size`` and so on.
+    """Flatten the configuration to names such as ``features.image_size``, which are the same for every run.
 
     >>> from csflow.config import DataConfig
     >>> flat_params(LineConfig(line="tiles", data=DataConfig(path="tiles")))["features.image_size"]

@@ -6,8 +6,8 @@ that the MLflow page and ``csflow compare`` can show runs side by side. The expe
 ============================= =====================================================================
 metric                        meaning
 ============================= =====================================================================
-``train_nll``                 mean negative log-likelihood per dimension in nats, one value an epoch
-``grad_norm``                 gradient norm before clipping, one value an epoch
+``train_nll``                 mean negative log-likelihood per dimension in nats, one value per epoch
+``grad_norm``                 gradient norm before clipping, one value per epoch
 ``epoch_seconds``             duration of the epoch
 ``learning_rate``             of the epoch
 ``seconds_STEP``              duration of a pipeline step
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from csflow.flow.training import EpochResult
 
 _PARENT = "mlflow.parentRunId"
-_LARGEST_BATCH = 1000  # metrics MLflow takes in one request
+_LARGEST_BATCH = 1000  # number of metrics that MLflow accepts in one request
 
 
 class _Point(NamedTuple):
@@ -67,7 +67,7 @@ class Tracker:
     workspace: Workspace
 
     def initialise(self) -> None:
-        """Create or migrate the local database; a tracking server looks after its own.
+        """Create or migrate the local database; do nothing if there is a tracking server.
 
         Raises:
             CsflowError: If the database cannot be created.
@@ -84,17 +84,18 @@ class Tracker:
         name: str | None = None,
         parent: str | None = None,
     ) -> str:
-        """Open the MLflow run of one pipeline run in state ``RUNNING``.
+        """Open the MLflow run of one pipeline run, in state ``RUNNING``.
 
         Args:
             line: Name of the experiment: the line's name, or :func:`ablations_of` it.
-            params: Of every run of the line the same names, see :func:`csflow.adapters.mlflow.runs.flat_params`.
-            tags: For instance the digests of the data; those that are ``None`` are left out.
-            name: How MLflow's page calls the run; line and time by default.
-            parent: The run it is nested in.
+            params: Parameters; every run of a line has the same names, see
+                :func:`csflow.adapters.mlflow.runs.flat_params`.
+            tags: Tags, for instance the digests of the data; those that are ``None`` are left out.
+            name: Name of the run on MLflow's page; line and time by default.
+            parent: Id of the run that contains it.
 
         Returns:
-            The id of the run, which every later step writes to.
+            The id of the run, to which every later step logs.
         """
         initialise(self.workspace)
         run = client_of(self.workspace).create_run(
@@ -107,17 +108,17 @@ class Tracker:
 
     @contextmanager
     def step(self, run_id: str, name: str) -> Iterator[None]:
-        """One pipeline step inside the run: its duration and peak memory are logged, its failure marks the run.
+        """Run the block as a pipeline step: log its duration and peak memory, and mark the run if it fails.
 
         An error sets the tags ``error`` and ``failed_step`` and the status ``FAILED`` (``KILLED`` for an
-        interrupt) and goes on to the caller. A step that is tried again takes the marks off.
+        interrupt) and is raised again. A retry of the step removes these marks.
         """
         self._reopen(run_id)
         start = time.perf_counter()
         try:
             yield
         except BaseException as error:
-            # The step's own error matters more than the one of a tracker that is gone too.
+            # The step's own error matters more than one of the tracker.
             with suppress(Exception):
                 status = "FAILED" if isinstance(error, Exception) else "KILLED"
                 self.fail(run_id, step=name, message=str(error) or type(error).__name__, status=status)
@@ -134,7 +135,7 @@ class Tracker:
     @typed_errors
     @retried(database_is_locked)
     def finish(self, run_id: str, outcome: str) -> None:
-        """Close the run as ``FINISHED``; ``outcome`` is for instance ``promoted`` or ``unchanged``."""
+        """Close the run as ``FINISHED`` with an outcome, for instance ``promoted`` or ``unchanged``."""
         self.set_tags(run_id, {"outcome": outcome})
         client_of(self.workspace).set_terminated(run_id, "FINISHED")
 
@@ -144,15 +145,15 @@ class Tracker:
         self._log(run_id, points=points)
 
     def set_tags(self, run_id: str, tags: Mapping[str, object]) -> None:
-        """Set tags of the run; those that are ``None`` are left out, too long values are cut."""
+        """Set tags of the run; those that are ``None`` are left out, and values that are too long are cut."""
         self._log(run_id, tags=_tag_texts(tags))
 
     @contextmanager
     def epoch_log(self, run_id: str, *, every: float = 2.0) -> Iterator[Callable[[EpochResult], None]]:
         """Yield an ``on_epoch`` for :func:`csflow.flow.training.fit_flow` that draws the run's curves.
 
-        Epochs are written together every ``every`` seconds and when the block ends, however it ends, so
-        that the tracker does not slow down short ones.
+        Epochs are written together every ``every`` seconds and when the block ends, even by an error, so that the
+        tracker does not slow down short epochs.
         """
         waiting: list[_Point] = []
         written = time.monotonic()
@@ -182,7 +183,7 @@ class Tracker:
 
     @typed_errors
     def log_artifact(self, run_id: str, path: Path, *, folder: str | None = None) -> None:
-        """Attach a file, or a directory under its own name; ``folder`` is where among the run's artifacts."""
+        """Attach a file, or a directory under its own name, to the run, in the artifact folder ``folder``."""
         client_of(self.workspace).log_artifact(run_id, str(path), folder)
 
     def fetch_artifact(self, run_id: str, path: str, target: Path) -> Path:
@@ -204,14 +205,14 @@ class Tracker:
     @typed_errors
     @retried(database_is_locked)
     def log_dataset(self, run_id: str, *, name: str, digest: str, manifest: Path, source: str) -> None:
-        """Record which data the run saw, and attach the manifest under ``data/``.
+        """Record which data the run used, and attach the manifest under ``data/``.
 
         Args:
             run_id: The run.
             name: Name of the line.
             digest: Digest of the data; MLflow keeps its first 36 characters.
             manifest: The manifest as CSV.
-            source: Where the images come from.
+            source: Origin of the images.
         """
         import pandas as pd
 
@@ -221,7 +222,7 @@ class Tracker:
         from mlflow.entities import Dataset, DatasetInput, InputTag
 
         frame = pd.read_csv(manifest, keep_default_na=False, dtype=str)
-        # MLflow has no kind of source for DVC: its own makes schema and profile, ours is put in its place.
+        # MLflow has no source type for DVC: another type produces schema and profile, and is then replaced by ours.
         described = from_pandas(frame, source=CodeDatasetSource({}), name=name, digest=digest[:36]).to_dict()
         dataset = Dataset(**described | {"source_type": "dvc", "source": json.dumps({"uri": source})})
         client.log_inputs(run_id, [DatasetInput(dataset, [InputTag("mlflow.data.context", "training")])])
@@ -229,7 +230,7 @@ class Tracker:
 
     @typed_errors
     def read_run(self, run_id: str) -> Run:
-        """One run.
+        """Read a run.
 
         Raises:
             RegistryError: If the tracker does not know the run.
@@ -249,7 +250,7 @@ class Tracker:
 
     @typed_errors
     def list_runs(self, line: str, *, limit: int) -> list[Run]:
-        """The last runs of a line, newest first.
+        """List the last runs of a line, newest first.
 
         Raises:
             NotRegisteredError: If the line never ran here.
@@ -266,7 +267,7 @@ class Tracker:
 
     @typed_errors
     def nested_runs(self, parent: str) -> list[Run]:
-        """The runs nested in a run, oldest first."""
+        """List the runs nested in a run, oldest first."""
         client = client_of(self.workspace)
         experiment = client.get_run(parent).info.experiment_id
         chosen = f"tags.`{_PARENT}` = '{parent}'"
@@ -282,7 +283,7 @@ class Tracker:
         params: Mapping[str, str] | None = None,
         tags: Mapping[str, str] | None = None,
     ) -> None:
-        """One request for all of them: some milliseconds on SQLite."""
+        """Log everything in one request, which takes a few milliseconds on SQLite."""
         client = client_of(self.workspace)
         from mlflow.entities import Metric, Param, RunTag
 
@@ -312,7 +313,7 @@ class Tracker:
             try:
                 return client.create_experiment(line, artifact_location=location)
             except MlflowException:
-                # Another process may have been first; if not, the server does not let us.
+                # Another process may have created it first; if not, the server refuses.
                 if (experiment := client.get_experiment_by_name(line)) is None:
                     raise
         if experiment.lifecycle_stage == "deleted":

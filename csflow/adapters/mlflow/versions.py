@@ -6,7 +6,7 @@
 ``detector_digest``                  SHA-256 over the detector directory
 ``image_auroc (_low, _high)``,       measured on the test images at that time
 ``pixel_auroc``
-``threshold, alpha``                 what its decisions promise
+``threshold, alpha``                 threshold of its decisions, and the false-alarm rate promised for it
 ``backbone, seed``                   how it was trained
 ``features_space, features_digest``  the features it was made from; the list is an artifact of its run
 ``model_key``                        the fitted model in the workspace
@@ -31,7 +31,7 @@ CHAMPION = "champion"
 """The alias of the version that should be served."""
 
 LONGEST_TAG = 5000
-"""Characters MLflow keeps of a tag's value."""
+"""Number of characters that MLflow keeps of a tag's value."""
 
 
 @dataclass(frozen=True)
@@ -40,10 +40,10 @@ class Version:
 
     Attributes:
         line: The product line.
-        version: 1 for the first.
-        aliases: For instance ``("champion",)``.
+        version: Its number; the first is 1.
+        aliases: Its aliases, for instance ``("champion",)``.
         run_id: The MLflow run that made it.
-        created: When it was registered, UTC.
+        created: When it was registered, in UTC.
     """
 
     line: str
@@ -55,16 +55,16 @@ class Version:
 
     @property
     def is_champion(self) -> bool:
-        """Whether it is the one to be served."""
+        """Return True if it is the version that should be served."""
         return CHAMPION in self.aliases
 
     @property
     def decision(self) -> str:
-        """What the gate said: ``promoted``, ``kept_worse``, ``kept_insufficient``; empty before it."""
+        """Return the gate's decision: ``promoted``, ``kept_worse`` or ``kept_insufficient``; empty before the gate."""
         return self.tags.get("decision", "")
 
     def number(self, tag: str) -> float | None:
-        """A tag such as ``image_auroc`` as a number; ``None`` if the version has no such figure."""
+        """Return a tag such as ``image_auroc`` as a number; ``None`` if the version has no such figure."""
         try:
             return float(self.tags[tag])
         except (KeyError, ValueError):
@@ -72,7 +72,7 @@ class Version:
 
 
 def model_name(line: str) -> str:
-    """Name of a line's registered model.
+    """Return the name of a line's registered model.
 
     Raises:
         ConfigError: If ``line`` cannot be the name of a line.

@@ -46,7 +46,7 @@ def repository_folders(data: DataConfig) -> RepositoryFolders:
 
 
 def _configured_folders(top: Path, key: str) -> list[Path]:
-    """The remotes (``url``) or the cache (``dir``) that DVC's configuration names as folders, relative to ``.dvc``."""
+    """List the remotes (``url``) or the cache (``dir``) that DVC's configuration names as folders."""
     found: list[Path] = []
     for name in ("config", "config.local"):
         settings = configparser.ConfigParser(interpolation=None, strict=False)
