@@ -125,7 +125,7 @@ def test_it_is_served(directory: Path, images: Path) -> None:
 def test_the_rest_of_csflow_knows_it_from_the_entry(line: LineConfig) -> None:
     assert line_schema()["properties"]["detector"]["enum"][-1] == "median"
     planned = variants(Request(line=line, groups=("detectors",), seeds=(0, 1)))
-    assert [v.line.training.seed for v in planned if v.name == "Median"] == [0], "nothing is drawn: one seed"
+    assert [v.line.training.seed for v in planned if v.name == "Median"] == [0], "deterministic: one seed"
     other = line.model_copy(update={"detector": "mahalanobis"})
     assert detector_code(line) != detector_code(other)
     assert line.training_digest() != other.training_digest()
