@@ -162,7 +162,7 @@ def test_line_without_champion(workspace: Workspace, line: str, detector: Path, 
 
 def test_line_without_model(workspace: Workspace) -> None:
     for call in (Registry(workspace).versions, Registry(workspace).find_version):
-        with pytest.raises(NotRegisteredError, match=r"'leather' has no registered model yet.*lines/leather.yaml"):
+        with pytest.raises(NotRegisteredError, match=r"'leather' has no registered model yet.*csflow run leather"):
             call("leather")
     assert Registry(workspace).find_champion("leather") is None
     assert Registry(workspace).get_hold("leather") is None
