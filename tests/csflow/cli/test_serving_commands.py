@@ -27,7 +27,7 @@ from csflow.cli.rollback import rollback_champion
 from csflow.cli.serve import serve_lines
 from csflow.config import load_line
 from csflow.errors import ConfigError, CsflowError, DeployError, ModelError, UsageError
-from csflow.release import promotion, rollout
+from csflow.release import deployment, promotion
 from csflow.release.promotion import Promotion
 from csflow.system.ports import bind
 from csflow.system.workspace import Workspace
@@ -67,7 +67,7 @@ def test_endpoint_shows_what_answers_and_what_is_tried_beside_it(cluster: Cluste
 
 def test_endpoint_prints_the_inference_service_of_the_champion(monkeypatch: pytest.MonkeyPatch) -> None:
     document = {"kind": "InferenceService", "spec": {"predictor": {"model": {"storageUri": "s3://b/tiles/d/"}}}}
-    monkeypatch.setattr(rollout, "champion_document", lambda _, line: document | {"line": line.line})
+    monkeypatch.setattr(deployment, "champion_document", lambda _, line: document | {"line": line.line})
     assert yaml.safe_load(run(endpoint, "tiles", "--yaml")) == document | {"line": "tiles"}
 
 

@@ -21,7 +21,7 @@ from csflow.adapters.mlflow.tracking import Tracker
 from csflow.adapters.mlflow.versions import Version
 from csflow.config import DataConfig, LineConfig
 from csflow.errors import DeployError, RegistryError, UsageError
-from csflow.release import promotion, rollout
+from csflow.release import deployment, promotion
 from csflow.release.gate import GateDecision
 from csflow.runs.services import Services
 from csflow.system.workspace import Workspace
@@ -139,7 +139,7 @@ def workspace(tmp_path: Path) -> Workspace:
 @pytest.fixture
 def world(monkeypatch: pytest.MonkeyPatch) -> World:
     made = World()
-    monkeypatch.setattr(rollout, "smoke_test", lambda *_: made.call("smoke_test"))
+    monkeypatch.setattr(deployment, "smoke_test", lambda *_: made.call("smoke_test"))
     monkeypatch.setattr(local, "healthy", lambda _: True)
     made.add(1)
     return made

@@ -18,7 +18,7 @@ from csflow.adapters.mlflow.tracking import Tracker
 from csflow.adapters.mlflow.versions import Version
 from csflow.config import CanaryStep, DataConfig, LineConfig, ServingConfig
 from csflow.errors import DeployError
-from csflow.release import promotion, rollout
+from csflow.release import deployment, promotion
 from csflow.release.gate import GateDecision
 from csflow.release.publication import Published
 from csflow.runs.services import Services
@@ -52,8 +52,8 @@ def world(monkeypatch: pytest.MonkeyPatch, cluster: Cluster) -> World:
     def publish(_: Services, version: Version) -> Published:
         return Published(Path(digest(version.version)), f"s3://store/detectors/tiles/{digest(version.version)}/")
 
-    monkeypatch.setattr(rollout, "publish", publish)
-    monkeypatch.setattr(rollout, "smoke_test", lambda *_: made.call("smoke_test"))
+    monkeypatch.setattr(deployment, "publish", publish)
+    monkeypatch.setattr(deployment, "smoke_test", lambda *_: made.call("smoke_test"))
     for number in (1, 2, 3):
         made.add(number, detector_digest=digest(number))
     return made
@@ -183,7 +183,7 @@ def test_a_store_that_a_cluster_cannot_read_is_told(
     def publish(_: Services, version: Version) -> Published:
         return Published(Path(digest(1)), f"file:///home/detectors/tiles/{digest(1)}/")
 
-    monkeypatch.setattr(rollout, "publish", publish)
+    monkeypatch.setattr(deployment, "publish", publish)
     with pytest.raises(DeployError, match="CSFLOW_STORE=s3://BUCKET/PREFIX"):
         promote(services, 1)
 
@@ -192,7 +192,7 @@ def test_the_champions_document_is_what_runs(world: World, services: Services, c
     promote(services, 1)
     promote(services, 2)
     live = cluster.service()
-    printed = rollout.champion_document(services, LINE)
+    printed = deployment.champion_document(services, LINE)
     assert printed["spec"] == live["spec"]
     assert yaml.safe_load(yaml.safe_dump(printed)) == printed
 
@@ -228,7 +228,7 @@ def test_real_servers_behind_the_pods(
 
         def deploy(number: int) -> str:
             def trial(endpoint: Endpoint) -> None:
-                rollout.smoke_test(services.endpoints, endpoint, folders[number], ())
+                deployment.smoke_test(services.endpoints, endpoint, folders[number], ())
 
             with services.endpoints.lock("tiles") as lock:
                 approval = Approval("gate", "better")
