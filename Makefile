@@ -36,6 +36,7 @@ serve: setup ## Serve the demo line's champion on http://127.0.0.1:8080 (LINE=na
 images: ## Build csflow-train and csflow-serve (BASE_IMAGE=, INDEX_URL=, CA_BUNDLE= for an air-gapped factory)
 	BASE_IMAGE="$(BASE_IMAGE)" INDEX_URL="$(INDEX_URL)" CA_BUNDLE="$(CA_BUNDLE)" $(PYTHON) infra/images/build.py
 
+test: export OMP_NUM_THREADS ?= 1
 test: setup ## The fast suite
 	$(PY) -m pytest -m "not slow and not real and not docker and not postgres and not browser and not gpu" -n 2
 
