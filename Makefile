@@ -13,7 +13,7 @@ ifneq ($(wildcard ../shared/data),)
 export CSFLOW_TEST_DATA ?= $(abspath ../shared/data)
 endif
 
-.PHONY: help setup demo serve images docs test test-all lint lock schema golden manifests clean
+.PHONY: help setup demo serve images docs test test-rest test-all lint lock schema golden manifests clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -36,12 +36,16 @@ serve: setup ## Serve the demo line's champion on http://127.0.0.1:8080 (LINE=na
 images: ## Build csflow-train and csflow-serve (BASE_IMAGE=, INDEX_URL=, CA_BUNDLE= for an air-gapped factory)
 	BASE_IMAGE="$(BASE_IMAGE)" INDEX_URL="$(INDEX_URL)" CA_BUNDLE="$(CA_BUNDLE)" $(PYTHON) infra/images/build.py
 
+FAST := not (slow or real or docker or postgres or browser or gpu)
+
 test: export OMP_NUM_THREADS ?= 1
 test: setup ## The fast suite
-	$(PY) -m pytest -m "not slow and not real and not docker and not postgres and not browser and not gpu" -n 2
+	$(PY) -m pytest -m "$(FAST)" -n 2 --dist loadfile
 
-test-all: setup ## Everything this machine can run
-	$(PY) -m pytest -m "not gpu" -n 2 --dist loadfile
+test-rest: setup ## What the fast suite leaves out and this machine can run
+	$(PY) -m pytest -m "not gpu and not ($(FAST))" -n 2 --dist loadfile
+
+test-all: test test-rest ## Everything this machine can run
 
 lint: setup ## Style, types
 	.venv/bin/ruff check .

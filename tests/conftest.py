@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Generator
+import shutil
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
+
+from csflow.adapters.mlflow import connection
 
 os.environ["DVC_NO_ANALYTICS"] = "1"
 os.environ["GIT_CONFIG_NOSYSTEM"] = "1"
@@ -25,6 +28,23 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
         report.outcome = "failed"
         report.longrepr = f"{REQUIRED} names {', '.join(sorted(required))}, but the test was skipped: {report.longrepr}"
     return report
+
+
+@pytest.fixture(scope="session", autouse=True)
+def databases_are_copies(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Copy MLflow's local database from one that is made once, because making one takes seconds."""
+    upgrade, ready = connection._upgrade, tmp_path_factory.mktemp("mlflow") / "mlflow.db"
+
+    def copy_or_upgrade(database: Path) -> None:
+        if database.exists():
+            return upgrade(database)
+        if not ready.exists():
+            upgrade(ready)
+        shutil.copyfile(ready, database)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(connection, "_upgrade", copy_or_upgrade)
+        yield
 
 
 @pytest.fixture

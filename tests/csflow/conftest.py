@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,7 +20,7 @@ MakeDetector = Callable[..., Path]
 
 @pytest.fixture(scope="session")
 def make_detector(tmp_path_factory: pytest.TempPathFactory) -> MakeDetector:
-    """A function ``(line, seed=0, calibrated=True) -> directory``; equal arguments give equal bytes."""
+    """A function ``(line, seed=0, calibrated=True) -> directory`` of the caller's own; each detector is made once."""
     import torch
 
     from csflow.config import CalibrationConfig, DataConfig, FeatureConfig, FlowConfig, LineConfig
@@ -31,8 +33,9 @@ def make_detector(tmp_path_factory: pytest.TempPathFactory) -> MakeDetector:
     features, shape = FeatureConfig(image_size=128), FlowConfig(blocks=1, hidden=8)
     backbone = load_backbone(features)
 
-    def make(line: str, *, seed: int = 0, calibrated: bool = True) -> Path:
-        directory = tmp_path_factory.mktemp("detector") / line
+    @functools.cache
+    def made(line: str, seed: int, calibrated: bool) -> Path:
+        directory = tmp_path_factory.mktemp("made") / line
         torch.manual_seed(seed)
         flow = CrossScaleFlow(shape, channels=backbone.channels, scales=features.scales, permutation_seed=seed)
         with torch.no_grad():
@@ -47,6 +50,10 @@ def make_detector(tmp_path_factory: pytest.TempPathFactory) -> MakeDetector:
         config = LineConfig(line=line, data=DataConfig(path=f"data/{line}"), features=features, flow=shape)
         Detector(config, backbone, FlowModel(flow, config.scoring), calibration, {"seed": seed}).save(directory)
         return directory
+
+    def make(line: str, *, seed: int = 0, calibrated: bool = True) -> Path:
+        directory = tmp_path_factory.mktemp("detector") / line
+        return Path(shutil.copytree(made(line, seed, calibrated), directory))
 
     return make
 

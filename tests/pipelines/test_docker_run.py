@@ -222,7 +222,7 @@ def homes(image: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict
         for runner, home in made.items():
             done = run(home, yaml, "--runner", runner)
             assert done.returncode == 0, done.stdout + done.stderr
-            (home / "shown.txt").write_text(done.stdout)
+            (home / "shown.txt").write_text(done.stdout + done.stderr)
         yield made
     finally:
         for home in made.values():
@@ -277,7 +277,7 @@ def test_a_failing_step_has_the_last_word(image: str, tmp_path: Path) -> None:
     assert done.returncode == 1, done.stdout + done.stderr
     assert "Step validate failed" in done.stderr
     assert "500" in done.stderr.strip().splitlines()[-1]
-    assert "cache_features" not in done.stdout, "nothing runs after a failed step"
+    assert "cache_features" not in done.stdout + done.stderr, "nothing runs after a failed step"
 
 
 @pytest.mark.docker
@@ -286,13 +286,13 @@ def test_a_terminated_run_leaves_no_container_and_a_checkpoint(image: str, tmp_p
     home = tmp_path / "home"
     command = [sys.executable, "-m", "pipelines", "run", str(write_yaml(tmp_path, "epochs: 3", "epochs: 2000"))]
     with subprocess.Popen(
-        [*command, "--runner", "docker"], cwd=ROOT, env=environment_of(home), stdout=subprocess.PIPE, text=True
+        [*command, "--runner", "docker"], cwd=ROOT, env=environment_of(home), stderr=subprocess.PIPE, text=True
     ) as running:
-        assert running.stdout is not None
-        assert next((line for line in running.stdout if "epoch 5/2000" in line), None), "training never began"
+        assert running.stderr is not None
+        assert next((line for line in running.stderr if "epoch 5/2000" in line), None), "training never began"
         assert [root for root in left_over() if root.startswith(str(home))], "no container trains"
         running.send_signal(signal.SIGTERM)
-        running.stdout.read()
+        running.stderr.read()
         assert running.wait(timeout=containers.GRACE_SECONDS) != 0
     assert not [root for root in left_over() if root.startswith(str(home))]
     assert list((home / "models").glob("*.work/checkpoint*")), "no checkpoint was written"

@@ -129,7 +129,7 @@ def refused(workspace: Workspace, error: Exception) -> RegistryError:
     said = str(getattr(error, "message", error)).strip()
     remedy = next((remedy for sign, remedy in _REMEDIES.items() if sign in said), "")
     return RegistryError(
-        f"MLflow at {workspace.tracking_uri} refused: {said}{'' if said.endswith('.') else '.'}{remedy}"
+        f"MLflow at {workspace.tracking_uri} refused: {said}{'' if said.endswith('.') else '.'} {remedy}".rstrip()
     )
 
 

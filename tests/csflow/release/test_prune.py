@@ -41,16 +41,6 @@ def sha(number: int) -> str:
     return f"{number:02x}" * 32
 
 
-@pytest.fixture(scope="module")
-def database(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A fresh tracking database; making one takes seconds."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
-        workspace = Workspace(tmp_path_factory.mktemp("fresh"))
-        connection.initialise(workspace)
-    return workspace.root / "mlflow.db"
-
-
 class Plant:
     """A workspace and a store, filled as runs fill them."""
 
@@ -120,9 +110,9 @@ class Plant:
 
 
 @pytest.fixture
-def plant(home: Path, database: Path, bucket: str, monkeypatch: pytest.MonkeyPatch) -> Plant:
+def plant(home: Path, bucket: str, monkeypatch: pytest.MonkeyPatch) -> Plant:
     home.mkdir()
-    shutil.copy(database, home / "mlflow.db")
+    connection.initialise(Workspace(home))
     monkeypatch.setenv("CSFLOW_STORE", f"s3://{bucket}/plant")
     monkeypatch.delenv("CSFLOW_ENDPOINTS", raising=False)
     return Plant(Workspace(home), Store(bucket, "plant", attempts=2))

@@ -46,7 +46,7 @@ def serve() -> Iterator[Serve]:
                 pass
 
         server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
         running.append(server)
         return f"http://127.0.0.1:{server.server_port}"
 
@@ -72,7 +72,7 @@ ASKED: dict[str, Callable[[Workspace], object]] = {
     [
         ((401, "You are not authenticated."), "Set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"),
         ((403, HOST), f"{HOST}.*Start the server with --allowed-hosts"),
-        ((403, "Permission denied"), "Permission denied.*Ask the server's administrator for the right"),
+        ((403, "Permission denied"), r"Permission denied.*\. Ask the server's administrator for the right"),
         ((404, "<html>Nothing here</html>"), "Is it an MLflow server. Correct MLFLOW_TRACKING_URI"),
         ((400, json.dumps({"error_code": "BAD_REQUEST", "message": "Too long"})), "Too long"),
     ],

@@ -100,7 +100,7 @@ class _Through(socketserver.BaseRequestHandler):
 @pytest.fixture
 def link(s3_server: str) -> Iterator[Link]:
     with Link(s3_server) as proxy:
-        threading.Thread(target=proxy.serve_forever, daemon=True).start()
+        threading.Thread(target=proxy.serve_forever, args=(0.01,), daemon=True).start()
         yield proxy
         proxy.shutdown()
 
@@ -303,7 +303,7 @@ class TestRefusals:
                 pass
 
         with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-            threading.Thread(target=server.serve_forever, daemon=True).start()
+            threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
             yield server
             server.shutdown()
 
