@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import shutil
 from collections.abc import Generator, Iterator
 from pathlib import Path
 
+import botocore.session
 import pytest
 
 from csflow.adapters.mlflow import connection
@@ -44,6 +46,14 @@ def databases_are_copies(tmp_path_factory: pytest.TempPathFactory) -> Iterator[N
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(connection, "_upgrade", copy_or_upgrade)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_botocore_loader() -> Iterator[None]:
+    """Let all S3 clients share botocore's description of S3, which takes longer to read than most tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(botocore.session, "create_loader", functools.cache(botocore.session.create_loader))
         yield
 
 

@@ -30,7 +30,7 @@ _PACKAGES: dict[object, Package] = {}
 
 @pytest.fixture(autouse=True)
 def compiled_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Compile equal graphs once for all tests that submit and schedule; ``test_package.py`` asks the compiler itself."""
+    """Compile equal graphs once for all tests here; ``test_package.py`` calls the compiler itself."""
 
     def remembered(graph: Graph, placement: Placement) -> Package:
         own = {key: value for key, value in os.environ.items() if key.startswith("CSFLOW_")}

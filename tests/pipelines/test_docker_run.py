@@ -1,4 +1,4 @@
-"""The run in containers: what a step is given, and the demo line with a real engine beside the subprocess runner."""
+"""The run in containers: what a step is given, and the demo line with a real engine."""
 
 from __future__ import annotations
 
@@ -213,39 +213,21 @@ def left_over() -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def homes(image: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Path]]:
-    """The demo line, once with each runner, each in a workspace of its own."""
-
-    yaml = write_yaml(tmp_path_factory.mktemp("lines"))
-    made = {runner: tmp_path_factory.mktemp(runner) for runner in ("docker", "subprocess")}
+def home(image: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A workspace in which the demo line ran in containers; ``test_profiles_agree.py`` compares what came out."""
+    yaml, made = write_yaml(tmp_path_factory.mktemp("lines")), tmp_path_factory.mktemp("docker")
     try:
-        for runner, home in made.items():
-            done = run(home, yaml, "--runner", runner)
-            assert done.returncode == 0, done.stdout + done.stderr
-            (home / "shown.txt").write_text(done.stdout + done.stderr)
+        done = run(made, yaml, "--runner", "docker")
+        assert done.returncode == 0, done.stdout + done.stderr
+        (made / "shown.txt").write_text(done.stdout + done.stderr)
         yield made
     finally:
-        for home in made.values():
-            LocalEndpoints(Workspace(home)).stop("demo-texture")
+        LocalEndpoints(Workspace(made)).stop("demo-texture")
 
 
 @pytest.mark.docker
 @pytest.mark.timeout(1200)
-def test_containers_and_subprocesses_give_the_same_result(homes: dict[str, Path]) -> None:
-    contained, plain = (summary_of(homes[runner]) for runner in ("docker", "subprocess"))
-    for key in ("data_digest", "data_md5", "outcome", "model_version", "alias"):
-        assert contained[key] == plain[key], key
-    for key in ("image_auroc", "pixel_auroc", "threshold"):
-        assert contained[key] == pytest.approx(plain[key], rel=1e-3), key
-    assert set(contained["seconds"]) == set(plain["seconds"]), "every step ran"
-
-
-@pytest.mark.docker
-@pytest.mark.timeout(1200)
-def test_progress_is_shown_and_the_champion_served_after_the_containers_ended(homes: dict[str, Path]) -> None:
-    from csflow.adapters.deployment.local import LocalEndpoints
-
-    home = homes["docker"]
+def test_progress_is_shown_and_the_champion_served_after_the_containers_ended(home: Path) -> None:
     shown = (home / "shown.txt").read_text()
     assert "train: epoch 3/3" in shown
     assert "serve: champion version 1" in shown
@@ -261,8 +243,7 @@ def test_progress_is_shown_and_the_champion_served_after_the_containers_ended(ho
 
 @pytest.mark.docker
 @pytest.mark.timeout(1200)
-def test_an_unchanged_run_leaves_the_endpoint_alone(homes: dict[str, Path], tmp_path: Path) -> None:
-    home = homes["docker"]
+def test_an_unchanged_run_leaves_the_endpoint_alone(home: Path, tmp_path: Path) -> None:
     before = summary_of(home)
     done = run(home, write_yaml(tmp_path), "--runner", "docker")
     assert done.returncode == 0, done.stdout + done.stderr

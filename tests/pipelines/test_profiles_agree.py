@@ -54,6 +54,8 @@ def test_the_data_and_what_is_made_of_it_have_one_digest(summaries: dict[str, di
     for fact in ("data_digest", "data_md5", "git_rev", "outcome", "promise", "alpha"):
         assert len({json.dumps(summary[fact]) for summary in summaries.values()}) == 1, fact
     assert summaries["docker"]["outcome"] == "promoted"
+    for name, summary in summaries.items():
+        assert set(summary["seconds"]) == set(summaries["subprocess"]["seconds"]), f"{name}: every step ran"
 
 
 def test_the_metrics_agree(summaries: dict[str, dict[str, Any]]) -> None:

@@ -79,6 +79,7 @@ def no_times(first: Path, workspace: Workspace) -> Iterator[Path]:
     aside.rename(folder)
 
 
+@pytest.mark.slow
 def test_a_row_timed_elsewhere_or_on_a_busy_machine_is_timed_again_and_no_more(
     first: Path, workspace: Workspace, no_times: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -101,6 +102,7 @@ def test_a_row_timed_elsewhere_or_on_a_busy_machine_is_timed_again_and_no_more(
     assert run_variant(first, before.key, Services.of(workspace)) == row
 
 
+@pytest.mark.slow
 def test_asked_to_all_rows_are_timed_again(first: Path, workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
     before = {row.key: row for row in rows_of(first, workspace).values()}
     monkeypatch.setattr(Bench, "measure", lambda *_: pytest.fail("there is a row"))

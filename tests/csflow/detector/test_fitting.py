@@ -21,7 +21,7 @@ from csflow.features.backbone import load_backbone
 from csflow.features.store import FeatureStore
 from tests.csflow.detector.small_line import VARIANTS, cached, line_of
 
-FAST = {"csflow-max-all", "csflow-concatenated", "mahalanobis", "patchcore-native"}
+FAST = {"csflow-concatenated", "mahalanobis", "patchcore-native"}
 
 
 @pytest.mark.parametrize("name", [n if n in FAST else pytest.param(n, marks=pytest.mark.slow) for n in VARIANTS])

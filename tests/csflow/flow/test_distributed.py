@@ -133,6 +133,7 @@ def assert_close(found: dict[str, torch.Tensor], expected: dict[str, torch.Tenso
         torch.testing.assert_close(found[name], tensor, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_two_processes_train_what_one_does(fits: Path, name: str) -> None:
     expected, told, asked = one_process(fits, name)
@@ -155,6 +156,7 @@ def test_two_processes_train_what_one_does(fits: Path, name: str) -> None:
         assert [a + b for a, b in zip(first, second, strict=True)] == asked[statistics:], "the same shuffled batches"
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_one_process_is_resumed_by_two_and_back(fits: Path) -> None:
     expected = single.run(fits / "whole", single.Images(21), averaging=0.6).state_dict()
     resumed = load_file(fits / "resumed-0.safetensors")
@@ -167,11 +169,13 @@ def test_a_checkpoint_of_one_process_is_resumed_by_two_and_back(fits: Path) -> N
     assert len(images.asked) == 9 - 5, "one process went on where two were killed"
 
 
+@pytest.mark.slow
 def test_divergence_is_found_in_every_process(fits: Path) -> None:
     for rank in (0, 1):
         assert (fits / f"diverged-{rank}.txt").read_text().startswith("ModelError: Training diverged in epoch 1")
 
 
+@pytest.mark.slow
 def test_a_signal_to_one_process_ends_all_after_the_same_step_with_a_checkpoint(fits: Path) -> None:
     images = single.Images(21)
     assert_close(single.run(fits / "held", images).state_dict(), one_process(fits, "plain")[0])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 import torch
 
 from csflow.data.manifest import Manifest
@@ -26,6 +27,7 @@ def test_differnet_sees_every_turn_of_an_image(manifest: Manifest) -> None:
         torch.testing.assert_close(levels[2 * turn], expected, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_differnet_scores_the_mean_over_turns(manifest: Manifest, store: FeatureStore, tmp_path: Path) -> None:
     line = line_of("differnet-turned")
     features = cached(store, manifest, line, load_backbone(line.features))
