@@ -38,12 +38,13 @@ images: ## Build csflow-train and csflow-serve (BASE_IMAGE=, INDEX_URL=, CA_BUND
 
 FAST := not (slow or real or docker or postgres or browser or gpu)
 
-test: export OMP_NUM_THREADS ?= 1
+# Two processes test side by side: with more threads than cores each waits for the other.
+test test-rest: export OMP_NUM_THREADS ?= 1
 test: setup ## The fast suite
 	$(PY) -m pytest -m "$(FAST)" -n 2 --dist loadfile
 
 test-rest: setup ## What the fast suite leaves out and this machine can run
-	$(PY) -m pytest -m "not gpu and not ($(FAST))" -n 2 --dist loadfile
+	$(PY) -m pytest -m "not gpu and not ($(FAST))" -n 2 --dist loadfile --no-loadscope-reorder
 
 test-all: test test-rest ## Everything this machine can run
 

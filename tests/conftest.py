@@ -21,6 +21,11 @@ REQUIRED = "CSFLOW_REQUIRE"
 """Markers, parted by commas, whose tests must not be skipped: what a machine is said to have, it has to have."""
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the tests on real images: they take longest, and a long last test keeps a worker waiting."""
+    items.sort(key=lambda item: item.get_closest_marker("real") is None)
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """Turn the skip of a test that the machine must be able to run into a failure."""
