@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -12,8 +11,7 @@ import typer
 from csflow.cli.options import JsonOption, print_json
 from csflow.errors import UsageError
 from csflow.runs.services import Services
-from csflow.system.files import write_atomic
-from csflow.system.progress import track
+from csflow.system.progress import say, track
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -31,25 +29,27 @@ def score(
     as_json: JsonOption = False,
 ) -> None:
     """Score images and write a heat-map overlay for each."""
+    from csflow.data.overlay_files import overlay_paths, write_overlay
     from csflow.detector.engine import Engine
     from csflow.detector.heatmap import overlay
     from csflow.release.locate import locate_detector
 
     files = _image_files(images)
+    paths = overlay_paths(files, out)
     engine = Engine.load(locate_detector(model, Services.from_environment()))
     calibration = engine.calibration
     rows = []
-    scored = zip(_overlay_names(files), _predictions(engine, files), strict=True)
-    for name, (file, image, prediction) in track(scored, total=len(files), label="score"):
+    scored = zip(paths, _predictions(engine, files), strict=True)
+    for path, (file, image, prediction) in track(scored, total=len(files), label="score"):
         picture = overlay(image, prediction.anomaly_map, calibration.map_range, calibration.region_threshold)
-        write_atomic(out / name, _png(picture))
+        write_overlay(path, picture)
         rows.append(
             {
                 "image": str(file),
                 "score": prediction.score,
                 "p_value": prediction.p_value,
                 "decision": prediction.decision,
-                "overlay": str(out / name),
+                "overlay": str(path),
             }
         )
     if as_json:
@@ -71,36 +71,38 @@ def _predictions(engine: Engine, files: list[Path]) -> Iterator[tuple[Path, Imag
 
 
 def _image_files(arguments: list[Path]) -> list[Path]:
-    from csflow.data.manifest import is_image
+    """List the images that the arguments name, each once; overlays of earlier calls are left out."""
+    from csflow.data.overlay_files import is_overlay
 
     files: list[Path] = []
     for path in arguments:
         if path.is_dir():
-            inside = sorted(file for file in path.rglob("*") if file.is_file() and is_image(file))
-            if not inside:
-                raise UsageError(
-                    f"No images in {path}. Expected image files (png, jpg, bmp, tif, webp) in it or in its folders."
-                )
-            files += inside
-        elif path.exists():
-            files.append(path)
-        else:
+            files += _images_below(path)
+        elif not path.exists():
             raise UsageError(f"{path} does not exist.")
-    return files
+        elif is_overlay(path):
+            raise UsageError(f"{path} is an overlay that csflow drew. Score the picture of the part instead.")
+        else:
+            files.append(path)
+    once: dict[Path, Path] = {}
+    for file in files:
+        once.setdefault(file.absolute(), file)
+    return list(once.values())
 
 
-def _overlay_names(files: list[Path]) -> list[str]:
-    """Name the overlay of every file; equal names from several folders are prefixed with the folder's name."""
-    count = Counter(file.stem for file in files)
-    return [f"{f.stem}.png" if count[f.stem] == 1 else f"{'-'.join(f.with_suffix('').parts[-3:])}.png" for f in files]
+def _images_below(folder: Path) -> list[Path]:
+    from csflow.data.manifest import is_image
+    from csflow.data.overlay_files import is_overlay
 
-
-def _png(picture: Image) -> bytes:
-    from io import BytesIO
-
-    buffer = BytesIO()
-    picture.save(buffer, format="PNG")
-    return buffer.getvalue()
+    found = sorted(file for file in folder.rglob("*") if file.is_file() and is_image(file))
+    images = [file for file in found if not is_overlay(file)]
+    if len(images) < len(found):
+        say(f"score: {len(found) - len(images)} overlays that csflow drew are left out of {folder}")
+    if not images:
+        raise UsageError(
+            f"No images in {folder}. Expected image files (png, jpg, bmp, tif, webp) in it or in its folders."
+        )
+    return images
 
 
 def _print(rows: list[dict[str, object]], statement: str) -> None:

@@ -70,3 +70,24 @@ def test_score_says_what_the_detector_says(directory: Path, pictures: list[Path]
         assert row["score"] == pytest.approx(prediction.score, rel=1e-4)
         assert row["decision"] == prediction.decision
         assert Image.open(row["overlay"]).size == Image.open(file).size
+
+
+def test_score_leaves_pictures_as_they_are_and_its_own_overlays_out(
+    directory: Path, pictures: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Twice in the folder of the pictures, with a second picture of the same stem."""
+    folder = pictures[0].parent
+    Image.open(pictures[0]).save(folder / "00.bmp")
+    before = {file: file.read_bytes() for file in folder.iterdir()}
+    monkeypatch.chdir(folder)
+    for _ in range(2):
+        found = CliRunner().invoke(
+            app, ["score", ".", "00.bmp", "--model", str(directory), "--out", ".", "--json"], catch_exceptions=False
+        )
+        rows = json.loads(found.stdout)["scores"]
+        assert len(rows) == len({row["overlay"] for row in rows}) == 12
+    assert "12 overlays that csflow drew are left out" in found.stderr
+    assert {file: file.read_bytes() for file in before} == before
+    assert len(list(folder.iterdir())) == 24
+    with pytest.raises(UsageError, match=r"00\.png-overlay\.png is an overlay"):
+        CliRunner().invoke(app, ["score", "00.png-overlay.png", "--model", str(directory)], catch_exceptions=False)
