@@ -100,7 +100,7 @@ def test_examples_are_of_keys_that_exist() -> None:
 
 
 def test_both_files_at_the_top_of_the_page_are_lines(tmp_path: Path) -> None:
-    whole = tmp_path / "whole.yaml"
+    whole = tmp_path / "bolts.yaml"
     whole.write_text("\n".join(line_yaml.complete()), encoding="utf-8")
     assert load_line(whole).line == load_line(line_yaml.EXAMPLE).line == "bolts"
     assert set(yaml.safe_load(whole.read_text())) == {key.name for key in ALL_KEYS if not key.section}

@@ -33,7 +33,8 @@ def load_line(name_or_path: str | Path) -> LineConfig:
     """Read one line, by name (``lines/NAME.yaml``) or by the path of its YAML file.
 
     Raises:
-        ConfigError: If there is no such line (the nearest names are suggested) or its YAML is wrong.
+        ConfigError: If there is no such line (the nearest names are suggested), its YAML is wrong, or it is about a line
+            of another name than its file, as copied files are.
     """
     path = Path(name_or_path)
     if path.suffix not in {".yaml", ".yml"}:
@@ -44,7 +45,13 @@ def load_line(name_or_path: str | Path) -> LineConfig:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"Cannot read {path}: {error}. Expected YAML text in UTF-8.") from error
-    return parse_line(text, source=path)
+    line = parse_line(text, source=path)
+    if line.line != path.stem:
+        raise ConfigError(
+            f"{path} says 'line: {line.line}', but a line has the name of its file. Set 'line: {path.stem}', or, if the "
+            f"line is {line.line}, rename the file to {line.line}{path.suffix}."
+        )
+    return line
 
 
 def _unknown_line(name: str, path: Path) -> str:

@@ -13,7 +13,7 @@ from keys import Key, keys
 
 from csflow.config import presets
 
-EXAMPLE = Path(__file__).with_name("line.yaml")
+EXAMPLE = Path(__file__).with_name("bolts.yaml")
 
 _TOP = """# A line's YAML file
 

@@ -199,7 +199,7 @@ def summary_of(home: Path) -> dict[str, Any]:
 
 
 def write_yaml(folder: Path, old: str = "", new: str = "") -> Path:
-    path = folder / "demo.yaml"
+    path = folder / "demo-texture.yaml"
     path.write_text(YAML.replace("REPO", str(ROOT)).replace(old, new))
     return path
 

@@ -122,3 +122,12 @@ def test_method_digest_counts_what_trains_and_nothing_else() -> None:
                    "calibration: {alpha: 0.2}", "calibration: none", "training: {seed: 1}"):  # fmt: skip
         assert parse(MINIMAL + change).method_digest() != line.method_digest(), change
     assert line.with_seed(1).method_digest() == parse(MINIMAL + "training: {seed: 1}").method_digest()
+
+
+@pytest.mark.parametrize("name", ["bolts.yaml", "Nuts.yaml", "nuts-2.yaml", "nuts.tmp.yml"])
+def test_a_copied_file_with_the_old_name_in_it_is_refused(name: str, tmp_path: Path) -> None:
+    """It would train on one product and become champion of the other."""
+    (tmp_path / name).write_text("line: nuts\ndata: {path: data/bolts}\n")
+    stem, suffix = name.rsplit(".", 1)
+    with pytest.raises(ConfigError, match=rf"{name} says 'line: nuts'.*Set 'line: {stem}'.*to nuts\.{suffix}"):
+        load_line(tmp_path / name)
