@@ -33,8 +33,8 @@ def load_line(name_or_path: str | Path) -> LineConfig:
     """Read one line, by name (``lines/NAME.yaml``) or by the path of its YAML file.
 
     Raises:
-        ConfigError: If there is no such line (the nearest names are suggested), its YAML is wrong, or it is about a line
-            of another name than its file, as copied files are.
+        ConfigError: If there is no such line (the nearest names are suggested), its YAML is wrong, or its ``line`` is not
+            the name of the file, as in a copied file.
     """
     path = Path(name_or_path)
     if path.suffix not in {".yaml", ".yml"}:
@@ -48,8 +48,8 @@ def load_line(name_or_path: str | Path) -> LineConfig:
     line = parse_line(text, source=path)
     if line.line != path.stem:
         raise ConfigError(
-            f"{path} says 'line: {line.line}', but a line has the name of its file. Set 'line: {path.stem}', or, if the "
-            f"line is {line.line}, rename the file to {line.line}{path.suffix}."
+            f"{path} says 'line: {line.line}', but a line has the name of its file. Set 'line: {path.stem}', or rename "
+            f"the file to {line.line}{path.suffix} if it is about that line."
         )
     return line
 

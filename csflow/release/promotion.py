@@ -19,15 +19,17 @@ wanted, :func:`reconcile` continues the promotion; otherwise it ends it.
 from __future__ import annotations
 
 import getpass
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from csflow.adapters.deployment.endpoints import Approval
+from csflow.adapters.mlflow.versions import CHAMPION_SINCE
 from csflow.config import LineConfig
 from csflow.errors import RegistryError, UsageError
 from csflow.release.deployment import deploy
+from csflow.release.settled import GATE, former_champions, gate_settings, is_settled
 from csflow.runs.services import Services
 from csflow.system.progress import say
 
@@ -81,11 +83,12 @@ def promote(
     """
     with _one_at_a_time(services, line.line) as lock:
         challenger = services.registry.find_version(line.line, version)
-        outcome, reason = _decided_before(challenger) or _decided(services, line.line, decide)
+        hold = services.registry.get_hold(line.line)
+        outcome, reason = _decided_before(challenger, line, hold) or _decided(hold, decide)
         if outcome == "promoted":
             return _take_over(services, line, challenger, Approval("gate", reason), samples, lock)
         if outcome != "unchanged":
-            _note(services, challenger, outcome, reason)
+            _note(services, challenger, outcome, reason, {GATE: gate_settings(line)})
         return _follow_champion(services, line, outcome, reason, samples, lock)
 
 
@@ -124,6 +127,7 @@ def rollback(services: Services, line: LineConfig, to: int | None = None, *, rea
         services.registry.set_hold(line.line, hold)
         services.registry.set_alias(line.line, former.version)
         _note(services, champion, "rolled_back", why)
+        services.registry.set_version_tags(line.line, former.version, {CHAMPION_SINCE: _now("microseconds")})
         say(f"rollback: version {former.version} is champion again and held")
         return Promotion("rolled_back", why, former.version, endpoint)
 
@@ -166,19 +170,18 @@ def reconcile(services: Services, line: LineConfig, samples: Sequence[bytes] = (
         return replace(done, outcome="reconciled", reason=f"its promotion was interrupted and went on: {done.reason}")
 
 
-def _decided_before(challenger: Version) -> tuple[str, str] | None:
-    """Return an earlier decision about a version, even if it was not recorded completely; ``None`` if there is none."""
+def _decided_before(challenger: Version, line: LineConfig, hold: Mapping[str, str] | None) -> tuple[str, str] | None:
+    """Return an earlier decision about a version, even if it was not recorded completely; ``None`` if none counts."""
     reason = challenger.tags.get("decision_reason", "")
     if challenger.is_champion:
         return "promoted", reason
     if challenger.decision in {"promoted", "rolled_back"}:
         return "unchanged", f"version {challenger.version} was champion before and is not now"
-    return (challenger.decision, reason) if challenger.decision else None
+    return (challenger.decision, reason) if is_settled(challenger, line, hold) else None
 
 
-def _decided(services: Services, line: str, decide: Callable[[], GateDecision]) -> tuple[str, str]:
+def _decided(hold: Mapping[str, str] | None, decide: Callable[[], GateDecision]) -> tuple[str, str]:
     """Return the gate's outcome, or ``held`` if a hold overrules it; without a champion there is nothing to hold."""
-    hold = services.registry.get_hold(line)
     decision = decide()
     if hold is None:
         return decision.outcome, decision.reason
@@ -219,7 +222,7 @@ def _take_over(
     reason = f"{approval.reason}; canary: {deployed.note}" if deployed.note else approval.reason
     services.registry.set_version_tags(version.line, version.version, {"decision_reason": reason})
     services.registry.set_alias(line.line, version.version)
-    _note(services, version, "promoted", reason)
+    _note(services, version, "promoted", reason, {GATE: gate_settings(line), CHAMPION_SINCE: _now("microseconds")})
     if approval.by == "hand":
         services.registry.set_hold(line.line, None)
     lock.record(None)
@@ -253,15 +256,16 @@ def _follow_champion(
 
 
 def _former_champion(services: Services, champion: Version, to: int | None) -> Version:
-
-    others = [v for v in services.registry.versions(champion.line) if v.version != champion.version]
-    former = [v for v in others if v.decision == "promoted" and (to is not None or v.version < champion.version)]
-    if to is not None:
+    versions = services.registry.versions(champion.line)
+    if to is None:
+        former = former_champions(versions)
+    else:
         services.registry.find_version(champion.line, to)
-    chosen = [v for v in former if to in (None, v.version)]
+        former = [version for version in versions if version.decision == "promoted" and not version.is_champion]
+    chosen = [version for version in former if to in (None, version.version)]
     if chosen:
-        return max(chosen, key=lambda v: v.version)
-    known = ", ".join(str(v.version) for v in former) or "none"
+        return chosen[0]
+    known = ", ".join(str(version.version) for version in former) or "none"
     wanted = "no former champion" if to is None else f"no former champion of version {to}"
     raise RegistryError(
         f"Line {champion.line!r} is at version {champion.version} and has {wanted} to go back to. "
@@ -269,9 +273,8 @@ def _former_champion(services: Services, champion: Version, to: int | None) -> V
     )
 
 
-def _note(services: Services, version: Version, decision: str, reason: str) -> None:
-
-    tags = {"decision": decision, "decision_reason": reason}
+def _note(services: Services, version: Version, decision: str, reason: str, more: Mapping[str, str] = {}) -> None:
+    tags = {"decision": decision, "decision_reason": reason, **more}
     services.registry.set_version_tags(version.line, version.version, tags)
 
 
@@ -287,5 +290,5 @@ def _user() -> str:
         return "unknown"
 
 
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")
+def _now(timespec: str = "seconds") -> str:
+    return datetime.now(UTC).isoformat(timespec=timespec)

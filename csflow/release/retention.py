@@ -6,6 +6,8 @@ from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING
 
+from csflow.release.settled import former_champions
+
 if TYPE_CHECKING:
     from csflow.adapters.mlflow.versions import Version
 
@@ -45,17 +47,6 @@ def kept(
         # csflow.release.challenge measures every challenger against the best champion so far.
         best = max(former, key=lambda version: (version.number("image_auroc") or 0.0, version.version))
         reasons[best.version].append("best so far")
-    if (target := rollback_target(ordered)) is not None:
-        reasons[target.version].append("rollback")
+    for version in former_champions(ordered)[:1]:
+        reasons[version.version].append("rollback")
     return {number: why for number, why in reasons.items() if why}
-
-
-def rollback_target(versions: Sequence[Version]) -> Version | None:
-    """Return the version that ``csflow rollback`` would serve: the last champion before the present one."""
-    champion = next((version for version in versions if version.is_champion), None)
-    former = [
-        version
-        for version in versions
-        if version.decision == "promoted" and (champion is None or version.version < champion.version)
-    ]
-    return max(former, key=lambda version: version.version, default=None)

@@ -10,6 +10,7 @@ from csflow.adapters.mlflow.runs import flat_params
 from csflow.config import LineConfig, parse_line_json
 from csflow.errors import NotRegisteredError
 from csflow.features.weights import weights_digest
+from csflow.release.settled import is_settled
 from csflow.runs.checkout import materialise
 from csflow.runs.context import RunContext, step
 from csflow.runs.identity import detector_code
@@ -70,7 +71,8 @@ def _open_run(
         # Not the number of versions: pruned ones had seeds as well.
         line = line.with_seed(line.training.seed + max((version.version for version in versions), default=0))
     key = content_key(line, manifest.digest)
-    unchanged = any(v.tags.get("content_key") == key and v.tags.get("decision") for v in versions)
+    hold = services.registry.get_hold(line.line) if versions else None
+    unchanged = any(v.tags.get("content_key") == key and is_settled(v, line, hold) for v in versions)
     if not unchanged:
         # Checked before any work is done for a configuration that cannot work.
         from csflow.features.backbone import check_pyramid

@@ -11,6 +11,8 @@
 ``features_space, features_digest``  the features it was made from; the list is an artifact of its run
 ``model_key``                        the fitted model in the workspace
 ``decision, decision_reason``        what the gate decided and why; absent before the gate
+``gate_settings``                    the ``gate`` section of the line's YAML at that decision
+``champion_since``                   when it last became champion, in UTC
 ==================================== ==============================================================
 
 The alias ``champion`` names the version that should be served. The registered model's tag ``hold`` says that a person
@@ -29,6 +31,9 @@ from csflow.errors import ConfigError
 
 CHAMPION = "champion"
 """The alias of the version that should be served."""
+
+CHAMPION_SINCE = "champion_since"
+"""Tag of a version: when it last became champion, in UTC as ISO 8601 with microseconds."""
 
 LONGEST_TAG = 5000
 """Number of characters that MLflow keeps of a tag's value."""
@@ -62,6 +67,14 @@ class Version:
     def decision(self) -> str:
         """Return the gate's decision: ``promoted``, ``kept_worse`` or ``kept_insufficient``; empty before the gate."""
         return self.tags.get("decision", "")
+
+    @property
+    def champion_order(self) -> tuple[str, int]:
+        """Return a key that sorts versions by the time at which they became champion.
+
+        Versions of csflow 0.5 and older have no such time; they come first, in the order of their numbers.
+        """
+        return self.tags.get(CHAMPION_SINCE, ""), self.version
 
     def number(self, tag: str) -> float | None:
         """Return a tag such as ``image_auroc`` as a number; ``None`` if the version has no such figure."""

@@ -19,7 +19,7 @@ from csflow.adapters.deployment.local_process import LocalEndpoint
 from csflow.adapters.mlflow.registry import Registry
 from csflow.adapters.mlflow.tracking import Tracker
 from csflow.adapters.mlflow.versions import Version
-from csflow.config import DataConfig, LineConfig
+from csflow.config import DataConfig, GateConfig, LineConfig
 from csflow.errors import DeployError, RegistryError, UsageError
 from csflow.release import deployment, promotion
 from csflow.release.gate import GateDecision
@@ -281,7 +281,17 @@ def test_a_held_line_keeps_its_champion_whatever_the_gate_says(world: World, ser
     assert released["reason"] == "scratches missed"
     with pytest.raises(UsageError, match="no hold"):
         promotion.release_hold(services, "tiles")
+    assert promotion.promote(services, LINE, 3, lambda: BETTER).outcome == "promoted", "it is judged again"
     promoted(world, services, 4)
+
+
+def test_other_settings_of_the_gate_judge_a_kept_version_again(world: World, services: Services) -> None:
+    promoted(world, services, 1)
+    world.add(2)
+    assert promotion.promote(services, LINE, 2, lambda: WORSE).outcome == "kept_worse"
+    assert promotion.promote(services, LINE, 2, never).outcome == "kept_worse"
+    generous = LINE.model_copy(update={"gate": GateConfig(margin=0.05)})
+    assert promotion.promote(services, generous, 2, lambda: BETTER).outcome == "promoted"
 
 
 def test_a_person_promotes_past_gate_and_hold(world: World, services: Services) -> None:
@@ -292,6 +302,32 @@ def test_a_person_promotes_past_gate_and_hold(world: World, services: Services) 
     assert (done.champion, world.champion, world.served, world.hold) == (2, 2, 2, None)
     assert world.known[2].decision == "promoted"
     assert "by hand" in world.known[2].tags["decision_reason"]
+
+
+def test_a_rollback_goes_back_in_time_not_in_numbers(world: World, services: Services) -> None:
+    for number in (1, 2, 3, 4, 5):
+        promoted(world, services, number)
+    promotion.promote_by_hand(services, LINE, 2)
+    assert [promotion.rollback(services, LINE).champion for _ in range(4)] == [5, 4, 3, 1]
+
+
+def test_a_version_that_was_rolled_back_to_is_the_last_one_before_its_successor(
+    world: World, services: Services
+) -> None:
+    for number in (1, 2, 3, 4):
+        promoted(world, services, number)
+    promotion.rollback(services, LINE, 2)
+    promotion.release_hold(services, "tiles")
+    promoted(world, services, 5)
+    assert [promotion.rollback(services, LINE).champion for _ in range(2)] == [2, 3]
+
+
+def test_versions_of_older_releases_go_back_by_number(world: World, services: Services) -> None:
+    for number in (1, 2, 3):
+        world.add(number, decision="promoted")
+    world.set_alias("tiles", 3)
+    promoted(world, services, 4)
+    assert [promotion.rollback(services, LINE).champion for _ in range(2)] == [3, 2]
 
 
 def test_a_rollback_goes_to_the_version_asked_for(world: World, services: Services) -> None:

@@ -11,7 +11,8 @@ from csflow.adapters.mlflow.registry import Registry
 from csflow.adapters.mlflow.versions import Version
 from csflow.errors import RegistryError
 from csflow.release import promotion
-from csflow.release.retention import kept, rollback_target
+from csflow.release.retention import kept
+from csflow.release.settled import former_champions
 from csflow.runs.services import Services
 from csflow.system.workspace import Workspace
 
@@ -78,7 +79,7 @@ def test_rollback_goes_to_what_is_kept_for_it(champion: int, monkeypatch: pytest
     try:
         expected = promotion._former_champion(Services.of(Workspace(Path("x"))), versions[champion - 1], None)
     except RegistryError:
-        assert rollback_target(versions) is None
+        assert former_champions(versions) == []
     else:
-        assert rollback_target(versions) == expected
+        assert former_champions(versions)[0] == expected
         assert "rollback" in reasons(versions)[expected.version]
