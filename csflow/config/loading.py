@@ -33,8 +33,8 @@ def load_line(name_or_path: str | Path) -> LineConfig:
     """Read one line, by name (``lines/NAME.yaml``) or by the path of its YAML file.
 
     Raises:
-        ConfigError: If there is no such line (the nearest names are suggested), its YAML is wrong, or its ``line`` is not
-            the name of the file, as in a copied file.
+        ConfigError: If there is no such line (the nearest names are suggested), its YAML is wrong, or its ``line`` is
+            not the name of the file, as in a copied file.
     """
     path = Path(name_or_path)
     if path.suffix not in {".yaml", ".yml"}:
