@@ -17,7 +17,7 @@ import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
-from importlib.util import find_spec
+from importlib.util import find_spec, resolve_name
 from pathlib import Path
 
 from csflow.system.files import sha256_json
@@ -66,11 +66,11 @@ def modules_of(*roots: str) -> set[str]:
 
 
 def _with_parents(name: str) -> Iterator[str]:
-    """Yield a module and the packages around it, whose code runs too; not the top-level one with the version."""
+    """Yield a module and the packages around it, whose code runs too; not csflow itself, which only has the version."""
     parts = name.split(".")
-    for length in range(2, len(parts) + 1):
+    for length in range(1, len(parts) + 1):
         parent = ".".join(parts[:length])
-        if _file(parent) is not None and (parent == name or not _collected(parent)):
+        if parent != "csflow" and _file(parent) is not None and (parent == name or not _collected(parent)):
             yield parent
 
 
@@ -81,16 +81,23 @@ def _module(name: str, packages: frozenset[str]) -> _Module:
         raise ModuleNotFoundError(f"There is no module {name!r} whose code could be identified.", name=name)
     tree = _Essence().visit(ast.parse(file.read_text(encoding="utf-8")))
     text = ast.unparse(ast.fix_missing_locations(tree))
-    imports = frozenset(target for target in _imports(tree) if target.partition(".")[0] in packages)
+    package = name if file.name == "__init__.py" else name.rpartition(".")[0]
+    imports = frozenset(target for target in _imports(tree, package) if target.partition(".")[0] in packages)
     return _Module(hashlib.sha256(text.encode()).hexdigest(), imports)
 
 
-def _imports(tree: ast.AST) -> Iterator[str]:
+def _imports(tree: ast.AST, package: str) -> Iterator[str]:
+    """Yield the modules that the code of a module in ``package`` imports."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
-            yield from (_origin(node.module, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield from (_origin(_imported_from(node, package), alias.name) for alias in node.names)
+
+
+def _imported_from(statement: ast.ImportFrom, package: str) -> str:
+    """Return the full name of the module that ``from MODULE import …`` names, which may be relative to ``package``."""
+    return resolve_name("." * statement.level + (statement.module or ""), package)
 
 
 def _origin(module: str, name: str) -> str:
@@ -107,8 +114,9 @@ def _collected(package: str) -> dict[str, str]:
         return {}
     origins: dict[str, str] = {}
     for statement in _Essence().visit(ast.parse(file.read_text(encoding="utf-8"))).body:
-        if isinstance(statement, ast.ImportFrom) and statement.module and not statement.level:
-            origins |= {each.asname or each.name: _origin(statement.module, each.name) for each in statement.names}
+        if isinstance(statement, ast.ImportFrom):
+            source = _imported_from(statement, package)
+            origins |= {each.asname or each.name: _origin(source, each.name) for each in statement.names}
         elif not isinstance(statement, ast.Assign) or ast.unparse(statement.targets[0]) != "__all__":
             return {}
     return origins
@@ -119,10 +127,13 @@ def _file(name: str) -> Path | None:
     """Return the source file of a module or package; ``None`` if there is none."""
     top, _, rest = name.partition(".")
     spec = find_spec(top)
-    folders = list(spec.submodule_search_locations or []) if spec else []
-    path = Path(folders[0], *rest.split(".")) if folders and rest else None
-    if path is None:
+    if spec is None:
         return None
+    if not rest:
+        return Path(spec.origin) if spec.origin and spec.origin.endswith(".py") else None
+    if not spec.submodule_search_locations:
+        return None
+    path = Path(next(iter(spec.submodule_search_locations)), *rest.split("."))
     return next((file for file in (path.with_suffix(".py"), path / "__init__.py") if file.is_file()), None)
 
 

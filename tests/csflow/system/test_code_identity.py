@@ -141,6 +141,35 @@ def test_a_package_of_names_counts_by_the_names_taken_from_it(
     assert (plant(**SHAPES) != plant(**SHAPES | changed)) is counts
 
 
+@pytest.mark.parametrize(
+    "statement",
+    ["from .tools import rate", "from . import tools", "from .deep.inner import wheel", "from plant import SPOKES"],
+)
+def test_relative_imports_and_the_package_itself_count(plant: Callable[..., str], statement: str) -> None:
+    inner = {"deep.__init__": "", "deep.inner": "from ..tools import rate\nfrom .. import late\n\nwheel = 1\n"}
+    files = {"main": f"{statement}\n", "__init__": "SPOKES = 8\n", **inner}
+    changed = {
+        "tools": "def rate(speed: int) -> float:\n    return speed / 4\n",
+        "__init__": "SPOKES = 9\n",
+    }
+    counts = ["__init__"] if "SPOKES" in statement else ["__init__", "tools"]
+    for name in changed:
+        assert (plant(**files) != plant(**files | {name: changed[name]})) is (name in counts)
+
+
+def test_a_module_outside_of_any_package_counts(tmp_path: Path, plant: Callable[..., str]) -> None:
+    """A kind of detector of one's own may be a single file."""
+    plant()
+    file = tmp_path / "lonely.py"
+    found = []
+    for text in ("from plant.tools import rate\n", "from plant.tools import rate\nSPEED = 2\n"):
+        file.write_text(text)
+        forget()
+        found.append(code_version("lonely"))
+    assert found[0] != found[1]
+    assert "csflow" not in modules_of("lonely", "csflow.config")
+
+
 def test_a_module_that_is_not_there_is_refused(plant: Callable[..., str]) -> None:
     plant()
     with pytest.raises(ModuleNotFoundError, match=r"plant\.nothing"):
