@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from csflow.cli.options import JsonOption, print_json
-from csflow.errors import UsageError
+from csflow.errors import DataError, UsageError
 from csflow.runs.services import Services
 from csflow.system.progress import say, track
 
@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 
     from csflow.detector.engine import Engine
     from csflow.detector.prediction import Prediction
+
+_NAMED = 20
+"""Number of images that a message about failures names."""
 
 
 def score(
@@ -38,9 +41,14 @@ def score(
     paths = overlay_paths(files, out)
     engine = Engine.load(locate_detector(model, Services.from_environment()))
     calibration = engine.calibration
-    rows = []
-    scored = zip(paths, _predictions(engine, files), strict=True)
-    for path, (file, image, prediction) in track(scored, total=len(files), label="score"):
+    rows: list[dict[str, object]] = []
+    failures: list[DataError] = []
+    scored = zip(paths, files, _predictions(engine, files), strict=True)
+    for path, file, outcome in track(scored, total=len(files), label="score"):
+        if isinstance(outcome, DataError):
+            failures.append(outcome)
+            continue
+        image, prediction = outcome
         picture = overlay(image, prediction.anomaly_map, calibration.map_range, calibration.region_threshold)
         write_overlay(path, picture)
         rows.append(
@@ -53,21 +61,45 @@ def score(
             }
         )
     if as_json:
-        print_json({"threshold": calibration.threshold, "scores": rows})
-    else:
+        print_json({"threshold": calibration.threshold, "scores": rows, "failed": [str(each) for each in failures]})
+    elif rows:
         _print(rows, calibration.statement)
+    if failures:
+        raise _unscored(failures, len(files))
 
 
-def _predictions(engine: Engine, files: list[Path]) -> Iterator[tuple[Path, Image, Prediction]]:
-    """Read and score a few images per core at a time, since all of them together might not fit into memory."""
-    from csflow.data.images import read_image
+def _unscored(failures: list[DataError], total: int) -> DataError:
+    """Make one error of those of single images."""
+    if total == 1:
+        return failures[0]
+    named = "\n".join(f"  {each}" for each in failures[:_NAMED])
+    more = f"\n  and {len(failures) - _NAMED} more" if len(failures) > _NAMED else ""
+    return DataError(f"{len(failures)} of {total} images could not be scored:\n{named}{more}")
+
+
+def _predictions(engine: Engine, files: list[Path]) -> Iterator[tuple[Image, Prediction] | DataError]:
+    """Read and score a few images per core at a time, since all of them together might not fit into memory.
+
+    Yields:
+        For each file its image and prediction, or the reason why it cannot be read.
+    """
     from csflow.detector.engine import CHUNK
 
     size = CHUNK * engine.threads
     for start in range(0, len(files), size):
-        some = files[start : start + size]
-        images = [read_image(file) for file in some]
-        yield from zip(some, images, engine.predict(images), strict=True)
+        read = [_read(file) for file in files[start : start + size]]
+        images = [each for each in read if not isinstance(each, DataError)]
+        predictions = iter(engine.predict(images))
+        yield from (each if isinstance(each, DataError) else (each, next(predictions)) for each in read)
+
+
+def _read(file: Path) -> Image | DataError:
+    from csflow.data.images import read_image
+
+    try:
+        return read_image(file)
+    except DataError as error:
+        return error
 
 
 def _image_files(arguments: list[Path]) -> list[Path]:

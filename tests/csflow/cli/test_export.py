@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from csflow.cli.app import app
 from csflow.detector.detector import Detector
-from csflow.errors import UsageError
+from csflow.errors import DataError, UsageError
 
 
 @pytest.fixture(scope="module")
@@ -91,3 +91,21 @@ def test_score_leaves_pictures_as_they_are_and_its_own_overlays_out(
     assert len(list(folder.iterdir())) == 24
     with pytest.raises(UsageError, match=r"00\.png-overlay\.png is an overlay"):
         CliRunner().invoke(app, ["score", "00.png-overlay.png", "--model", str(directory)], catch_exceptions=False)
+
+
+def test_a_damaged_image_costs_only_its_own_score(directory: Path, pictures: list[Path], tmp_path: Path) -> None:
+    folder = pictures[0].parent
+    (folder / "03.png").write_bytes(pictures[3].read_bytes()[:500])
+    (folder / "05.png").write_bytes(b"")
+    arguments = ["score", str(folder), "--model", str(directory), "--out", str(tmp_path / "out")]
+    found = CliRunner().invoke(app, [*arguments, "--json"])
+    said = json.loads(found.stdout)
+    assert [Path(row["image"]).name for row in said["scores"]] == [f"{n:02}.png" for n in range(11) if n not in (3, 5)]
+    assert [reason.split(" is ")[0] for reason in said["failed"]] == [str(folder / "03.png"), str(folder / "05.png")]
+    assert len(list((tmp_path / "out").iterdir())) == 9
+    with pytest.raises(
+        DataError, match=r"2 of 11 images could not be scored:\n  .*03\.png is damaged.*\n  .*05\.png is empty"
+    ):
+        CliRunner().invoke(app, arguments, catch_exceptions=False)
+    with pytest.raises(DataError, match=r"^[^\n]*03\.png is damaged"):
+        CliRunner().invoke(app, ["score", str(folder / "03.png"), *arguments[2:]], catch_exceptions=False)
