@@ -147,7 +147,7 @@ def core_hours(inputs: Inputs) -> float:
 
 
 def lines_a_node(inputs: Inputs) -> tuple[int, int]:
-    """Return how many lines one server on a node can hold, and for how many its cores can score the busiest rate."""
+    """Return how many lines a server on one node can hold in memory, and how many its cores can score at peak."""
     serving = measured()["serving"]
     memory = inputs.node_gib * 2**30 * inputs.usable - serving["bytes_of_one_line_and_server"]
     held = 1 + int(memory / serving["bytes_a_further_line"])
@@ -157,7 +157,7 @@ def lines_a_node(inputs: Inputs) -> tuple[int, int]:
 
 
 def shards(images: int, inputs: Inputs) -> int | None:
-    """Return the pods among which a first extraction is divided; None if a pod does not even start in time."""
+    """Return the number of pods that share a first extraction; None if a pod does not even start in time."""
     left = inputs.deadline - inputs.shard_start
     if left <= 0:
         return None

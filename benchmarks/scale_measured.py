@@ -1,4 +1,4 @@
-"""Measure the figures behind docs/guides/scale.md: core seconds an image, and memory a line in a server of many lines.
+"""Measure the figures behind docs/guides/scale.md: core seconds per image, and memory per line of a server with many.
 
     python benchmarks/scale_measured.py --json benchmarks/results/scale.json
 

@@ -25,7 +25,7 @@ from csflow.flow.pyramid import Pyramid
 Floats = npt.NDArray[np.float64]
 
 FEATURES, PICTURES, FRESH = 96, 600, 300
-"""Of a simulated line: features of an image, good images to learn from, new parts to judge."""
+"""Numbers of features per image, good images to learn from, and new parts to judge, of a simulated line."""
 
 SPREADS = np.logspace(0.0, -1.5, FEATURES)
 """Standard deviations of the features. They are unequal, because shrinkage would estimate equal ones exactly."""

@@ -77,7 +77,7 @@ def _single_draws(row: Row) -> tuple[float, float]:
 
 
 def _by_source(rows: Sequence[Row]) -> list[tuple[Row, str, str, float]]:
-    """Yield the first row of every source with its marker, its colour and a small shift that keeps markers apart."""
+    """Return the first row of every source with its marker, its colour and a small shift that keeps markers apart."""
     firsts = list({row["source"]: row for row in reversed(rows)}.values())[::-1]
     shifts = 1.0 + 0.035 * (np.arange(len(firsts)) - (len(firsts) - 1) / 2)
     return list(zip(firsts, cycle(MARKERS), cycle(COLOURS), shifts.tolist(), strict=False))

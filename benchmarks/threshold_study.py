@@ -183,7 +183,7 @@ class Uniformity(NamedTuple):
 
 
 def families() -> tuple[Family, ...]:
-    """Make simulated lines of different shapes: regular, skewed, without variance, with equal scores, of two lamps."""
+    """Make simulated lines of different shapes: regular, skewed, heavy-tailed, with equal scores, of two lamps."""
     lognormal, heavy, coarse = stats.lognorm(0.6), stats.t(2), stats.poisson(3.0)
     return (
         Family("normal", lambda g, size: g.normal(size=size), lambda x: float(stats.norm.sf(x))),

@@ -7,7 +7,7 @@ from components.image import BASE_IMAGE
 
 @dsl.component(base_image=BASE_IMAGE, install_kfp_package=False)
 def ablate_variant(folder: str, key: str) -> str:
-    """See csflow.ablation.steps.variant_step. Returns the key of the row."""
+    """Measure one variant and return the key of its row; see csflow.ablation.steps.variant_step."""
     from csflow.ablation import steps
     from csflow.runs.services import Services
 

@@ -12,7 +12,7 @@ def cache_features(
     features: dsl.Output[dsl.Dataset],
     shards: list,  # type: ignore[type-arg]
 ) -> None:
-    """See csflow.steps.cache_features."""
+    """Compute the features that the store lacks; see csflow.steps.cache_features."""
     from csflow.runs.services import Services
     from csflow.steps import cache_features
 

@@ -7,7 +7,7 @@ from components.image import BASE_IMAGE
 
 @dsl.component(base_image=BASE_IMAGE, install_kfp_package=False)
 def collect_ablation(folder: str, rows: list, page: dsl.Output[dsl.HTML]) -> str:  # type: ignore[type-arg]
-    """See csflow.ablation.steps.collect_step. Returns the folder."""
+    """Collect the rows of an ablation and return its folder; see csflow.ablation.steps.collect_step."""
     from csflow.ablation import steps
     from csflow.runs.services import Services
 

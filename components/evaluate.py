@@ -15,7 +15,7 @@ def evaluate(
     report: dsl.Output[dsl.HTML],
     metrics: dsl.Output[dsl.Metrics],
 ) -> None:
-    """See csflow.steps.evaluate."""
+    """Judge the detector on the test images and write its report; see csflow.steps.evaluate."""
     from csflow.runs.services import Services
     from csflow.steps import evaluate
 

@@ -7,7 +7,7 @@ from components.image import BASE_IMAGE
 
 @dsl.component(base_image=BASE_IMAGE, install_kfp_package=False)
 def extract_shard(context: dsl.Input[dsl.Artifact], manifest: dsl.Input[dsl.Dataset], shard: int, shards: int) -> str:
-    """See csflow.steps.cache_features.extract_shard. Returns what is to be known of the shard."""
+    """Extract one shard and return its description as JSON; see csflow.steps.cache_features.extract_shard."""
     from csflow.runs.services import Services
     from csflow.steps import cache_features
 

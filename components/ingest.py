@@ -7,7 +7,7 @@ from components.image import BASE_IMAGE
 
 @dsl.component(base_image=BASE_IMAGE, install_kfp_package=False)
 def ingest(line: str, force: bool, context: dsl.Output[dsl.Artifact], manifest: dsl.Output[dsl.Dataset]) -> None:
-    """See csflow.steps.ingest."""
+    """Check out the images and open the run; see csflow.steps.ingest."""
     from csflow.runs.services import Services
     from csflow.steps import ingest
 

@@ -9,7 +9,7 @@ from components.image import BASE_IMAGE
 
 @dsl.component(base_image=BASE_IMAGE, install_kfp_package=False)
 def plan_ablation(request: str) -> NamedTuple("Planned", [("folder", str), ("keys", list)]):  # type: ignore[valid-type]
-    """See csflow.ablation.steps.plan_step. Returns the folder of the ablation and the keys of its rows."""
+    """Plan an ablation and return its folder and the keys of its rows; see csflow.ablation.steps.plan_step."""
     from csflow.ablation import steps
     from csflow.runs.services import Services
 

@@ -9,7 +9,7 @@ from components.image import BASE_IMAGE
 
 @dsl.component(base_image=BASE_IMAGE, install_kfp_package=False)
 def plan_shards(shards: int) -> List[int]:  # noqa: UP006
-    """See csflow.steps.cache_features.plan_shards. Returns the numbers of the shards."""
+    """Return the indices of the shards; see csflow.steps.cache_features.plan_shards."""
     from csflow.steps import cache_features
 
     return cache_features.plan_shards(shards)

@@ -7,7 +7,7 @@ from components.image import BASE_IMAGE
 
 @dsl.component(base_image=BASE_IMAGE, install_kfp_package=False)
 def register(context: dsl.Input[dsl.Artifact], manifest: dsl.Input[dsl.Dataset], detector: dsl.Input[dsl.Model]) -> int:
-    """See csflow.steps.register. Returns the version, 0 if nothing was registered."""
+    """Register the detector and return its version, 0 if nothing was registered; see csflow.steps.register."""
     from csflow.runs.services import Services
     from csflow.steps import register
 

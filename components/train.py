@@ -12,7 +12,7 @@ def train(
     features: dsl.Input[dsl.Dataset],
     model: dsl.Output[dsl.Model],
 ) -> None:
-    """See csflow.steps.train."""
+    """Fit the model of the detector; see csflow.steps.train."""
     from csflow.runs.services import Services
     from csflow.steps import train
 

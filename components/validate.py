@@ -7,7 +7,7 @@ from components.image import BASE_IMAGE
 
 @dsl.component(base_image=BASE_IMAGE, install_kfp_package=False)
 def validate(context: dsl.Input[dsl.Artifact], manifest: dsl.Input[dsl.Dataset], report: dsl.Output[dsl.HTML]) -> None:
-    """See csflow.steps.validate."""
+    """Let the data gate check the images; see csflow.steps.validate."""
     from csflow.runs.services import Services
     from csflow.steps import validate
 

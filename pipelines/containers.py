@@ -150,7 +150,7 @@ def _lines(container: Container) -> Iterator[str]:
 
 
 def _output(container: Container) -> Iterator[bytes]:
-    """Yield the output as it arrives, then the rest that following the log has missed."""
+    """Yield the output as it arrives, then the rest, which was missed while following the log."""
     seen = 0
     for chunk in container.logs(stream=True, follow=True):
         seen += len(chunk)

@@ -4,7 +4,7 @@ The offset from UTC is that of the line's next run. If daylight saving changes i
 too: :attr:`Clock.shift` says when, and to what, so that the line can be scheduled again then.
 
 Kubeflow Pipelines parses cron with version 1 of github.com/robfig/cron (``cron_schedule.go`` of its controller for
-scheduled workflows): the first field is the second, and five fields would be read as six of which the last is missing.
+scheduled workflows): the first field holds the seconds, and five fields would be read as six with the last one missing.
 """
 
 from __future__ import annotations

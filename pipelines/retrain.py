@@ -32,10 +32,10 @@ def _extract_on(place: Callable[..., None]) -> BaseComponent:
         Args:
             context: Of the run.
             manifest: The line's images.
-            shards: Number of parts.
+            shards: Number of shards.
 
         Returns:
-            What is to be known of each part.
+            The description of each shard as JSON; see csflow.steps.cache_features.extract_shard.
         """
         planned = plan_shards(shards=shards)
         with dsl.ParallelFor(planned.output) as shard:
@@ -66,7 +66,7 @@ def retrain_on(place: Callable[..., None], *, here: bool = False) -> BaseCompone
         Args:
             line: The line's configuration as JSON, presets merged in.
             force: Train again from another seed even if nothing changed.
-            shards: Number of parts that features are extracted in at once.
+            shards: Number of shards, whose features are extracted at the same time.
 
         Returns:
             The outcome: ``promoted``, ``kept_worse``, ``kept_insufficient``, ``held`` or ``unchanged``.

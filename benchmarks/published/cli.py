@@ -104,13 +104,13 @@ def _measure(given: argparse.Namespace, job: Job) -> int:
         try:
             runs[row.method] = run_row(job, row, given.seeds)
             rows.append(row_of(row.method, row.paper, runs[row.method]))
-        except Exception as error:  # the other classes are still useful
+        except Exception as error:  # the other rows are still useful
             say(f"{row.method}: {what_failed(error)}")
             rows.append({"method": row.method, "paper": row.paper, "error": what_failed(error)})
         if given.json:
             _write(given, job, rows, runs)
     measured_on = f"{job.name}, measured here"
-    if given.quick:  # not by what the note says
+    if given.quick:  # the protocol's note does not apply to it
         measured_on += " in a quick run that says nothing about quality"
         protocol = protocol.model_copy(update={"note": ""})
     show(protocol, rows, measured_on=measured_on)

@@ -11,9 +11,9 @@ LATENTS = {"float32": 1e-4, "bfloat16": 2e-2}
 """Relative error of the latents against float64, by precision."""
 
 LEARNED = {"float32": 1e-2, "bfloat16": 1e-1}
-"""Relative difference from the authors' code in how far equal steps from equal weights reduce the loss.
+"""Relative difference between our loss reduction and that of the authors' code, from equal weights in equal steps.
 
-Wider than the latents': it is a small difference of two losses, and each step adds to what the one before rounded.
+It is wider than that of the latents: the two losses differ little, and rounding errors add up from step to step.
 """
 
 FEATURES = 1e-4

@@ -53,7 +53,7 @@ def serve(make: Callable[[Channel], object]) -> None:
 def warm_torch(device: object = "cpu") -> None:
     """Make torch import what its optimisers import at first use (200 MB, 2 s), which would count as training otherwise.
 
-    Which process has done so already depends on nothing but what else it imported.
+    Whether a process has already done so depends only on its other imports.
     """
     import torch
 

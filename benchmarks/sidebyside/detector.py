@@ -1,6 +1,6 @@
 """A detector with known answers: its scores by an eager trunk and the plain flow in float32.
 
-The right answers are those of the weights as trained, so a score's error holds what rounding the file costs too.
+The correct answers come from the weights as trained, so a score's error includes that of rounding them in the file.
 """
 
 from __future__ import annotations

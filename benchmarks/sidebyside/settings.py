@@ -33,7 +33,7 @@ class Settings:
         repeats: Measured repeats; the median counts.
         seed: Of weights and drawn images.
         threads: Threads of every process.
-        folder: Images to use; drawn ones without.
+        folder: Folder of the images to use; without it, images are drawn.
     """
 
     works: tuple[str, ...] = WORKS

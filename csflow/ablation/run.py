@@ -53,8 +53,8 @@ def run_ablation(request: Request, services: Services, *, retime: bool = False) 
 def measuring_order(plan: AblationPlan, services: Services) -> list[str]:
     """Sort the rows of a plan in the order in which to measure them.
 
-    A variant that kills the process again then costs no other one. Of several such variants the one tried longest ago
-    comes first.
+    A variant that kills the process again then keeps no other one from being measured. Of several such variants the
+    one tried longest ago comes first.
 
     Returns:
         The keys: first rows that are missing, then those that have figures, then those that failed, and last those

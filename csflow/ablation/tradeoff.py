@@ -73,8 +73,8 @@ class _Candidate(NamedTuple):
 def is_choosable(summary: VariantSummary, by: Criterion, own: ScoringConfig) -> bool:
     """Tell if the criterion can rank a variant.
 
-    Pasted defects cannot rank scores: on Magnetic Tile Defects they put the map's maximum before the mean, real
-    defects put it behind (benchmarks/results/recipe-mtd, table2-mtd.json).
+    Pasted defects cannot rank scores: on Magnetic Tile Defects they rank the map's maximum above the mean, whereas
+    real defects rank it below (benchmarks/results/recipe-mtd, table2-mtd.json).
 
     Args:
         summary: The variant.

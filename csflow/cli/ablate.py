@@ -22,19 +22,19 @@ GroupOption: TypeAlias = Annotated[
     typer.Option(
         "--group",
         "-g",
-        help="Question to answer, several times: scales, blocks, shots, joint, width, standardization, training, "
+        help="Question (may be repeated): scales, blocks, shots, joint, width, standardization, training, "
         "score, map, backbone, image-size, detectors.",
     ),
 ]
 SetOption: TypeAlias = Annotated[
-    list[str], typer.Option("--set", help="KEY=VALUE for every variant, several times, for instance flow.hidden=32.")
+    list[str], typer.Option("--set", help="KEY=VALUE for every variant (may be repeated), for instance flow.hidden=32.")
 ]
 SeedsOption: TypeAlias = Annotated[str, typer.Option("--seeds", help="Seeds of every variant, for instance 0,1,2.")]
 JointOption: TypeAlias = Annotated[str, typer.Option("--joint", help="Further lines of the group joint: LINE2,LINE3.")]
 ShotsOption: TypeAlias = Annotated[str, typer.Option("--shots", help="Numbers of images of the group shots.")]
 WidthsOption: TypeAlias = Annotated[str, typer.Option("--width", help="Widths of the group width.")]
 BackbonesOption: TypeAlias = Annotated[
-    list[str], typer.Option("--backbone", help="NAME or NAME:WEIGHTS of the group backbone, several times.")
+    list[str], typer.Option("--backbone", help="NAME or NAME:WEIGHTS of the group backbone (may be repeated).")
 ]
 SizesOption: TypeAlias = Annotated[str, typer.Option("--image-size", help="Sizes of the group image-size: 256,512.")]
 
@@ -130,7 +130,7 @@ def show_ablation(folder: Path, workspace: Workspace) -> None:
             print_line(f"Broken: {text}", style="red")
     for note in NOTES[:-1]:
         print_line(note, style="dim")
-    typer.echo(f"Tables, plot and one file a row: {folder}")
+    typer.echo(f"Tables, plot and one file per row: {folder}")
 
 
 def _as_json(folder: Path, workspace: Workspace) -> dict[str, object]:

@@ -37,7 +37,7 @@ from csflow.cli.why import why
 from csflow.system.project import PROJECT
 
 app = typer.Typer(
-    help="Learn what good parts look like, and find the ones that are not.",
+    help="Learn what good parts look like, and find the defective ones.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",  # joins the lines of a paragraph, so that the text fits every width

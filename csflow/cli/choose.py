@@ -109,7 +109,7 @@ def _warn_of_times(timings: Sequence[Timing]) -> None:
     if len(machines) > 1:
         typer.echo(f"Note: the variants were timed on different machines ({'; '.join(machines)}).")
     if set(machines) != {machine()}:
-        typer.echo(f"Note: this machine is another one ({machine()}). Ablate where the line will be inspected.")
+        typer.echo(f"Note: this machine is another one ({machine()}). Ablate on the machine that will score.")
     loads = [timing.load for timing in timings if timing.busy and timing.load is not None]
     if loads:
         typer.echo(

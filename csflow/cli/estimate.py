@@ -87,7 +87,7 @@ def _warn_if_too_large(expected: Estimate, workspace: Workspace) -> None:
     if needed > free:
         raise CsflowError(
             f"The run needs {_megabytes(needed)} on disk, {place} has {_megabytes(free)} free. "
-            "Free some, or let CSFLOW_HOME name a folder on a larger disk."
+            "Free some, or set CSFLOW_HOME to a folder on a larger disk."
         )
 
 

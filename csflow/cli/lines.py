@@ -92,4 +92,4 @@ def _endpoint(row: LineRow) -> str:
         return "unknown" if row.endpoint_error else "not running"
     if row.serves != str(row.champion):
         return f"{row.endpoint} (version {row.serves}: csflow reconcile {row.line})"
-    return f"{row.endpoint} (beside it {row.beside})" if row.beside else row.endpoint
+    return f"{row.endpoint} (canary: {row.beside})" if row.beside else row.endpoint

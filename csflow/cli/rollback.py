@@ -11,8 +11,8 @@ from csflow.runs.services import Services
 
 def rollback_champion(
     name: Annotated[str, typer.Argument(metavar="LINE", help="The line.")],
-    to: Annotated[int | None, typer.Option(min=1, help="A former champion; else the last one before this.")] = None,
-    reason: Annotated[str, typer.Option(help="For those who find the hold later.")] = "",
+    to: Annotated[int | None, typer.Option(min=1, help="Former champion; by default the last one.")] = None,
+    reason: Annotated[str, typer.Option(help="Why; shown later with the hold.")] = "",
 ) -> None:
     """Serve a former champion again and hold it: retrains will not replace it until the hold is released."""
     from csflow.config import load_line

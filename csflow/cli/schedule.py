@@ -44,7 +44,7 @@ def schedule(
     except project_module("pipelines.api").NoServerError as error:
         if not dry_run:
             raise
-        typer.echo(f"{error}\nThis is what is wanted, compared with nothing:", err=as_json)
+        typer.echo(f"{error}\nThis is the plan for an empty server:", err=as_json)
         _show(schedules.plan_changes(wanted, [], lines=lines, everything=False), now, as_json)
         return
     changes = schedules.plan_changes(wanted, found, lines=lines, everything=everything)

@@ -9,7 +9,7 @@ import typer
 
 
 def synthesize(
-    dest: Annotated[Path, typer.Argument(metavar="DEST", help="Folder that gets one folder a line.")],
+    dest: Annotated[Path, typer.Argument(metavar="DEST", help="Folder that gets one folder per line.")],
     line: Annotated[
         list[str] | None, typer.Option(help="demo-texture or demo-object; may be repeated.", show_default="both")
     ] = None,

@@ -113,7 +113,7 @@ def _gate(version: Version) -> Facts:
     evidence = json.loads(version.tags.get("decision_evidence", "{}"))
     return _known(
         {
-            "decision": version.decision or "none yet: the run did not come as far as the gate",
+            "decision": version.decision or "none yet: the run did not reach the gate",
             "because": version.tags.get("decision_reason"),
             **{name.replace("_", " "): _plain(value) for name, value in evidence.items()},
         }

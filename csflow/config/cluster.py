@@ -10,7 +10,7 @@ from csflow.config.section import Positive, Quantity, Section
 
 
 class ScheduleConfig(Section):
-    """When the line is retrained by the clock."""
+    """The times at which the line is retrained."""
 
     cron: str = Field(
         description="Minute, hour, day of month, month and day of week, as in cron.",

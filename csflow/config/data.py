@@ -8,7 +8,7 @@ from csflow.config.section import Section
 
 
 class DataConfig(Section):
-    """Which images: a folder in a git repository with DVC, at a revision."""
+    """The line's images: a folder in a git repository with DVC, at a revision."""
 
     repo: str = Field(
         default="..",

@@ -20,7 +20,7 @@ class DetectorKind:
         implementation: Module that fits and restores it.
         sections: Sections of the YAML that decide what it becomes.
         epochs: Trained in epochs; other kinds look at every image once.
-        seeded: Something is drawn at random; without, more than one seed would only repeat it.
+        seeded: True if fitting draws something at random; otherwise a second seed would give the same result.
         fuses_scales: Reads a pyramid of scales that ``flow.scales`` can choose from.
         reads_stages: Can read several stages of one input (``features.stages``).
         reads_rotations: Can read several rotations of an image (``features.rotations``).

@@ -10,7 +10,7 @@ from csflow.config.section import Positive, Section
 
 
 class FeatureConfig(Section):
-    """Which frozen features: together these keys name a feature space of the store."""
+    """The frozen features that a detector reads; together these keys name a feature space of the store."""
 
     backbone: str = Field(
         default="tf_efficientnet_lite0",

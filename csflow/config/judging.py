@@ -10,7 +10,7 @@ from csflow.config.section import Fraction, Positive, Section, Share
 
 
 class RolesConfig(Section):
-    """Shares of the good training images that are held out from fitting, for good."""
+    """Shares of the good training images that are permanently held out from fitting."""
 
     calibrate: Share = Field(
         default=0.2,
@@ -69,7 +69,7 @@ class QualityConfig(Section):
 
 
 class GateConfig(Section):
-    """When a new detector (the challenger) may replace the one in service (the champion)."""
+    """The conditions under which a new detector (the challenger) may replace the one in service (the champion)."""
 
     margin: Annotated[float, Field(ge=0, lt=1)] = Field(
         default=0.01, description="Image AUROC that the challenger may lose against the best champion so far."

@@ -31,7 +31,7 @@ FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP")
 """Allowed readers of Pillow. Others can start external programs (EPS) or do not read a camera's image files."""
 
 MAX_PIXELS = 89_478_485
-"""Pixels of an image at most (9459 squared, where Pillow begins to warn): a small file can claim to be terabytes."""
+"""Largest pixel count of an image (9459 squared, where Pillow begins to warn): a small file can claim terabytes."""
 
 
 def read_image(source: Path | bytes) -> Image.Image:

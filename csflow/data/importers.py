@@ -92,7 +92,7 @@ def _write_binary_mask(source: Path, target: Path) -> None:
 
 
 def import_mvtec(source: Path, dest: Path) -> list[str]:
-    """Import MVTec AD, or any data in its layout, into ``dest``, one subfolder a class.
+    """Import MVTec AD, or any data in its layout, into ``dest``, one subfolder per class.
 
     A class becomes a line of the same name, in lower case and with ``-`` for ``_`` (``metal_nut``: ``metal-nut``).
 
@@ -107,7 +107,7 @@ def import_mvtec(source: Path, dest: Path) -> list[str]:
         DataError: If the archive is damaged or unsafe, the layout is not that of MVTec AD, or a line exists already.
     """
     if (dest / "train").exists():
-        raise DataError(f"{dest} is a line itself. Import several lines into a folder with one subfolder a line.")
+        raise DataError(f"{dest} is a line itself. Import several lines into a folder with one subfolder per line.")
     with _staged(dest, source) as staging:
         transfer: Callable[[Path, Path], None] = _copy
         classes = source
@@ -135,7 +135,7 @@ def _class_folders(root: Path, source: Path) -> list[Path]:
         if classes:
             others = sorted(folder.name for folder in level if folder not in classes)
             if others:
-                raise DataError(f"{source}: no train or test folder in {shorten(others)}. Expected {LAYOUT} a class.")
+                raise DataError(f"{source}: no train or test folder in {shorten(others)}. Expected {LAYOUT} per class.")
             return classes
         level = sorted(child for folder in level for child in folder.iterdir() if _is_visible_folder(child))
     raise DataError(f"{source} holds no class folder. Expected {LAYOUT} in it or in each of its folders.")
@@ -184,7 +184,7 @@ def import_folder(
     """
     kinds = _defect_folders(defective) if defective else {}
     if masks and not defective:
-        raise DataError(f"Masks ({masks}) belong to defective images. Give their folder too.")
+        raise DataError(f"Masks ({masks}) belong to defective images. Give --defective too.")
     with _staged(dest, good) as staging:
         _refuse_used(dest)
         for name, image in images_below(good).items():
@@ -237,7 +237,7 @@ def masks_below(folder: Path) -> dict[str, Path]:
 def _defect_folders(defective: Path) -> dict[str, dict[str, Path]]:
     """List the images by type of defect; without subfolders there is one type, ``defect``."""
     if not defective.is_dir():
-        raise DataError(f"{defective} is not a folder. Expected defective images, or one folder a type of defect.")
+        raise DataError(f"{defective} is not a folder. Expected defective images, or one folder per type of defect.")
     folders = sorted(path for path in defective.iterdir() if _is_visible_folder(path))
     loose = sorted(path.name for path in defective.iterdir() if path.is_file() and is_image(path))
     if folders and loose:

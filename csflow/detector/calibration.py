@@ -56,12 +56,12 @@ class Calibration:
 
     @property
     def n(self) -> int:
-        """Number of calibration images."""
+        """Return the number of calibration images."""
         return len(self.scores)
 
     @property
     def statement(self) -> str:
-        """One sentence for people: what is promised, and on which grounds."""
+        """Return one sentence for people that says what is promised and on what grounds."""
         if self.kind == "none" or self.alpha is None:
             return "Scores without decisions: calibration is 'none', so no false-alarm rate is promised."
         grounds = f"from {self.n} held-out good images, for parts made like them"

@@ -58,7 +58,7 @@ class Detector:
 
     @cached_property
     def device(self) -> torch.device:
-        """Device of the backbone."""
+        """Return the device of the backbone."""
         return next(self.backbone.parameters()).device
 
     def predict(self, images: Sequence[Image.Image], *, batch_size: int = 8) -> list[Prediction]:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from csflow.detector.prediction import Float32Array
 
 _IMAGES, _POSITIONS = 16, 150_000
-"""Most images, and most positions of their finest levels, that are scored in one batch."""
+"""Largest number of images, and of positions of their finest levels, that are scored in one batch."""
 
 
 class Model(nn.Module, ABC):

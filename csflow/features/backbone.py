@@ -35,7 +35,7 @@ class Backbone(nn.Module):
     Attributes:
         stages: Numbers of the stages whose last block is read, ascending.
         rotations: Number of rotations of every input that are read: 1, 2 (by half a turn) or 4 (by quarter turns).
-        channels: Number of channels of the first feature map; of all, unless several stages are read.
+        channels: Number of channels of the first feature map, which all maps share unless several stages are read.
         stride: Pixels of the input per pixel of the deepest stage's feature map.
         mean: Mean of the colours (0 to 1) the network expects its input to be normalised by.
         std: Standard deviation likewise.
@@ -86,7 +86,7 @@ class Backbone(nn.Module):
 
     @torch.no_grad()
     def forward(self, inputs: Sequence[Tensor]) -> Pyramid:
-        """Compute the feature maps of every input: one, unless several stages or rotations are read.
+        """Compute the feature maps of every input: one per input, unless several stages or rotations are read.
 
         Args:
             inputs: Normalised images, finest first; level ``i`` is ``(B, 3, S / 2**i, S / 2**i)``.

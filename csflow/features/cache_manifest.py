@@ -92,17 +92,17 @@ class CacheManifest:
 
     @property
     def channels(self) -> int:
-        """Channels of the first feature map; of all, unless several stages are read."""
+        """Return the number of channels of the first feature map, which all share unless several stages are read."""
         return self.shapes[0][0]
 
     @property
     def scales(self) -> int:
-        """Number of feature maps an image."""
+        """Return the number of feature maps per image."""
         return len(self.shapes)
 
     @property
     def digest(self) -> str:
-        """SHA-256 over space and entries; the path of the store does not count."""
+        """Return the SHA-256 over space and entries; the path of the store does not count."""
         return sha256_json([self.space, list(self.entries)])
 
     def open(self, shas: Sequence[str]) -> CachedFeatures:

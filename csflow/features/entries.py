@@ -46,12 +46,12 @@ class FeatureSpace:
 
     @property
     def values(self) -> int:
-        """Number of values of one image."""
+        """Return the number of values of one image."""
         return sum(channels * height * width for channels, height, width in self.shapes)
 
     @property
     def entry_bytes(self) -> int:
-        """Size of a sound entry in bytes."""
+        """Return the size of a sound entry in bytes."""
         return _HEADER_BYTES + 2 * self.values
 
     def path(self, sha: str) -> Path:

@@ -1,4 +1,4 @@
-"""Compute the features of image files: on a CPU one image a core in ONNX Runtime, elsewhere in batches in torch."""
+"""Compute the features of image files: on a CPU one image per core in ONNX Runtime, elsewhere in batches in torch."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Fetch feature entries from a tier that all runs share, and upload what was computed.
 
-A tier that fails is reported and made up for by computing; it never costs what was computed.
+If the tier fails, this is reported and entries are computed instead; entries already computed are never lost.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class FeatureTier(Protocol):
 
     @property
     def address(self) -> str:
-        """Address of the tier, for messages."""
+        """Return the address of the tier, for messages."""
 
     def held(self, space: str, shas: Collection[str]) -> set[str]:
         """Return the images, out of ``shas``, of which the tier has an entry in a space."""

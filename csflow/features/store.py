@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from csflow.data.manifest import Manifest
 
 FEATURES_FORMAT = 1
-"""Raised whenever reading, sizing or storing changes the values of features."""
+"""Version of the feature values; increase it whenever reading, sizing or storing changes them."""
 
 
 @dataclass(frozen=True)

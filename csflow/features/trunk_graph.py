@@ -146,7 +146,7 @@ def traced(module: TrunkModule, features: FeatureConfig, outputs: Sequence[str])
 
 
 def _merge_padding(graph: onnx.GraphProto, module: TrunkModule) -> None:
-    """Let convolutions pad their input themselves, unevenly as torch cannot: it saves a copy of the largest maps."""
+    """Let convolutions pad their own input, unevenly, which torch cannot do; this saves a copy of the largest maps."""
     padded = {
         f"{name}.weight": layer.padding
         for name, layer in module.named_modules()

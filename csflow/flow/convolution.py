@@ -36,7 +36,7 @@ Rows: TypeAlias = list[list[Fraction]]
 
 _TILES = (4, 3, 2)
 _POINTS = tuple(Fraction(*p) for p in ((0, 1), (1, 1), (-1, 1), (2, 1), (-2, 1), (1, 2), (-1, 2)))
-"""Points at which the polynomials are evaluated, besides infinity. More points lose more digits than they save work."""
+"""Points at which the polynomials are evaluated, besides infinity; more lose too many digits for the work saved."""
 
 _ROWS_THAT_PAY = 64
 """Tiles of a batch above which transforming the weights pays off, measured for kernels 3 and 5."""

@@ -173,7 +173,7 @@ class CrossScaleFlow(nn.Module):
 
 
 def draw_permutations(seed: int, scales: int, channels: int) -> Tensor:
-    """Draw the permutations of a block as the authors' code does, so that their weights fit without any of their own.
+    """Draw the permutations of a block as the authors' code does, so that their weights, which contain none, fit.
 
     Args:
         seed: Of NumPy's ``RandomState``.

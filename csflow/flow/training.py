@@ -15,7 +15,7 @@ In a group of several processes each one calls :func:`fit_flow` with the same ar
 one process at the same batch size, up to rounding (:mod:`csflow.flow.distributed`). The first process writes the
 checkpoint, all read it, and any number of processes may resume it; a signal to one of them ends all.
 
-Others learn about it through ``on_epoch(EpochResult)``; nothing here knows a tracker.
+Callers follow the training through ``on_epoch(EpochResult)``; this module knows nothing about trackers.
 
 Reference:
     Rudolph et al., section 4.3; loss and clipping as in the authors' code. ``training.averaging``: Polyak and

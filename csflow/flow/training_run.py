@@ -116,7 +116,7 @@ class TrainingRun:
         self.saved_at = time.monotonic()
 
     def leave_if_asked(self, received: Sequence[int]) -> None:
-        """Exit with a checkpoint if any process received a signal: all processes after the same step.
+        """Write a checkpoint and exit if any process received a signal; all processes do so after the same step.
 
         Args:
             received: Signals that this process received.

@@ -16,11 +16,11 @@ AUROC; good / defective images       AUROC         AP            F1            F
 0.8; 100 / 100                       0.94 (0.93)   0.92 (0.92)   0.80 (0.80)   0.95 (0.95)
 ===================================  ============  ============  ============  ============
 
-So the interval of an AUROC holds what it says, and with few images it is too wide rather than too narrow; at 0.988 of
-191 / 392 images it is 0.015 wide (percentiles alone 0.013). The interval of the best **F1** holds only in four cases of
-five the value that very many images would give: a maximum over thresholds is found too high, and in a resample higher
-still. The interval of the **FPR** is too narrow if the threshold is set by few defective images, some of which score
-far below the others.
+So the interval of an AUROC is as reliable as it claims, and with few images it is too wide rather than too narrow; for
+0.988 on 191 / 392 images it is 0.015 wide (percentiles alone: 0.013). With many images the interval of the best **F1**
+contains the value that very many images would give in only four cases of five: a maximum over thresholds is biased
+upwards, and in a resample even more so. The interval of the **FPR** is too narrow if the threshold is set by few
+defective images, some of which score far below the others.
 """
 
 from __future__ import annotations
@@ -211,8 +211,8 @@ def bootstrap_interval(
 
     It is the percentile interval of the resamples, widened to include
 
-    - the values that as many perfectly separated (or confused) images leave possible, by Newcombe's score limit; see
-      `csflow.metrics.intervals.measured`. The resamples of a good detector alone show too little;
+    - the values that the same number of perfectly separated (or confused) images leaves possible, by Newcombe's score
+      limit; see `csflow.metrics.intervals.measured`. The resamples of a good detector vary too little by themselves;
     - for the AUROC, the interval of DeLong on the scale of log odds (`csflow.metrics.intervals.delong`);
     - for the false positive rate, the exact interval of Clopper and Pearson at the threshold that was found.
 

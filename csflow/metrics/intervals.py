@@ -174,13 +174,13 @@ def reach(measure: Measure, whole: Masses, images: tuple[int, int], confidence: 
 
 
 def measured(found: Draws, measure: Measure, whole: Masses, images: tuple[int, int], confidence: float) -> Measured:
-    r"""Return a metric with its percentile interval, widened by the values that so many images cannot exclude.
+    r"""Return a metric with its percentile interval, widened by the values that this number of images cannot exclude.
 
     A bootstrap knows only images that occurred. Of a good detector it sees too few hard images, so its interval is too
-    narrow; of perfectly separated images it sees none. Images that are *not* separated perfectly cannot show more than
-    the same number that are. So the interval contains `reach`: it equals that of perfectly separated images if all are,
-    and inverting a pair of them never makes it narrower. For many images, or away from 0 and 1, the percentiles are
-    further out and nothing changes.
+    narrow; of perfectly separated images it sees none. Imperfectly separated images cannot show more than the same
+    number of perfectly separated ones. So the interval contains `reach`: it equals that of perfectly separated images
+    if all images are, and swapping a pair of them never makes it narrower. For many images, or away from 0 and 1, the
+    percentiles are further out and nothing changes.
 
     If all scores are equal, they say nothing, without doubt: the interval is the value alone.
 

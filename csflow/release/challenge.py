@@ -194,7 +194,7 @@ def compare(
         for index, picture, first, second in zip(chosen, pictures, before, after, strict=True)
     }
     page = write_comparison(directory, found, seen)
-    say(f"promote: version {challenger[0].version} beside version {champion[0].version}, image by image: {page}")
+    say(f"promote: version {challenger[0].version} and version {champion[0].version}, image by image: {page}")
 
 
 def _contenders(services: Services, line: str, version: int) -> tuple[Contender, list[Contender]]:

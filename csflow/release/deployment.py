@@ -106,7 +106,7 @@ def smoke_test(endpoints: Endpoints, endpoint: Endpoint, directory: Path, sample
             raise DeployError(
                 f"Smoke test of {endpoint.url} failed: it answers score {answer['score']:g}, {answer['decision']} "
                 f"(version {answer['version']}); the detector itself says {expected:g}, {prediction.decision} "
-                f"(version {endpoint.version}). The former endpoint goes on. See {endpoint.log}."
+                f"(version {endpoint.version}). The former endpoint still serves. See {endpoint.log}."
             )
 
 

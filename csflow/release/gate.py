@@ -1,4 +1,4 @@
-"""Decide, and give reasons, if a challenger may replace the champion; nothing is read or written.
+"""Decide whether a challenger may replace the champion, and give the reasons; nothing is read or written.
 
 Both detectors are scored on the same current images. The reference is the *best* champion so far, chosen
 by the caller: if it were the last one, a small loss could be accepted again every night.
@@ -9,7 +9,7 @@ The rule, with ``d`` the AUROC of challenger minus reference and ``[low, high]``
 * kept, worse, if ``d < -margin`` and ``high < 0``, or if the challenger separates no better than chance;
 * kept, not enough evidence, otherwise, with an estimate of how many images would allow a decision.
 
-With fewer than `MIN_IMAGES` images of either kind no champion is replaced: so few images do not compare two detectors.
+With fewer than `MIN_IMAGES` images of either kind no champion is replaced: so few cannot tell two detectors apart.
 If both detectors separate all images perfectly, their difference is 0, however few the images are: the challenger is
 promoted, and the reason says that the margin was not measured, and what these images do show. The reasons for this
 rule are in ``docs/decisions``.

@@ -167,7 +167,7 @@ def reconcile(services: Services, line: LineConfig, samples: Sequence[bytes] = (
             return _follow_champion(services, line, "reconciled", "", samples, lock)
         version, approval = unfinished
         done = _take_over(services, line, version, approval, samples, lock)
-        return replace(done, outcome="reconciled", reason=f"its promotion was interrupted and went on: {done.reason}")
+        return replace(done, outcome="reconciled", reason=f"its interrupted promotion was completed: {done.reason}")
 
 
 def _decided_before(challenger: Version, line: LineConfig, hold: Mapping[str, str] | None) -> tuple[str, str] | None:

@@ -44,7 +44,7 @@ class PrunePolicy:
 
     Attributes:
         keep: How many of the newest versions of a line stay.
-        before: Time before which a thing must have been last used to be removed.
+        before: Only things that were last used before this time may be removed.
     """
 
     keep: int
@@ -202,7 +202,7 @@ def _of_another_registry(
     foreign = sorted(f"{line}/{digest[:12]}" for line, digest in published if digest not in known.get(line, set()))
     if foreign:
         made.notes.append(
-            f"{len(foreign)} published detectors in the store are of no version in this registry ({foreign[0]}, …). "
+            f"{len(foreign)} published detectors in the store match no version in this registry ({foreign[0]}, …). "
             "Another registry seems to use the store, so its features stay. If their versions were deleted by hand, "
             f"delete the detectors in {DETECTORS}/ too."
         )
@@ -219,7 +219,7 @@ def _needed(made: PrunePlan, services: Services, live: list[Version]) -> Needed 
         names = ", ".join(f"{version.line}@{version.version}" for version in silent[:5])
         made.notes.append(
             f"{len(silent)} live versions do not say which features they were made from ({names}), because an older "
-            "csflow registered them: all features stay until newer versions took their place."
+            "csflow registered them: all features stay until newer versions replace them."
         )
         return None
     needed: Needed = {}
@@ -227,7 +227,7 @@ def _needed(made: PrunePlan, services: Services, live: list[Version]) -> Needed 
         try:
             record = recorded_features(services, version.run_id)
             if (record.space, record.digest) != (version.tags.get(SPACE), version.tags[DIGEST]):
-                raise CacheError(f"Its digest is {record.digest}, registered was {version.tags[DIGEST]}.")
+                raise CacheError(f"Its digest is {record.digest}, expected {version.tags[DIGEST]}.")
         except CsflowError as error:
             made.refusal = (
                 f"The features of {version.line}@{version.version} are not known, so none are removed: {error} "

@@ -33,7 +33,7 @@ def remove(services: Services, made: PrunePlan) -> int:
     store, removed = services.store, 0
     for each in made.removals:
         if each.versions and not _remove_versions(services, store, made.policy, each):
-            say(f"prune: {each.what}: some are needed by now; the rest of the plan is left. Run the command again.")
+            say(f"prune: {each.what}: some are in use again; the rest of the plan was skipped. Run the command again.")
             return removed
         if each.keys and store is not None:
             store.delete(each.keys)

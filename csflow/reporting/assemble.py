@@ -1,4 +1,4 @@
-"""Collect what the report of a detector shows from its scores and maps of a line's test images."""
+"""Turn a detector's scores and maps of a line's test images into the findings that its report shows."""
 
 from __future__ import annotations
 

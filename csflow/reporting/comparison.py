@@ -1,7 +1,7 @@
 """Compare two detectors image by image: which decisions change, and which detector separates better.
 
-The scores of two detectors are on different scales. Compared are the ranks that each gives the images, its p-values and
-its decisions; never a score of one detector with a score of the other.
+The scores of two detectors are on different scales. Each detector's ranks of the images, its p-values and its
+decisions are compared, never a score of one detector with a score of the other.
 """
 
 from __future__ import annotations
@@ -230,14 +230,14 @@ class Comparison:
         return float(stats.binomtest(self.spoilt, len(self.changes)).pvalue) if self.changes else None
 
     def moved(self, count: int = 6) -> list[int]:
-        """Return the images of unchanged decision whose rank moved furthest, the furthest first."""
+        """Return the indices of the images with an unchanged decision whose rank moved furthest, in that order."""
         shifts = np.abs(self.challenger.ranks - self.champion.ranks)
         changed = {change.index for change in self.changes}
         order = [int(i) for i in np.argsort(-shifts, kind="stable") if int(i) not in changed and shifts[i] > 0]
         return order[:count]
 
     def shown(self, count: int = 12) -> list[int]:
-        """Return the images to show: changed decisions first, then those that moved furthest."""
+        """Return the indices of the images to show: changed decisions first, then those that moved furthest."""
         changed = [change.index for change in self.changes][:count]
         return changed + self.moved(min(6, count - len(changed)))
 

@@ -196,7 +196,7 @@ class Evaluation:
 
     @property
     def promise_refuted(self) -> bool:
-        """Return True if a detector that keeps its promise would have so many false alarms in under 1 % of cases."""
+        """Return True if a detector that keeps its promise has this many false alarms or more in under 1 % of cases."""
         rate = self.false_alarms
         surprise = self.calibration.surprise(rate.events, rate.trials) if rate else None
         return surprise is not None and surprise < 0.01

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 DRAWN = 500
-"""Features sampled from a pyramid, all with equal probability and always the same ones: none is picked by hand."""
+"""Number of features sampled from a pyramid: equally likely, from a fixed seed, none of them picked by hand."""
 
 
 class NormalFit(NamedTuple):

@@ -44,7 +44,7 @@ def images_to_fit(line: LineConfig, candidates: list[str]) -> list[str]:
         return candidates
     if shots > len(candidates):
         raise DataError(
-            f"roles.shots asks for {shots} images to fit, but there are {len(candidates)}. Add images or lower it."
+            f"roles.shots asks for {shots} images to fit, but there are {len(candidates)}. Add images or lower shots."
         )
     drawn = np.random.default_rng(line.training.seed).permutation(len(candidates))[:shots]
     return [candidates[index] for index in sorted(drawn)]

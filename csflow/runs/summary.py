@@ -113,7 +113,7 @@ def print_summary(summary: RunSummary, workspace: Workspace) -> None:
     if summary.scores:
         rows = [(row["image"], row["label"], f"{row['score']:.4f}", row["decision"]) for row in summary.scores]
         right = ["green" if row["label"] == row["decision"] else "red" for row in summary.scores]
-        print_table(("image", "is", "score", "decision"), rows, title="Scored over HTTP", styles=right)
+        print_table(("image", "label", "score", "decision"), rows, title="Scored over HTTP", styles=right)
     print_line(f"Report    {_short(summary.report)}")
     if summary.overlay:
         print_line(f"Overlay   {_short(summary.overlay)}")

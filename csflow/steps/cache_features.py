@@ -130,7 +130,7 @@ def _joined(services: Services, manifest: Manifest, shards: Sequence[str]) -> Ca
         spaces = ", ".join(sorted(found)) or "none"
         raise CacheError(
             f"The {len(shards)} shards wrote to these feature spaces: {spaces}; expected the same one. "
-            "They ran with other code or other weights. Give all steps one image and run again."
+            "Their code or weights differ. Use one container image for all steps and run again."
         )
     shapes = tuple((int(c), int(h), int(w)) for c, h, w in parts[0]["shapes"])
     entries = tuple(sorted(set(manifest.frame["sha256"])))

@@ -1,7 +1,7 @@
 """Identify the code that a result depends on, so that results of other code are never taken for unchanged.
 
 The identity of some modules is a digest over their source and that of every module they import, directly or
-indirectly, at module level or inside functions. Nobody keeps a list: what is imported counts, what is not does not.
+indirectly, at module level or inside functions. There is no list to maintain: imported modules count, and no others.
 Comments, docstrings and layout do not count, so that words can be improved without retraining every line; imports
 under ``if TYPE_CHECKING`` do not count, because they never run.
 

@@ -53,7 +53,7 @@ def store_address(endpoint_url: str | None = None) -> str:
 
 
 def make_client(endpoint_url: str | None = None, *, attempts: int | None = None, connections: int = 10) -> Any:
-    """Make a boto3 client that retries what passes by itself and does not wait for ever.
+    """Make a boto3 client that retries after temporary failures and does not wait for ever.
 
     Args:
         endpoint_url: URL of an S3-compatible store; by default the environment's.
@@ -74,7 +74,7 @@ def make_client(endpoint_url: str | None = None, *, attempts: int | None = None,
 
     limit = {} if attempts is None else {"total_max_attempts": attempts}
     config = Config(
-        # "standard" backs off exponentially, with jitter, on what passes by itself.
+        # "standard" backs off exponentially, with jitter, after temporary failures.
         retries={"mode": "standard", **limit},
         connect_timeout=10,
         read_timeout=60,

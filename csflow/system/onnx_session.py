@@ -25,7 +25,7 @@ def open_session(graph: Path, *, threads: int) -> InferenceSession:
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
-    options.add_session_config_entry("session.dynamic_block_base", "4")  # a core that is held up holds up less
+    options.add_session_config_entry("session.dynamic_block_base", "4")  # a slow core delays the others less
     options.log_severity_level = 3  # errors are raised; the rest is for its developers
     try:
         return onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])

@@ -1,4 +1,4 @@
-"""Identify processes beyond reuse of their ids, end them gracefully, and measure the memory of this one."""
+"""Identify processes even if their ids are reused, end them gracefully, and measure the memory of this one."""
 
 from __future__ import annotations
 

@@ -105,7 +105,7 @@ def test_dry_run_without_server_shows_what_is_wanted(lines: Path, monkeypatch: p
     write(lines, "bolts")
     result = typed("schedule", "--all", "--dry-run")
     assert result.exit_code == 0
-    assert "compared with nothing" in result.output
+    assert "the plan for an empty server" in result.output
     assert "+ tiles: create 0 3 * * * Europe/Berlin" in result.output
     assert "daylight saving changes on" in result.output
     assert "bolts" not in result.output

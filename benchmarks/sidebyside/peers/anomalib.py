@@ -49,7 +49,7 @@ class Driver(FlowPeer):
         return torch.optim.Adam(model.parameters(), lr=2e-4, eps=1e-04, weight_decay=1e-5, betas=(0.5, 0.9))
 
     def latents_and_loss(self, levels: list[Tensor]) -> tuple[list[Tensor], Tensor]:
-        """Compute the loss by their forward pass and their loss."""
+        """Return the latents of their forward pass and the value of their loss."""
         latents, jacobian = self.model(levels)
         return list(latents), self.loss(latents, jacobian)
 

@@ -41,14 +41,14 @@ class FlowPeer(ABC):
 
     @abstractmethod
     def latents_and_loss(self, levels: list[Tensor]) -> tuple[list[Tensor], Tensor]:
-        """Return the loss of their forward pass on features on the device."""
+        """Return the latents and the loss that their code computes from features on the device."""
 
     @abstractmethod
     def train_batch(self, levels: list[Tensor]) -> float:
         """Take one optimiser step as in their training loop and return the loss."""
 
     def batches(self, source: str) -> Iterable[list[Tensor]]:
-        """Yield the batches of an epoch; ``batch`` is a single one."""
+        """Return the batches of an epoch; the source ``batch`` gives a single one."""
         return [[level[: self.settings.batch] for level in self.bench.pyramid("features")]]
 
     def training(self, source: str) -> dict[str, float]:

@@ -44,7 +44,7 @@ class Driver(FlowPeer):
         return torch.optim.Adam(model.parameters(), lr=self.config.lr_init, eps=1e-04, weight_decay=1e-5)
 
     def latents_and_loss(self, levels: list[Tensor]) -> tuple[list[Tensor], Tensor]:
-        """Compute the loss by their forward pass and their loss."""
+        """Return the latents of their forward pass and the value of their loss."""
         latents, jacobian = self.theirs.nf_forward(self.model, levels)
         return latents, self.utils.get_loss(latents, jacobian)
 
@@ -60,7 +60,7 @@ class Driver(FlowPeer):
         return value
 
     def batches(self, source: str) -> Iterable[Any]:
-        """Yield one batch as their loader would, or use their loader over their files."""
+        """Return one batch in the form that their loader gives, or their loader itself over files in their format."""
         levels = self.bench.pyramid("features")
         if source == "batch":
             batch = [level[: self.settings.batch] for level in levels]

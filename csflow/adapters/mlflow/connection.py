@@ -125,7 +125,7 @@ def typed_errors(
 
 
 def refused(workspace: Workspace, error: Exception) -> RegistryError:
-    """Make an error of MLflow's own message and, if it is known, the remedy."""
+    """Return an error that contains MLflow's own message and, if it is known, the remedy."""
     said = str(getattr(error, "message", error)).strip()
     remedy = next((remedy for sign, remedy in _REMEDIES.items() if sign in said), "")
     return RegistryError(

@@ -38,7 +38,7 @@ def download(workspace: Workspace, version: Version, target_parent: Path) -> Pat
         if expected and digest != expected:
             raise RegistryError(
                 f"The stored detector of {model_name(version.line)} version {version.version} has the digest {digest}, "
-                f"registered was {expected}: its files were changed or lost. Train again with --force."
+                f"expected {expected}: its files were changed or lost. Train again with --force."
             )
         with new_directory(target_parent / digest) as target:
             shutil.copytree(fetched, target, dirs_exist_ok=True)

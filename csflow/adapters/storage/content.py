@@ -96,7 +96,7 @@ class Sums:
     def difference(self, head: Mapping[str, Any]) -> tuple[str, str] | None:
         """Compare the store's description of an object with this content.
 
-        Compared are the size, the digest noted at the upload, and the store's own digest of the object if it states
+        It compares the size, the digest noted at the upload, and the store's own digest of the object if it states
         one (ChecksumSHA256, or an ETag that is an MD5).
 
         Args:

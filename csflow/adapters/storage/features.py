@@ -1,4 +1,4 @@
-"""Keep the shared tier of the feature store: one small object an image, ``features/SPACE/XX/SHA``."""
+"""Keep the shared tier of the feature store: one small object per image, ``features/SPACE/XX/SHA``."""
 
 from __future__ import annotations
 

@@ -32,7 +32,7 @@ def repository_folders(data: DataConfig) -> RepositoryFolders:
         DataError: If ``data.repo`` is not a repository on this machine.
     """
     top = local_repository(data)
-    # A worktree keeps its history elsewhere, a clone that borrows objects does so too.
+    # A worktree keeps its history elsewhere, and so does a clone that borrows objects.
     history = Path(git("rev-parse", "--path-format=absolute", "--git-common-dir", repository=top).strip())
     alternates = history / "objects" / "info" / "alternates"
     borrowed = [Path(text) for text in alternates.read_text().splitlines()] if alternates.is_file() else []

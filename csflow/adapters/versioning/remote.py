@@ -40,7 +40,7 @@ def explain_failure(error: BaseException, repository: Path) -> str:
 
 
 def _innermost(error: BaseException) -> BaseException:
-    """Find the cause that says most: DVC wraps the store's error several times, and botocore's wraps only sockets'."""
+    """Find the most informative cause: DVC wraps the store's error repeatedly; botocore wraps only socket errors."""
     while error.__cause__ is not None and not is_botocore_error(error):
         error = error.__cause__
     return error

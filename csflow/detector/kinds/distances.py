@@ -19,7 +19,7 @@ SMOOTHING, REACH = 4.0, 16
 and PatchCore use it."""
 
 BLOCK = 512
-"""Vectors of the memory compared at once: the table of distances to all of them would not fit into memory."""
+"""Number of stored vectors compared at once: a table of the distances to all of them would not fit into memory."""
 
 
 class DistanceModel(Model):

@@ -32,7 +32,7 @@ from csflow.flow.pyramid import Pyramid, join_scales
 from csflow.system.progress import track
 
 CANDIDATES = 200_000
-"""Most patches that are thinned out; of more, so many are drawn. Every patch kept is compared with all of them."""
+"""Largest number of patches to thin out, drawn at random if there are more; every patch kept is compared with all."""
 
 PROJECTED = 128
 """Dimensions in which patches are compared while they are thinned out (the authors' default)."""

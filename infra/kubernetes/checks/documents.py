@@ -23,7 +23,7 @@ class Pod:
         where: The document, for messages.
         namespace: Their namespace.
         labels: Their labels.
-        spec: Their spec; for a ServingRuntime its part of it, with the account that KServe gives them.
+        spec: Their spec; for a ServingRuntime, the fields that it gives, with the account that KServe adds.
         kserve: True if KServe makes them.
     """
 

@@ -19,7 +19,7 @@ MADE_BY_PEOPLE = frozenset({
     ("Secret", "csflow-storage"), ("Secret", "csflow-mlflow-database"), ("Secret", "csflow-registry"),
     ("ConfigMap", "csflow-ca"),
 })  # fmt: skip
-"""Made with kubectl, because their contents never belong into a repository; docs/guides/cluster.md says how."""
+"""Made with kubectl, because their contents never belong in a repository; docs/guides/cluster.md says how."""
 
 KNATIVE_PORTS = frozenset({8012, 8013, 8022})
 GRPC_PORT = 8081

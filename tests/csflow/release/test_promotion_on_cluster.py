@@ -131,7 +131,7 @@ def test_an_interruption_before_the_alias_is_finished_by_reconcile(world: World,
     assert (world.champion, served(services)) == (1, "2")
     done = promotion.reconcile(services, LINE)
     assert (done.outcome, done.champion, served(services), world.champion) == ("reconciled", 2, "2", 2)
-    assert done.reason.startswith("its promotion was interrupted and went on: it is better")
+    assert done.reason.startswith("its interrupted promotion was completed: it is better")
     assert promotion.reconcile(services, LINE).reason == "champion version 2 was served already"
 
 
