@@ -74,10 +74,12 @@ def _open_run(
     hold = services.registry.get_hold(line.line) if versions else None
     unchanged = any(v.tags.get("content_key") == key and is_settled(v, line, hold) for v in versions)
     if not unchanged:
-        # Checked before any work is done for a configuration that cannot work.
+        # Checked before any work is done for a configuration or images that cannot work.
         from csflow.features.backbone import check_pyramid
+        from csflow.runs.image_counts import check_enough
 
         check_pyramid(line.features)
+        check_enough(line, manifest)
     identity = {
         "content_key": key,
         "data_md5": checked_out.data_md5,
