@@ -154,7 +154,7 @@ def reconcile(services: Services, line: LineConfig, samples: Sequence[bytes] = (
 
     First, if a promotion was killed on a cluster and its challenger is still wanted, it is completed with the rest of
     its canary step. The challenger is wanted if the registry still has the version with that digest, and either a
-    person asked for it, or the gate passed it, no hold has been set since, and no other decision was made about it.
+    person asked for it, or the gate passed it, no hold has been set since, and no other decision about it still counts.
     If it is not wanted, all requests go back to the champion.
 
     Raises:
@@ -162,7 +162,7 @@ def reconcile(services: Services, line: LineConfig, samples: Sequence[bytes] = (
         DeployError: If its endpoint does not start, or the continued promotion fails.
     """
     with _one_at_a_time(services, line.line) as lock:
-        unfinished = _still_wanted(services, line.line, lock)
+        unfinished = _still_wanted(services, line, lock)
         if unfinished is None:
             return _follow_champion(services, line, "reconciled", "", samples, lock)
         version, approval = unfinished
@@ -190,16 +190,16 @@ def _decided(hold: Mapping[str, str] | None, decide: Callable[[], GateDecision])
     return "held", f"held by {by}{because}; the gate alone would have said {decision.outcome}: {decision.reason}"
 
 
-def _still_wanted(services: Services, line: str, lock: EndpointLock) -> tuple[Version, Approval] | None:
+def _still_wanted(services: Services, line: LineConfig, lock: EndpointLock) -> tuple[Version, Approval] | None:
     """Return the challenger of a killed promotion and why it was approved; ``None`` if it is not wanted any more."""
     progress = lock.progress
     if progress is None:
         return None
     try:
-        version = services.registry.find_version(line, int(progress.release.version))
+        version = services.registry.find_version(line.line, int(progress.release.version))
     except RegistryError:
         return None
-    undecided = version.decision == "" and services.registry.get_hold(line) is None
+    undecided = services.registry.get_hold(line.line) is None and not is_settled(version, line, None)
     same = version.tags.get("detector_digest") == progress.release.digest
     wanted = same and (progress.approval.by == "hand" or undecided)
     return (version, progress.approval) if wanted else None

@@ -9,11 +9,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
+from types import SimpleNamespace
 from typing import cast
 
 import pytest
 
 from csflow.adapters.deployment import local
+from csflow.adapters.deployment.endpoints import Approval, EndpointLock
 from csflow.adapters.deployment.local import Candidate, LocalEndpoints
 from csflow.adapters.deployment.local_process import LocalEndpoint
 from csflow.adapters.mlflow.registry import Registry
@@ -292,6 +294,21 @@ def test_other_settings_of_the_gate_judge_a_kept_version_again(world: World, ser
     assert promotion.promote(services, LINE, 2, never).outcome == "kept_worse"
     generous = LINE.model_copy(update={"gate": GateConfig(margin=0.05)})
     assert promotion.promote(services, generous, 2, lambda: BETTER).outcome == "promoted"
+
+
+@pytest.mark.parametrize(("margin", "wanted"), [(0.05, True), (0.01, False)])
+def test_a_killed_canary_goes_on_if_other_settings_let_it_be_judged_again(
+    world: World, services: Services, margin: float, wanted: bool
+) -> None:
+    promoted(world, services, 1)
+    world.add(2)
+    promotion.promote(services, LINE, 2, lambda: WORSE)
+    progress = SimpleNamespace(
+        release=SimpleNamespace(version="2", digest="d2"), approval=Approval("gate", "it is better")
+    )
+    lock = cast(EndpointLock, SimpleNamespace(progress=progress))
+    line = LINE.model_copy(update={"gate": GateConfig(margin=margin)})
+    assert (promotion._still_wanted(services, line, lock) is not None) is wanted
 
 
 def test_a_person_promotes_past_gate_and_hold(world: World, services: Services) -> None:
