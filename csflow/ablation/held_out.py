@@ -36,12 +36,13 @@ def held_out(manifest: Manifest, fitted: Collection[str]) -> Manifest | None:
     return type(manifest)(chosen.head(MOST_HELD_OUT).reset_index(drop=True), manifest.root)
 
 
-def paste_on(good: Manifest, root: Path) -> Manifest:
+def paste_on(good: Manifest, root: Path, bit_depth: int | None = None) -> Manifest:
     """Paste a synthetic defect on every image, unless an earlier call did.
 
     Args:
         good: The images.
         root: Folder of all sets of pasted images; each set has a subfolder.
+        bit_depth: Bits that the camera fills in 16-bit samples.
 
     Returns:
         The pasted images, in the order of ``good``.
@@ -50,12 +51,12 @@ def paste_on(good: Manifest, root: Path) -> Manifest:
         DataError: If an image cannot be read or is too small for a defect.
     """
     code = code_version("csflow.synthetic.paste", "csflow.data.images")
-    folder = root / sha256_json([list(good.frame["sha256"]), PASTE_SEED, code])[:32]
+    folder = root / sha256_json([list(good.frame["sha256"]), PASTE_SEED, bit_depth, code])[:32]
     if not folder.is_dir():
         from csflow.data.images import read_image
         from csflow.synthetic.paste import paste_defects
 
-        pasted, _ = paste_defects([read_image(file) for file in good.files], PASTE_SEED)
+        pasted, _ = paste_defects([read_image(file, bit_depth) for file in good.files], PASTE_SEED)
         with new_directory(folder) as target:
             for sha, picture in zip(good.frame["sha256"], pasted, strict=True):
                 picture.save(target / f"{sha}.png")

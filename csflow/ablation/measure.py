@@ -88,7 +88,7 @@ class Bench:
         judge = VariantJudge(line, folder, cached, manifest)
         metrics, good = judge.on_test(), held_out(manifest, images)
         if good is not None:
-            defective = paste_on(good, self.workspace.ablations / ".synthetic")
+            defective = paste_on(good, self.workspace.ablations / ".synthetic", line.features.bit_depth)
             metrics |= judge.on_held_out(good, defective, self._extract(defective, line.features, backbone))
         return AblationRow(
             key=key,
@@ -163,7 +163,7 @@ class Bench:
         """Return the graph's time on this machine, measured once unless the machine was busy or ``retime`` is set."""
         from csflow.data.images import read_image
 
-        pictures = [read_image(file) for file in judge.manifest.files[:TIMED_IMAGES]]
+        pictures = [read_image(file, judge.line.features.bit_depth) for file in judge.manifest.files[:TIMED_IMAGES]]
         code = code_version("csflow.ablation.timing")
         name = sha256_json([judge.graph, [picture.size for picture in pictures], machine(), code])
         file = self.workspace.ablations / ".timings" / f"{name}.json"

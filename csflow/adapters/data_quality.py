@@ -11,7 +11,8 @@ import pandas as pd
 
 from csflow.config import QualityConfig
 from csflow.data.inspection import inspect_images
-from csflow.data.manifest import Manifest, shorten
+from csflow.data.manifest import Manifest
+from csflow.system.wording import shorten
 
 if TYPE_CHECKING:
     from great_expectations.core import ExpectationSuiteValidationResult, ExpectationValidationResult
@@ -107,14 +108,15 @@ class _Check:
         return made
 
 
-def run_data_gate(manifest: Manifest, quality: QualityConfig) -> QualityReport:
+def run_data_gate(manifest: Manifest, quality: QualityConfig, bit_depth: int | None = None) -> QualityReport:
     """Measure the images of a line and compare them with the line's bounds.
 
     Args:
         manifest: The line's images.
         quality: The line's bounds.
+        bit_depth: Bits that the line's camera fills in 16-bit samples (``features.bit_depth``).
     """
-    table = _with_verdicts(inspect_images(manifest))
+    table = _with_verdicts(inspect_images(manifest, bit_depth))
     checks = list(_checks(quality)) if len(table) else [_NOT_EMPTY]
     result = _run(table, checks)
     failures: dict[Severity, list[BrokenExpectation]] = {"critical": [], "warning": []}
@@ -142,6 +144,8 @@ def _with_verdicts(table: pd.DataFrame) -> pd.DataFrame:
         leaked=(table["leaked_from"] != "").astype(bool),
         contradicted=(table["contradicts"] != "").astype(bool),
         copied=(table["copy_of"] != "").astype(bool),
+        mask_clear=table["mask_unclear"].map(lambda unclear: None if unclear is None else unclear == ""),
+        photo_levels=table["levels"].where(~table["mode"].isin(["1", "P", "PA"]) & (table["constant"] != True)),  # noqa: E712
         mask_readable=table["mask_problem"].map(lambda problem: None if problem is None else problem == ""),
     )
 
@@ -190,10 +194,37 @@ def _checks(quality: QualityConfig) -> Iterator[_Check]:
                 "Export the masks at the size of their images.", "mask_fits", "mask_size")  # fmt: skip
     yield _each("mask_marks", True, "Every mask marks something.",
                 "Draw the defect (pixels that are not 0) or remove the mask.", "mask_marks", "mask_size")  # fmt: skip
+    yield _each("mask_clear", True, "Every mask says clearly which pixels are defective.",
+                "Save it as PNG with 0 where the part is good and another value where it is defective, without "
+                "smoothing.", "mask_clear", "mask_unclear")  # fmt: skip
+    yield _Check("mask_part", "No mask marks more than half of its image.",
+                 "Make sure that defective pixels are marked, and not the good ones.",
+                 "ExpectColumnValuesToBeBetween", {"column": "mask_share", "max_value": 0.5},
+                 "mask_share", "warning")  # fmt: skip
+    yield from _looks()
     yield _at_least("enough_train", "train_good", quality.min_train, "good images in train", "min_train")
     yield _at_least("enough_test_good", "test_good", quality.min_test_good, "good images in test", "min_test_good")
     yield _at_least("enough_test_defective", "test_defective", quality.min_test_defective,
                     "defective images in test", "min_test_defective")  # fmt: skip
+
+
+def _looks() -> Iterator[_Check]:
+    """Yield the expectations about what a person might see at a glance: they only warn."""
+    yield _Check("bright_enough", "The brightest pixel of every image is above 63 of 255.",
+                 "Check the lighting, and the bit depth that the camera or a converter wrote.",
+                 "ExpectColumnValuesToBeBetween", {"column": "brightest", "min_value": 64},
+                 "brightest", "warning")  # fmt: skip
+    yield _Check("enough_levels", "Every photograph has more than 16 different values.",
+                 "Check the bit depth that the camera or a converter wrote: most of the detail is gone.",
+                 "ExpectColumnValuesToBeBetween", {"column": "photo_levels", "min_value": 17},
+                 "levels", "warning")  # fmt: skip
+    yield _Check("one_picture", "Every file holds one picture.", "Only the first is read: export the one that counts.",
+                 "ExpectColumnValuesToBeBetween", {"column": "frames", "max_value": 1},
+                 "frames", "warning")  # fmt: skip
+    yield _Check("not_a_strip", "The longer side is at most three times the shorter.",
+                 "Images are stretched to a square, which costs detail along the longer side: cut strips into parts.",
+                 "ExpectColumnValuesToBeBetween", {"column": "elongation", "max_value": 3},
+                 "size", "warning")  # fmt: skip
 
 
 def _each(name: str, wanted: bool, asks: str, remedy: str, column: str, shows: str,

@@ -13,6 +13,8 @@ from csflow.system.workspace import Workspace
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+    from csflow.detector.detector import Detector
+
 _COMPARED = 3
 
 
@@ -29,7 +31,7 @@ def export(
     services = Services.from_environment()
     detector = Detector.load(locate_detector(line if version is None else f"{line}@{version}", services))
     target = output or Path(f"{detector.line.line}.onnx")
-    examples = _images_at_hand(services.workspace, detector.line.line)
+    examples = _images_at_hand(services.workspace, detector)
     export_file(detector, target, examples)
     compared = f"{len(examples)} images of the line" if examples else "drawn images (none of the line is at hand)"
     typer.echo(f"{target}: {target.stat().st_size / 1e6:.1f} MB, compared with the detector on {compared}.")
@@ -37,11 +39,11 @@ def export(
     typer.echo(f"Input: images (N, height, width, 3), uint8 RGB. Outputs: score, map{decision}.")
 
 
-def _images_at_hand(workspace: Workspace, line: str) -> list[Image]:
+def _images_at_hand(workspace: Workspace, detector: Detector) -> list[Image]:
     """Read a few images of the line's last checkout."""
-    from csflow.data.images import read_image
-    from csflow.data.manifest import is_image
+    from csflow.data.image_files import find_images
 
-    files = sorted(file for file in (workspace.data / line).rglob("*") if file.is_file() and is_image(file))
-    files = [file for file in files if "ground_truth" not in file.parts]
-    return [read_image(file) for file in files[:: max(1, len(files) // _COMPARED)][:_COMPARED]]
+    folder = workspace.data / detector.line.line
+    found = find_images(folder).images if folder.is_dir() else ()
+    files = [folder / path for path in found if "ground_truth" not in path.parts]
+    return [detector.read(file) for file in files[:: max(1, len(files) // _COMPARED)][:_COMPARED]]

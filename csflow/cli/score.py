@@ -11,7 +11,7 @@ import typer
 from csflow.cli.options import JsonOption, print_json
 from csflow.errors import DataError, UsageError
 from csflow.runs.services import Services
-from csflow.system.progress import say, track
+from csflow.system.progress import track
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -87,17 +87,15 @@ def _predictions(engine: Engine, files: list[Path]) -> Iterator[tuple[Image, Pre
 
     size = CHUNK * engine.threads
     for start in range(0, len(files), size):
-        read = [_read(file) for file in files[start : start + size]]
+        read = [_read(engine, file) for file in files[start : start + size]]
         images = [each for each in read if not isinstance(each, DataError)]
         predictions = iter(engine.predict(images))
         yield from (each if isinstance(each, DataError) else (each, next(predictions)) for each in read)
 
 
-def _read(file: Path) -> Image | DataError:
-    from csflow.data.images import read_image
-
+def _read(engine: Engine, file: Path) -> Image | DataError:
     try:
-        return read_image(file)
+        return engine.read(file)
     except DataError as error:
         return error
 
@@ -123,18 +121,13 @@ def _image_files(arguments: list[Path]) -> list[Path]:
 
 
 def _images_below(folder: Path) -> list[Path]:
-    from csflow.data.manifest import is_image
-    from csflow.data.overlay_files import is_overlay
+    from csflow.data.image_files import FORMATS, find_images, say_left_out
 
-    found = sorted(file for file in folder.rglob("*") if file.is_file() and is_image(file))
-    images = [file for file in found if not is_overlay(file)]
-    if len(images) < len(found):
-        say(f"score: {len(found) - len(images)} overlays that csflow drew are left out of {folder}")
-    if not images:
-        raise UsageError(
-            f"No images in {folder}. Expected image files (png, jpg, bmp, tif, webp) in it or in its folders."
-        )
-    return images
+    found = find_images(folder)
+    say_left_out(found.left_out, "score", folder)
+    if not found.images:
+        raise UsageError(f"No images in {folder}. Expected image files ({', '.join(FORMATS)}) in it or in its folders.")
+    return [folder / image for image in found.images]
 
 
 def _print(rows: list[dict[str, object]], statement: str) -> None:

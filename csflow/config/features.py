@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -40,6 +40,12 @@ class FeatureConfig(Section):
         default="antialias",
         description="How the smaller sizes are made: `antialias` resizes the image (as the paper says), `nearest` "
         "leaves out pixels (as the authors' code does).",
+    )
+    bit_depth: Annotated[int, Field(ge=9, le=16)] | None = Field(
+        default=None,
+        description="Bits of a sample that the camera fills in 16-bit files, such as 10, 12 or 14. Without it 16-bit "
+        "files are read as full 16 bit, and files that use less than a quarter of that range are refused.",
+        examples=[12, 16],
     )
     stages: tuple[Positive, ...] | None = Field(
         default=None,

@@ -62,7 +62,7 @@ class QualityConfig(Section):
     min_side: Positive = Field(default=32, description="Smallest side of an image in pixels.")
     max_side: Positive = Field(default=16384, description="Largest side of an image in pixels.")
     modes: tuple[str, ...] = Field(
-        default=("1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "I;16", "I"),
+        default=("1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBX", "RGBa", "CMYK", "YCbCr", "LAB", "I;16", "I"),
         description="Colour modes of images that are allowed, as Pillow names them.",
         examples=[["RGB"], ["L", "I;16"]],
     )

@@ -1,74 +1,94 @@
 """Read images of any common kind in the same way every time, and resize them for the backbone.
 
-=====================  ==========================================================================
-Image                  Becomes 8-bit RGB by
-=====================  ==========================================================================
-grey, 1-bit            repeating the grey value
-16-bit grey            dividing by 257 (65535 -> 255), never by the image's own range
-16-bit colour          dropping the lower byte (Pillow's reader)
-palette                its colours
-alpha (any kind)       compositing on black
-CMYK, YCbCr            Pillow's conversion, without ICC profiles
-EXIF orientation       turning upright
-several frames         taking the first
-=====================  ==========================================================================
+Images are turned upright (EXIF), the first of several frames is taken, and :mod:`csflow.data.pixel_values` turns every
+kind of pixel into 8-bit RGB.
 """
 
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL.ImageFile import ImageFile
 
 from csflow.config import FeatureConfig
+from csflow.data.image_files import FORMATS, has_signature
+from csflow.data.pixel_values import Samples, to_rgb
 from csflow.errors import DataError
-
-FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP")
-"""Allowed readers of Pillow. Others can start external programs (EPS) or do not read a camera's image files."""
 
 MAX_PIXELS = 89_478_485
 """Largest pixel count of an image (9459 squared, where Pillow begins to warn): a small file can claim terabytes."""
 
 
-def read_image(source: Path | bytes) -> Image.Image:
+def read_image(source: Path | bytes, bit_depth: int | None = None) -> Image.Image:
     """Decode an image to 8-bit RGB, upright.
 
     Args:
         source: An image file, or the bytes of one.
+        bit_depth: Bits that the line's camera fills in 16-bit samples (``features.bit_depth``).
 
     Raises:
-        DataError: If the file is missing, not an image, truncated, of an unknown kind or too large; it names the file.
+        DataError: If the file is missing, not an image, truncated, of an unknown kind or too large, or if its samples
+            have an unknown range; it names the file.
     """
     if isinstance(source, bytes):
-        return decode_image(source, name=f"image of {len(source)} bytes")
+        return decode_image(source, name=f"image of {len(source)} bytes", bit_depth=bit_depth)
     try:
         content = source.read_bytes()
     except OSError as error:
         raise DataError(f"Cannot read {source}: {error.strerror or error}.") from error
-    return decode_image(content, name=str(source))
+    return decode_image(content, name=str(source), bit_depth=bit_depth)
 
 
-def decode_image(content: bytes, *, name: str) -> Image.Image:
+def decode_image(content: bytes, *, name: str, bit_depth: int | None = None) -> Image.Image:
     """Decode the bytes of an image file as :func:`read_image` does; ``name`` names it in errors."""
+    with opened_image(content, name) as image:
+        samples = Samples.of(image, content)
+        image.load()
+        return to_rgb(upright(image), samples, bit_depth, name)
+
+
+@contextmanager
+def opened_image(content: bytes, name: str) -> Iterator[ImageFile]:
+    """Open the bytes of an image file; whatever goes wrong in the block is an error that names the file.
+
+    Raises:
+        DataError: If it is not an image, damaged or too large.
+    """
     try:
         with Image.open(io.BytesIO(content), formats=FORMATS) as image:
             _refuse_bomb(image.size, name)
-            image.load()
-            upright = ImageOps.exif_transpose(image)
-        return _to_rgb(upright, name)
+            yield image
     except DataError:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise DataError(f"{name}: {error} Crop or shrink it.") from error
     except UnidentifiedImageError as error:
+        if has_signature(content):
+            raise DataError(f"{name} is damaged, or an image of an unknown kind. Export it again, as PNG.") from error
         what = "is empty" if not content else "is not an image"
         raise DataError(f"{name} {what}. Expected one of {', '.join(FORMATS)}.") from error
     except Exception as error:  # on damaged bytes Pillow's readers raise nearly every kind of error
         raise DataError(f"{name} is damaged: {error}. Copy or export it again.") from error
+
+
+def size_of(file: Path) -> tuple[int, int]:
+    """Return width and height of an image after EXIF rotation.
+
+    Raises:
+        DataError: If the file is missing or not an image.
+    """
+    try:
+        content = file.read_bytes()
+    except OSError as error:
+        raise DataError(f"Cannot read {file}: {error.strerror or error}.") from error
+    with opened_image(content, str(file)) as image:
+        return upright(image).size
 
 
 def to_pyramid_levels(image: Image.Image, features: FeatureConfig) -> list[NDArray[np.uint8]]:
@@ -124,25 +144,12 @@ def _resized(image: Image.Image, size: int) -> NDArray[np.uint8]:
     return np.asarray(image.resize((size, size), Image.Resampling.BILINEAR))
 
 
-def _to_rgb(image: Image.Image, name: str) -> Image.Image:
-    if image.mode.startswith("I"):
-        return _from_16_bit(image, name)
-    if image.mode == "F":
-        raise DataError(f"{name} has floating-point values, whose range is unknown. Export it as 8 or 16 bit.")
-    if image.has_transparency_data:
-        black = Image.new("RGBA", image.size, (0, 0, 0, 255))
-        return Image.alpha_composite(black, image.convert("RGBA")).convert("RGB")
-    return image.convert("RGB")
-
-
-def _from_16_bit(image: Image.Image, name: str) -> Image.Image:
-    """Scale by the fixed range of 16 bit: with the image's own range, a part's look would depend on its defects."""
-    values = np.asarray(image).astype(np.int64)
-    low, high = int(values.min()), int(values.max())
-    if low < 0 or high > 65535:
-        raise DataError(f"{name} has values from {low} to {high}, expected 16 bit (0 to 65535).")
-    grey = ((values + 128) // 257).astype(np.uint8)
-    return Image.fromarray(grey).convert("RGB")
+def upright(image: Image.Image) -> Image.Image:
+    """Turn an image upright by its EXIF orientation; a damaged EXIF block says nothing, and viewers ignore it."""
+    try:
+        return ImageOps.exif_transpose(image)
+    except Exception:  # the EXIF and XMP parsers raise nearly every kind of error, too
+        return image
 
 
 def _refuse_bomb(size: tuple[int, int], name: str) -> None:

@@ -11,17 +11,19 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from hashlib import sha256
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from csflow.config import LINE_NAME, RolesConfig
 from csflow.data.archives import ARCHIVES, extract
-from csflow.data.manifest import LAYOUT, build_manifest, is_image, shorten
+from csflow.data.image_files import say_left_out
+from csflow.data.image_folders import defects_below, images_below, masks_by_kind, refuse_unclear_masks
+from csflow.data.manifest import LAYOUT, build_manifest
 from csflow.errors import DataError
 from csflow.system.files import sha256_file
+from csflow.system.wording import shorten
 
 MTD_DEFECTS = ("Blowhole", "Break", "Crack", "Fray", "Uneven")
 MVTEC_PARTS = ("train", "test", "ground_truth")
-LOSSLESS = frozenset({".png", ".bmp", ".tif", ".tiff"})
 
 
 def import_mtd(source: Path, dest: Path) -> None:
@@ -155,8 +157,12 @@ def _line_name(folder: str) -> str:
 
 def _take_line(folder: Path, target: Path, transfer: Callable[[Path, Path], None]) -> None:
     """Transfer the files that the manifest of ``folder`` names, and the licence that belongs to them."""
-    frame = build_manifest(folder, line="import", roles=RolesConfig()).frame
-    names = [*frame["path"], *(mask for mask in frame["mask"] if mask)]
+    manifest = build_manifest(folder, line="import", roles=RolesConfig())
+    say_left_out(manifest.left_out, "import", folder)
+    frame = manifest.frame
+    masks = [mask for mask in frame["mask"] if mask]
+    refuse_unclear_masks([folder / mask for mask in masks])
+    names = [*frame["path"], *masks]
     names += [name for name in ("groups.csv", "license.txt", "readme.txt") if (folder / name).is_file()]
     for name in names:
         transfer(folder / name, target / name)
@@ -182,7 +188,7 @@ def import_folder(
         DataError: If a folder is empty, two images would get one name, a mask has no image or is lossy, or
             ``dest`` is not empty.
     """
-    kinds = _defect_folders(defective) if defective else {}
+    kinds = defects_below(defective) if defective else {}
     if masks and not defective:
         raise DataError(f"Masks ({masks}) belong to defective images. Give --defective too.")
     with _staged(dest, good) as staging:
@@ -193,71 +199,11 @@ def import_folder(
         for kind, images in kinds.items():
             for name, image in images.items():
                 _copy(image, staging / "line" / "test" / kind / name)
-        for kind, folder in _mask_folders(masks, list(kinds)).items() if masks else ():
-            for name, mask in masks_below(folder).items():
+        for kind, drawn in masks_by_kind(masks, list(kinds)).items() if masks else ():
+            for name, mask in drawn.items():
                 _copy(mask, staging / "line" / "ground_truth" / kind / name)
         build_manifest(staging / "line", line="import", roles=RolesConfig())
         _move_into_place(staging / "line", dest)
-
-
-def images_below(folder: Path) -> dict[str, Path]:
-    """List the images in ``folder`` and its subfolders by a flat name, sorted.
-
-    Raises:
-        DataError: If there are none, or two would get one name.
-    """
-    found: dict[str, Path] = {}
-    for path in sorted(folder.rglob("*")):
-        parts = path.relative_to(folder).parts
-        if not path.is_file() or not is_image(path) or any(part.startswith(".") for part in parts):
-            continue
-        name = "_".join(parts)
-        if name in found:
-            raise DataError(f"{path} and {found[name]} would both be named {name}. Rename one of them.")
-        found[name] = path
-    if not found:
-        reason = "holds no images" if folder.is_dir() else "is not a folder"
-        raise DataError(f"{folder} {reason}. Expected image files (png, jpg, bmp, tif, webp).")
-    return found
-
-
-def masks_below(folder: Path) -> dict[str, Path]:
-    """List the masks in ``folder`` by their name in the layout, ``STEM_mask.SUFFIX``.
-
-    Raises:
-        DataError: If there are none, or one is in a lossy format, in which pixels near a border are wrong.
-    """
-    masks = images_below(folder)
-    lossy = [str(path) for path in masks.values() if path.suffix.lower() not in LOSSLESS]
-    if lossy:
-        raise DataError(f"Masks in a lossy format: {shorten(lossy)}. Save them as PNG.")
-    return {f"{PurePosixPath(name).stem.removesuffix('_mask')}_mask{path.suffix}": path for name, path in masks.items()}
-
-
-def _defect_folders(defective: Path) -> dict[str, dict[str, Path]]:
-    """List the images by type of defect; without subfolders there is one type, ``defect``."""
-    if not defective.is_dir():
-        raise DataError(f"{defective} is not a folder. Expected defective images, or one folder per type of defect.")
-    folders = sorted(path for path in defective.iterdir() if _is_visible_folder(path))
-    loose = sorted(path.name for path in defective.iterdir() if path.is_file() and is_image(path))
-    if folders and loose:
-        raise DataError(f"{defective} holds both folders and images ({shorten(loose)}). Put these into a folder too.")
-    if any(folder.name.lower() == "good" for folder in folders):
-        raise DataError(f"{defective / 'good'} cannot be a type of defect. Move its images to the good ones.")
-    return {folder.name: images_below(folder) for folder in folders} or {"defect": images_below(defective)}
-
-
-def _mask_folders(masks: Path, kinds: list[str]) -> dict[str, Path]:
-    """Find the folder of masks of each type of defect; a type may have none."""
-    if not masks.is_dir():
-        raise DataError(f"{masks} is not a folder. Expected masks, laid out like the defective images.")
-    folders = {path.name: path for path in sorted(masks.iterdir()) if _is_visible_folder(path)}
-    if not folders and len(kinds) == 1:
-        return {kinds[0]: masks}
-    unknown = sorted(set(folders) - set(kinds))
-    if unknown or not folders:
-        raise DataError(f"{masks} holds {shorten(unknown) or 'no folders'}; expected folders named {', '.join(kinds)}.")
-    return folders
 
 
 def _split_fraction(digest: str) -> float:

@@ -5,19 +5,19 @@ These are measurements; the data gate decides which of them are acceptable (:mod
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from PIL import Image
 
-from csflow.data.images import FORMATS, decode_image
+from csflow.data.images import decode_image, opened_image
 from csflow.data.manifest import Manifest
+from csflow.data.masks import measure_mask
 from csflow.errors import DataError
 from csflow.system.progress import track
 
@@ -32,12 +32,17 @@ class InspectedImage:
         width: Columns after EXIF rotation.
         height: Rows after EXIF rotation.
         mode: Pillow's mode of the file before conversion.
+        frames: Number of pictures in the file; the first is read.
         constant: True if all pixels have the same colour.
+        brightest: Largest value of all pixels and colours, 0 to 255.
+        levels: Number of different values, 1 to 256.
         pixels: SHA-256 of the decoded pixels, so that a re-saved copy counts as a copy.
         mask_problem: Why the mask cannot be read; '' if it can.
         mask_size: ``WIDTH x HEIGHT`` of the mask.
         mask_fits: True if the mask has the size of its image.
         mask_marks: True if any pixel of the mask is not 0.
+        mask_unclear: Why the mask does not say clearly which pixels are defective; '' if it does.
+        mask_share: Share of the mask's pixels that are marked, 0 to 1.
     """
 
     readable: bool
@@ -45,69 +50,87 @@ class InspectedImage:
     width: int | None = None
     height: int | None = None
     mode: str | None = None
+    frames: int | None = None
     constant: bool | None = None
+    brightest: int | None = None
+    levels: int | None = None
     pixels: str | None = None
     mask_problem: str | None = None
     mask_size: str | None = None
     mask_fits: bool | None = None
     mask_marks: bool | None = None
+    mask_unclear: str | None = None
+    mask_share: float | None = None
 
 
-def inspect_images(manifest: Manifest) -> pd.DataFrame:
+def inspect_images(manifest: Manifest, bit_depth: int | None = None) -> pd.DataFrame:
     """Decode and measure every image and mask of a manifest, in a thread pool.
+
+    Args:
+        manifest: The line's images.
+        bit_depth: Bits that the line's camera fills in 16-bit samples.
 
     Returns:
         The manifest's columns, those of `InspectedImage`, and columns derived from both: ``short_side``, ``long_side``,
-        ``size``; ``copy_of`` (another image of the same split with equal pixels, '' for the first), ``leaked_from``
-        (for a test image, an image in train with equal pixels), ``contradicts`` (an image with equal pixels and the
-        other label).
+        ``size``, ``elongation`` (long by short side); ``copy_of`` (another image of the same split with equal pixels,
+        '' for the first), ``leaked_from`` (for a test image, an image in train with equal pixels), ``contradicts`` (an
+        image with equal pixels and the other label).
     """
     frame = manifest.frame.reset_index(drop=True)
     files = list(zip(manifest.files, (manifest.root / m if m else None for m in frame["mask"]), strict=True))
     with ThreadPoolExecutor() as pool:
-        rows = list(track(pool.map(_measure, files), total=len(files), label="inspect"))
+        rows = list(track(pool.map(partial(_measure, bit_depth), files), total=len(files), label="inspect"))
     measured = pd.DataFrame(
         [asdict(row) for row in rows], columns=list(InspectedImage.__dataclass_fields__), dtype=object
     )
     table = pd.concat([frame, measured], axis=1)
     sides = measured[["width", "height"]].astype("Int64")
     table["short_side"], table["long_side"] = sides.min(axis=1), sides.max(axis=1)
+    table["elongation"] = table["long_side"] / table["short_side"]
     table["size"] = [f"{w} x {h}" if w else None for w, h in zip(table["width"], table["height"], strict=True)]
     return table.assign(**{name: list(values) for name, values in _copies(table).items()})
 
 
-def _measure(files: tuple[Path, Path | None]) -> InspectedImage:
+def _measure(bit_depth: int | None, files: tuple[Path, Path | None]) -> InspectedImage:
     file, mask_file = files
     try:
         content = file.read_bytes()
-        upright = decode_image(content, name=file.name)
-        with Image.open(io.BytesIO(content), formats=FORMATS) as raw:
-            mode = raw.mode
+        picture = decode_image(content, name=file.name, bit_depth=bit_depth)
+        with opened_image(content, file.name) as raw:
+            # Pillow names the byte order of 16-bit samples in the mode, which is of no interest here.
+            mode = "I;16" if raw.mode.startswith("I;16") else raw.mode
+            frames = int(getattr(raw, "n_frames", 1))
     except (OSError, DataError) as error:
         return InspectedImage(readable=False, problem=_reason(error))
-    pixels = np.asarray(upright)
+    pixels = np.asarray(picture)
+    used = np.flatnonzero(np.bincount(pixels.reshape(-1), minlength=256))
     measured = InspectedImage(
         readable=True,
-        width=upright.width,
-        height=upright.height,
+        width=picture.width,
+        height=picture.height,
         mode=mode,
+        frames=frames,
         constant=bool((pixels == pixels[0, 0]).all()),
-        pixels=sha256(f"{upright.size}".encode() + pixels.tobytes()).hexdigest(),
+        brightest=int(used[-1]),
+        levels=len(used),
+        pixels=sha256(f"{picture.size}".encode() + pixels.tobytes()).hexdigest(),
     )
-    return _with_mask(measured, mask_file, upright.size) if mask_file else measured
+    return _with_mask(measured, mask_file, picture.size) if mask_file else measured
 
 
 def _with_mask(measured: InspectedImage, file: Path, size: tuple[int, int]) -> InspectedImage:
     try:
-        mask = decode_image(file.read_bytes(), name=file.name).convert("L")
-    except (OSError, DataError) as error:
-        return replace(measured, mask_problem=_reason(error))
+        mask = measure_mask(file)
+    except DataError as error:
+        return replace(measured, mask_problem=str(error))
     return replace(
         measured,
         mask_problem="",
         mask_size=f"{mask.width} x {mask.height}",
-        mask_fits=mask.size == size,
-        mask_marks=mask.getbbox() is not None,
+        mask_fits=(mask.width, mask.height) == size,
+        mask_marks=mask.share > 0,
+        mask_unclear=mask.unclear if mask.share > 0 else "",
+        mask_share=mask.share,
     )
 
 

@@ -12,10 +12,9 @@ The images are stored in MVTec AD layout below a root folder::
 from __future__ import annotations
 
 import csv
-import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from hashlib import sha256
 from io import StringIO
 from pathlib import Path, PurePosixPath
@@ -24,14 +23,14 @@ from typing import NamedTuple
 import pandas as pd
 
 from csflow.config import RolesConfig
+from csflow.data.image_files import FoundImages, find_images
 from csflow.errors import DataError
 from csflow.system.files import sha256_file, sha256_json, write_atomic
+from csflow.system.wording import shorten
 
 COLUMNS = ("path", "line", "group", "split", "role", "label", "defect", "mask", "sha256", "mask_sha256")
 DIGEST_COLUMNS = ("path", "split", "group", "label", "defect", "sha256", "mask_sha256")
 SPLITS = ("train", "test")
-IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"})
-UNWRITABLE = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")
 LAYOUT = "train/good, test/good, test/DEFECT and ground_truth/DEFECT (STEM_mask.png)"
 
 
@@ -46,10 +45,12 @@ class Manifest:
             gate refuses), ``label`` (good, defective), ``defect`` ('' if good),
             ``mask`` (path or ''), ``sha256`` of the image file, ``mask_sha256`` ('' if none).
         root: Folder of the images.
+        left_out: Why files below ``root`` are not in the table, by their path; empty for a table that was loaded.
     """
 
     frame: pd.DataFrame
     root: Path
+    left_out: Mapping[str, str] = field(default_factory=dict)
 
     def __len__(self) -> int:
         """Return the number of images."""
@@ -110,11 +111,6 @@ def role_of(key: str, roles: RolesConfig) -> str:
     return "gate" if fraction < roles.calibrate + roles.gate else "fit"
 
 
-def is_image(path: Path) -> bool:
-    """Return True for the name of an image file that is not hidden."""
-    return path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
-
-
 def build_manifest(root: Path, *, line: str, roles: RolesConfig) -> Manifest:
     """Read a folder in MVTec AD layout; the images are hashed, not decoded.
 
@@ -127,7 +123,10 @@ def build_manifest(root: Path, *, line: str, roles: RolesConfig) -> Manifest:
         DataError: If there are no good training images, an image is outside of the layout, a mask belongs to no image,
             or ``groups.csv`` contradicts the files.
     """
-    images, masks = _scan(root)
+    if not root.is_dir():
+        raise DataError(f"{root} is not a folder. Expected {LAYOUT} in it.")
+    found = find_images(root)
+    images, masks = _sorted_by_layout(root, found)
     if not any(image.split == "train" and image.kind == "good" for image in images):
         raise DataError(f"No images in {root / 'train' / 'good'}. Expected {LAYOUT} below {root}.")
     mask_of = _match_masks(root, images, masks)
@@ -138,7 +137,7 @@ def build_manifest(root: Path, *, line: str, roles: RolesConfig) -> Manifest:
     ]
     frame = pd.DataFrame(records, columns=list(COLUMNS), dtype=str)
     _refuse_shared_content(frame)
-    return Manifest(frame, root)
+    return Manifest(frame, root, found.left_out)
 
 
 class _Image(NamedTuple):
@@ -149,37 +148,22 @@ class _Image(NamedTuple):
     kind: str
 
 
-def _scan(root: Path) -> tuple[list[_Image], list[str]]:
-    """Find all images, sorted by path, and the paths of all masks."""
-    if not root.is_dir():
-        raise DataError(f"{root} is not a folder. Expected {LAYOUT} in it.")
+def _sorted_by_layout(root: Path, found: FoundImages) -> tuple[list[_Image], list[str]]:
+    """Tell images and masks apart by their folders; both stay sorted by path."""
     images: list[_Image] = []
     masks: list[str] = []
     strays: list[str] = []
-    for path in sorted(_visible_images(root)):
-        match PurePosixPath(path).parts:
+    for path in found.images:
+        match path.parts:
             case (("train" | "test") as split, kind, _) if kind == "good" or kind.lower() != "good":
-                images.append(_Image(path, split, kind))
+                images.append(_Image(path.as_posix(), split, kind))
             case ("ground_truth", _, _):
-                masks.append(path)
+                masks.append(path.as_posix())
             case _:
-                strays.append(path)
+                strays.append(path.as_posix())
     if strays:
         raise DataError(f"{root}: outside of the layout: {shorten(strays)}. Expected {LAYOUT}; move or remove them.")
     return images, masks
-
-
-def _visible_images(root: Path) -> list[str]:
-    """List the relative paths of the images below ``root``, without hidden files and folders."""
-    found = []
-    for path in root.rglob("*"):
-        relative = path.relative_to(root)
-        if is_image(path) and path.is_file() and not any(part.startswith(".") for part in relative.parts):
-            found.append(relative.as_posix())
-    broken = [ascii(name) for name in found if UNWRITABLE.search(name)]
-    if broken:
-        raise DataError(f"{root}: names with control characters or not in UTF-8: {shorten(broken)}. Rename the files.")
-    return found
 
 
 def _match_masks(root: Path, images: Sequence[_Image], masks: Sequence[str]) -> dict[str, str]:
@@ -189,15 +173,22 @@ def _match_masks(root: Path, images: Sequence[_Image], masks: Sequence[str]) -> 
         if image.split == "test" and image.kind != "good":
             by_name.setdefault((image.kind, PurePosixPath(image.path).stem), []).append(image.path)
     matched: dict[str, str] = {}
+    problems: list[str] = []
     for mask in masks:
         path = PurePosixPath(mask)
         stem = path.stem.removesuffix("_mask")
         owners = by_name.get((path.parent.name, stem), []) if path.stem.endswith("_mask") else []
-        if len(owners) != 1 or owners[0] in matched:
-            expected = f"exactly one image test/{path.parent.name}/{stem}.* and one mask for it"
-            found = f"{len(owners)} image(s)" + (", another mask" if owners and owners[0] in matched else "")
-            raise DataError(f"{root}: mask {mask}: expected {expected}, found {found}. Rename or remove it.")
-        matched[owners[0]] = mask
+        if len(owners) != 1:
+            problems.append(f"{mask} ({len(owners)} images test/{path.parent.name}/{stem}.*)")
+        elif owners[0] in matched:
+            problems.append(f"{mask} (another mask for {owners[0]} is {matched[owners[0]]})")
+        else:
+            matched[owners[0]] = mask
+    if problems:
+        raise DataError(
+            f"{root}: masks that do not fit: {shorten(problems, 10)}. Expected ground_truth/DEFECT/STEM_mask.png for "
+            "exactly one image test/DEFECT/STEM.*, and one mask for an image. Rename or remove them."
+        )
     return matched
 
 
@@ -244,9 +235,3 @@ def _refuse_shared_content(frame: pd.DataFrame) -> None:
         if same["group"].nunique() > 1:
             names = shorten([f"{path} ({group or 'no group'})" for path, group in same[["path", "group"]].to_numpy()])
             raise DataError(f"The same image is in different groups of groups.csv: {names}. Keep one of them.")
-
-
-def shorten(names: Sequence[str], limit: int = 5) -> str:
-    """Join the first ``limit`` names and the number of further ones, for messages."""
-    more = len(names) - limit
-    return ", ".join(names[:limit]) + (f" and {more} more" if more > 0 else "")

@@ -11,9 +11,9 @@ from pathlib import Path
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from csflow.data.manifest import shorten
 from csflow.errors import UsageError
 from csflow.system.files import write_atomic
+from csflow.system.wording import shorten
 
 _KEY, _VALUE = "csflow", "overlay"
 _CHUNK = b"tEXt" + f"{_KEY}\0{_VALUE}".encode()

@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 
 from csflow.config import LineConfig
-from csflow.data.images import to_pyramid_inputs
+from csflow.data.images import read_image, to_pyramid_inputs
 from csflow.detector.calibration import Calibration
 from csflow.detector.directory import BACKBONE, MODEL, Description
 from csflow.detector.engine import Engine
@@ -61,8 +61,12 @@ class Detector:
         """Return the device of the backbone."""
         return next(self.backbone.parameters()).device
 
+    def read(self, source: Path | bytes) -> Image.Image:
+        """Decode an image as the detector's line does; see :func:`csflow.data.images.read_image`."""
+        return read_image(source, self.line.features.bit_depth)
+
     def predict(self, images: Sequence[Image.Image], *, batch_size: int = 8) -> list[Prediction]:
-        """Score decoded RGB images (see :func:`csflow.data.images.read_image`) of any sizes.
+        """Score decoded RGB images (see :meth:`read`) of any sizes.
 
         Args:
             images: The images.

@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image
 
 from csflow.config import LineConfig
-from csflow.data.images import to_pyramid_levels
+from csflow.data.images import read_image, to_pyramid_levels
 from csflow.detector.directory import GRAPH, Description, digest_beside_graph, not_a_detector
 from csflow.detector.prediction import Float32Array, Prediction, judged
 from csflow.errors import ModelError
@@ -74,8 +74,12 @@ class Engine:
             engine._check_digest(digest.result())
         return engine
 
+    def read(self, source: Path | bytes) -> Image.Image:
+        """Decode an image as the detector's line does; see :func:`csflow.data.images.read_image`."""
+        return read_image(source, self.line.features.bit_depth)
+
     def predict(self, images: Sequence[Image.Image]) -> list[Prediction]:
-        """Score decoded RGB images (see :func:`csflow.data.images.read_image`), of any sizes."""
+        """Score decoded RGB images (see :meth:`read`), of any sizes."""
         if len(images) == 1 or self.threads == 1:
             parts = [self._score(self._together, images[i : i + CHUNK]) for i in range(0, len(images), CHUNK)]
         else:

@@ -177,7 +177,8 @@ def _device_of(backbone: Backbone) -> torch.device:
 def _levels_of(item: tuple[str, Path], features: FeatureConfig) -> Levels:
     """Read an image file, check it and size it for every scale."""
     sha, path = item
-    return to_pyramid_levels(decode_image(_checked_bytes(path, sha), name=str(path)), features)
+    image = decode_image(_checked_bytes(path, sha), name=str(path), bit_depth=features.bit_depth)
+    return to_pyramid_levels(image, features)
 
 
 def _checked_bytes(path: Path, sha: str) -> bytes:

@@ -27,7 +27,7 @@ from csflow.system.progress import track
 if TYPE_CHECKING:
     from csflow.data.manifest import Manifest
 
-FEATURES_FORMAT = 1
+FEATURES_FORMAT = 2
 """Version of the feature values; increase it whenever reading, sizing or storing changes them."""
 
 
@@ -142,4 +142,6 @@ def _space_key(features: FeatureConfig, backbone: Backbone) -> dict[str, str | i
     preprocessing = features.model_dump(include={"image_size", "scales", "downscale"})
     if features.rotations > 1:
         preprocessing["rotations"] = features.rotations
+    if features.bit_depth is not None:
+        preprocessing["bit_depth"] = features.bit_depth
     return {"format": FEATURES_FORMAT, "dtype": "float16", "fingerprint": backbone.fingerprint, **preprocessing}

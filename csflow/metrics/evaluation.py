@@ -8,8 +8,9 @@ from typing import NamedTuple, TypeAlias, overload
 import numpy as np
 import numpy.typing as npt
 
-from csflow.data.images import read_image
+from csflow.data.images import size_of
 from csflow.data.manifest import Manifest
+from csflow.data.masks import read_mask
 from csflow.metrics import (
     Maps,
     Measured,
@@ -48,8 +49,8 @@ class MaskSequence(Sequence[npt.NDArray[np.bool_]]):
             return [self[i] for i in range(*index.indices(len(self)))]
         file, mask = self._items[index]
         if mask:
-            return np.asarray(read_image(self._root / mask).convert("L")) > 0
-        width, height = read_image(file).size
+            return read_mask(self._root / mask)
+        width, height = size_of(file)
         return np.zeros((height, width), dtype=bool)
 
 

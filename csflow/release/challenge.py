@@ -104,7 +104,7 @@ def _decide_labelled(
     decision = gate.decide_labelled(rival, scores, labels, line.gate)
     if comparison_out is not None:
         names = list(zip(test.frame["path"], test.frame["defect"], strict=True))
-        images = Shown(line.line, names, lambda index: read_image(test.files[index]))
+        images = Shown(line.line, names, lambda index: read_image(test.files[index], line.features.bit_depth))
         pixels = _pixels(test, rival_maps, maps)
         compare(comparison_out, images, (references[best], rival), (challenger, scores), decision.reason, pixels)
     return decision
@@ -131,7 +131,7 @@ def _decide_good_only(
 ) -> GateDecision:
     from csflow.release import gate
 
-    defective = _pasted(good)
+    defective = _pasted(line, good)
     evidence = _good_only(challenger.detector, good, defective, score)
     if not references:
         return gate.decide_first(evidence.scores, evidence.labels, line.gate)
@@ -140,7 +140,7 @@ def _decide_good_only(
     alpha = None if line.calibration == "none" else line.calibration.alpha
     decision = gate.decide_good_only(known[best], evidence, line.gate, alpha)
     if comparison_out is not None:
-        images = _good_and_pasted(line.line, good, defective)
+        images = _good_and_pasted(line, good, defective)
         champion = (references[best], known[best].scores)
         compare(comparison_out, images, champion, (challenger, evidence.scores), decision.reason)
     return decision
@@ -228,23 +228,23 @@ def _auroc(scores: Scores, labels: npt.NDArray[np.bool_]) -> float:
     return image_auroc(scores, labels)
 
 
-def _pasted(good: Manifest) -> list[Image.Image]:
+def _pasted(line: LineConfig, good: Manifest) -> list[Image.Image]:
     """Paste synthetic defects on the gate images, the same for every detector."""
     from csflow.data.images import read_image
     from csflow.synthetic.paste import paste_defects
 
-    defective, _ = paste_defects([read_image(file) for file in good.files], DEFECT_SEED)
+    defective, _ = paste_defects([read_image(file, line.features.bit_depth) for file in good.files], DEFECT_SEED)
     return defective
 
 
-def _good_and_pasted(line: str, good: Manifest, defective: list[Image.Image]) -> Shown:
+def _good_and_pasted(line: LineConfig, good: Manifest, defective: list[Image.Image]) -> Shown:
     """List the gate images, then their copies with a synthetic defect, in the order of `GoodOnlyEvidence.scores`."""
     from csflow.data.images import read_image
 
     names = [(path, "") for path in good.frame["path"]]
     names += [(f"{path} with a pasted defect", "synthetic") for path in good.frame["path"]]
-    count = len(good)
-    return Shown(line, names, lambda i: read_image(good.files[i]) if i < count else defective[i - count])
+    count, depth = len(good), line.features.bit_depth
+    return Shown(line.line, names, lambda i: read_image(good.files[i], depth) if i < count else defective[i - count])
 
 
 def _good_only(detector: Detector, good: Manifest, defective: list[Image.Image], score: Scorer) -> GoodOnlyEvidence:

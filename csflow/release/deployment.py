@@ -87,12 +87,12 @@ def smoke_test(endpoints: Endpoints, endpoint: Endpoint, directory: Path, sample
     Raises:
         DeployError: If it cannot be reached, answers for another version, or a score or decision differs.
     """
-    from csflow.data.images import read_image
     from csflow.detector.detector import Detector
 
     images = list(samples) or _drawn_samples()
     answers = endpoints.score(endpoint, images)
-    predictions = Detector.load(directory).predict([read_image(image) for image in images])
+    detector = Detector.load(directory)
+    predictions = detector.predict([detector.read(image) for image in images])
     if len(answers) != len(images):
         raise DeployError(f"{endpoint.url} gave {len(answers)} answers for {len(images)} images. See {endpoint.log}.")
     for answer, prediction in zip(answers, predictions, strict=True):

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+from PIL import Image
 
 from csflow.data.images import read_image
 from csflow.data.manifest import Manifest
@@ -32,6 +32,7 @@ def evaluate_scores(
     nll: Sequence[float] = (),
     lineage: Mapping[str, object] | None = None,
     features: FeatureSample | None = None,
+    bit_depth: int | None = None,
 ) -> Evaluation:
     """Turn scores and maps of the test images into the findings that a report shows.
 
@@ -43,13 +44,14 @@ def evaluate_scores(
         nll: Training curve, nll per dimension of each epoch.
         lineage: Origin of the detector.
         features: Of the training images, from `csflow.reporting.normality.sample_features`; None shows no histograms.
+        bit_depth: Bits that the camera fills in 16-bit samples.
 
     Raises:
         DataError: If an image or a mask cannot be read.
     """
     results = [_result(row, float(score), calibration) for row, score in zip(_rows(test), scores, strict=True)]
     samples = [
-        _sample(group, results[index], test.files[index], maps[index], calibration)
+        _sample(group, results[index], read_image(test.files[index], bit_depth), maps[index], calibration)
         for group, index in choose_samples(results, calibration.threshold)
     ]
     return Evaluation(
@@ -58,7 +60,7 @@ def evaluate_scores(
         calibration=calibration,
         pixels=_pixels(test, maps),
         samples=samples,
-        examples=[Example(results[i], read_image(test.files[i]), maps[i]) for i in choose_examples(results)],
+        examples=[Example(results[i], read_image(test.files[i], bit_depth), maps[i]) for i in choose_examples(results)],
         features=features,
         nll=nll,
         lineage=lineage or {},
@@ -89,7 +91,10 @@ def _result(row: Mapping[str, str], score: float, calibration: Calibration) -> I
 
 
 def _sample(
-    group: SampleGroup, result: ImageResult, file: Path, map2d: npt.NDArray[np.float32], calibration: Calibration
+    group: SampleGroup,
+    result: ImageResult,
+    image: Image.Image,
+    map2d: npt.NDArray[np.float32],
+    calibration: Calibration,
 ) -> Sample:
-    image = read_image(file)
     return Sample(group, result, image, overlay(image, map2d, calibration.map_range, calibration.region_threshold))

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
-from csflow.data.images import read_image
 from csflow.detector.calibration import Calibration
 from csflow.detector.heatmap import THRESHOLD_POSITION, colours, overlay
 from csflow.detector.prediction import Prediction
@@ -91,7 +90,7 @@ def judged_sheet(detector: Engine, files: Sequence[Path], *, across: int = 6) ->
     Raises:
         DataError: If there are no files, or if a file is not an image.
     """
-    images = [read_image(file) for file in files]
+    images = [detector.read(file) for file in files]
     parts = [
         Part(image, file.parent.name, prediction)
         for image, file, prediction in zip(images, files, detector.predict(images), strict=True)

@@ -10,10 +10,11 @@ from pathlib import Path, PurePosixPath
 
 from csflow.adapters import versioning
 from csflow.config import LineConfig
-from csflow.data.importers import images_below, masks_below
-from csflow.data.manifest import Manifest, build_manifest, shorten
+from csflow.data.image_folders import images_below, masks_below
+from csflow.data.manifest import Manifest, build_manifest
 from csflow.errors import DataError, UsageError
 from csflow.system.files import sha256_file
+from csflow.system.wording import shorten
 
 
 @dataclass(frozen=True)
@@ -149,7 +150,7 @@ def _placed(root: Path, copies: dict[str, Path]) -> Iterator[None]:
 def _require_quality(manifest: Manifest, line: LineConfig) -> None:
     from csflow.adapters.data_quality import run_data_gate
 
-    report = run_data_gate(manifest, line.quality)
+    report = run_data_gate(manifest, line.quality, line.features.bit_depth)
     if not report.success:
         reasons = [f"{failure.explanation} ({shorten(failure.files)})" for failure in report.failures]
         raise DataError("The data gate refuses the result; nothing was added:\n" + "\n".join(f"- {r}" for r in reasons))

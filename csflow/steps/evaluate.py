@@ -18,6 +18,7 @@ from csflow.system.progress import say
 if TYPE_CHECKING:
     from PIL import Image
 
+    from csflow.config import LineConfig
     from csflow.data.manifest import Manifest
     from csflow.detector.detector import Detector
     from csflow.features.cache_manifest import CacheManifest
@@ -69,7 +70,7 @@ def evaluate(
         manifest, cached = load_manifest(context, Path(manifest_path)), CacheManifest.load(Path(features_path))
         model, lineage = Path(model_path) / "model.safetensors", _lineage(context, manifest)
         detector = assemble(context.line, manifest, cached, model, lineage)
-        detector.save(Path(detector_out), examples=_examples(manifest))
+        detector.save(Path(detector_out), examples=_examples(context.line, manifest))
         nll = [row["nll"] for row in json.loads((Path(model_path) / "training.json").read_text())]
         evaluation = judge(detector, manifest, cached, nll=nll, features=_features_shown(context, manifest, cached))
         folder = services.workspace.runs / context.run_id / "report"
@@ -110,6 +111,7 @@ def judge(
         nll=nll or [],
         lineage=detector.lineage,
         features=features,
+        bit_depth=detector.line.features.bit_depth,
     )
 
 
@@ -122,12 +124,13 @@ def _features_shown(context: RunContext, manifest: Manifest, cached: CacheManife
     return sample_features(pyramids[i] for i in range(len(pyramids))) if len(pyramids) > 1 else None
 
 
-def _examples(manifest: Manifest) -> list[Image.Image]:
+def _examples(line: LineConfig, manifest: Manifest) -> list[Image.Image]:
     """Read a few images that were not fitted, for which the exported graph must give the detector's results."""
     from csflow.data.images import read_image
 
     held_out, test = manifest.rows(role="calibrate"), manifest.rows(role="test")
-    return [read_image(file) for file in (held_out if len(held_out) else test).files[:3]]
+    files = (held_out if len(held_out) else test).files[:3]
+    return [read_image(file, line.features.bit_depth) for file in files]
 
 
 def _lineage(context: RunContext, manifest: Manifest) -> dict[str, object]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from csflow.adapters.mlflow.runs import flat_params
 from csflow.config import LineConfig, parse_line_json
+from csflow.data.image_files import say_left_out
 from csflow.errors import NotRegisteredError
 from csflow.features.weights import weights_digest
 from csflow.release.settled import is_settled
@@ -56,6 +57,7 @@ def ingest(
             source=str(manifest.root),
         )
         state = "unchanged since the last decision" if context.unchanged else "new"
+        say_left_out(manifest.left_out, "ingest", manifest.root)
         say(f"ingest: {len(manifest)} images at {checked_out.git_rev[:12]}, data {checked_out.data_md5}: {state}")
     # The run did not exist yet during the checkout, so the step could not be timed from its start.
     services.tracker.log_metrics(context.run_id, {"seconds_ingest": time.monotonic() - start})

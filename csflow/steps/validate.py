@@ -32,7 +32,7 @@ def validate(
         from csflow.adapters.data_quality import run_data_gate
 
         manifest = load_manifest(context, Path(manifest_path))
-        report = run_data_gate(manifest, context.line.quality)
+        report = run_data_gate(manifest, context.line.quality, context.line.features.bit_depth)
         folder = services.workspace.runs / context.run_id / "data_quality"
         write_atomic(folder / "data_quality.html", report.html())
         write_json(folder / "data_quality.json", report.to_json())

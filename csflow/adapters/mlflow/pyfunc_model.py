@@ -45,7 +45,8 @@ class LoadedDetector(PythonModel):
         from csflow.data.images import decode_image
 
         encoded = [_encoded_image(value, row) for row, value in enumerate(model_input["image"])]
-        images = [decode_image(content, name=f"row {row}") for row, content in enumerate(encoded)]
+        depth = self.engine.line.features.bit_depth
+        images = [decode_image(content, name=f"row {row}", bit_depth=depth) for row, content in enumerate(encoded)]
         predictions = self.engine.predict(images)
         table = {
             "score": [prediction.score for prediction in predictions],

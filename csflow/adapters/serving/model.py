@@ -25,7 +25,6 @@ from csflow.adapters.serving.requests import (
 )
 from csflow.adapters.serving.responses import DATATYPES, PredictionValues, describe_prediction, output_tensors
 from csflow.adapters.serving.served import ServedDetector
-from csflow.data.images import read_image
 from csflow.detector.engine import Engine
 from csflow.errors import DataError
 from csflow.system.files import sha256_tree
@@ -121,7 +120,7 @@ class DetectorModel(Model):  # type: ignore[misc]
         images = []
         for index, image in enumerate(requested):
             try:
-                images.append(read_image(image.content))
+                images.append(self._engine.read(image.content))
             except DataError as error:
                 raise DataError(f"{path.format(index)}: {error}") from error
         calibration = self._engine.calibration

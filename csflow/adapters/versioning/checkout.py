@@ -21,10 +21,10 @@ from csflow.adapters.versioning.tracked import (
     tracked_folder,
 )
 from csflow.config import DataConfig
-from csflow.data.manifest import shorten
 from csflow.errors import DataError
 from csflow.system.files import new_directory, sha256_json, write_json
 from csflow.system.progress import track
+from csflow.system.wording import shorten
 
 if TYPE_CHECKING:
     from dvc.api import DVCFileSystem

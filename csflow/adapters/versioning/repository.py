@@ -18,9 +18,9 @@ from csflow.adapters.versioning.git import commit, git
 from csflow.adapters.versioning.remote import refuse_secrets
 from csflow.adapters.versioning.tracked import TrackedFolder, differing_files, quiet_dvc, tracked_folder
 from csflow.config import DataConfig
-from csflow.data.manifest import shorten
 from csflow.errors import DataError
 from csflow.system.files import write_atomic
+from csflow.system.wording import shorten
 
 
 @dataclass(frozen=True)

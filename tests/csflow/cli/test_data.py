@@ -14,6 +14,7 @@ from csflow.adapters.versioning.git import git
 from csflow.cli.data import data_app
 from csflow.cli.import_ import import_app
 from csflow.errors import ConfigError, DataError, UsageError
+from tests.csflow.data.encodings import same_picture
 
 
 def draw(path: Path, seed: int) -> Path:
@@ -104,6 +105,21 @@ def test_add_reaches_the_next_checkout(plant: Path, tmp_path: Path) -> None:
     assert next(line for line in after if "all" in line).replace("│", " ").split() == ["all", "16", "1"]
     digests = {line.split()[1] for line in before + after + output.splitlines() if line.startswith("digest ")}
     assert len(digests) == 2
+
+
+def test_add_takes_every_encoding_of_a_picture(plant: Path, tmp_path: Path) -> None:
+    """Also through a link to their folder."""
+    encodings = list({encoding.content: encoding for encoding in same_picture()}.values())
+    (tmp_path / "real/new").mkdir(parents=True)
+    for number, encoding in enumerate(encodings):
+        (tmp_path / f"real/new/{number}{encoding.suffix}").write_bytes(encoding.content)
+    (tmp_path / "new").mkdir()
+    (tmp_path / "new/monday").symlink_to(tmp_path / "real/new")
+    call(data_app, "add", "tile", tmp_path / "new", "--split", "train")
+    names = [name for name in files_of(plant / "data/train/good") if name.startswith("monday_")]
+    assert len(names) == len(encodings)
+    stored = {(plant / "data/train/good" / name).read_bytes() for name in names}
+    assert stored == {encoding.content for encoding in encodings}
 
 
 def test_add_defective_images_with_masks_and_taken_names(plant: Path, tmp_path: Path) -> None:

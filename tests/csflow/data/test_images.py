@@ -80,8 +80,9 @@ class TestModes:
         colour = Image.new("RGBA", (2, 1))
         colour.putdata([(200, 100, 50, 255), (200, 100, 50, 51)])
         np.testing.assert_allclose(pixels(encoded(colour)), [[[200, 100, 50], [40, 20, 10]]], atol=1)
-        gray = Image.new("LA", (1, 1), (200, 51))
-        np.testing.assert_allclose(pixels(encoded(gray)), [[[40, 40, 40]]], atol=1)
+        gray = Image.new("LA", (2, 1))
+        gray.putdata([(200, 255), (200, 51)])
+        np.testing.assert_allclose(pixels(encoded(gray))[..., 0], [[200, 40]], atol=1)
 
     def test_cmyk(self) -> None:
         image = Image.new("CMYK", (8, 8), (0, 255, 255, 0))
@@ -91,14 +92,14 @@ class TestModes:
     @pytest.mark.parametrize("kind", ["PNG", "TIFF"])
     def test_16_bit_gray_has_a_fixed_scale(self, kind: str) -> None:
         values = np.array([[0, 128, 129, 257], [1000, 32768, 65406, 65535]], np.uint16)
-        expected = np.round(values / 257)
+        expected = values // 256
         np.testing.assert_array_equal(pixels(encoded(Image.fromarray(values), kind))[..., 1], expected)
 
     def test_16_bit_gray_does_not_depend_on_the_images_own_range(self) -> None:
         dark = np.full((4, 4), 2570, np.uint16)
         with_defect = dark.copy()
         with_defect[0, 0] = 60000
-        before, after = (pixels(encoded(Image.fromarray(values))) for values in (dark, with_defect))
+        before, after = (np.asarray(read_image(encoded(Image.fromarray(values)), 16)) for values in (dark, with_defect))
         assert (before == 10).all()
         np.testing.assert_array_equal(before[1:], after[1:])
 
@@ -156,7 +157,7 @@ class TestBadFiles:
         with pytest.raises(DataError, match=f"image of {len(content) // 2} bytes is damaged"):
             read_image(content[: len(content) // 2])
 
-    @pytest.mark.parametrize("kind", ["GIF", "EPS", "PPM"])
+    @pytest.mark.parametrize("kind", ["EPS", "ICO", "PDF"])
     def test_other_formats_are_refused(self, kind: str) -> None:
         with pytest.raises(DataError, match="is not an image"):
             read_image(encoded(noise(), kind))

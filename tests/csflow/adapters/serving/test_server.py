@@ -7,6 +7,7 @@ import http.client
 import io
 import json
 import os
+import re
 import signal
 import socket
 import struct
@@ -14,7 +15,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +31,7 @@ from csflow.adapters.serving.requests import MAX_IMAGES
 from csflow.data.images import read_image
 from csflow.detector.detector import Detector, Prediction
 from csflow.system.ports import free_port
+from tests.csflow.data.encodings import Encoding, grey, refused, same_picture, texture
 
 HOST = "127.0.0.1"
 
@@ -389,6 +391,77 @@ def test_grpc(server: Server, expected: list[Prediction]) -> None:
                 stub.ModelInfer(pb.ModelInferRequest(model_name="tiles", inputs=[one], raw_input_contents=[wrong]))
             assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
             assert "image" in caught.value.details()
+
+
+def assert_same_scores(encodings: Sequence[Encoding], scores: Sequence[float], told: dict[str, float]) -> None:
+    """Pictures of the same pixels have one score; others differ as little as their codec makes them."""
+    for encoding, score in zip(encodings, scores, strict=True):
+        expected = told["colour" if encoding.colour else "grey"]
+        assert score == pytest.approx(expected, rel=0.05 if encoding.tolerance else 1e-5), encoding.name
+
+
+@pytest.fixture(scope="module")
+def told(server: Server) -> dict[str, float]:
+    detector = Detector.load(server.tiles)
+    pictures = {"colour": Image.fromarray(texture()), "grey": Image.fromarray(grey()).convert("RGB")}
+    return {name: detector.predict([picture])[0].score for name, picture in pictures.items()}
+
+
+def parts(encodings: Iterable[Encoding]) -> list[list[Encoding]]:
+    """Divide pictures into requests of as many as one may hold."""
+    listed = list(encodings)
+    return [listed[start : start + MAX_IMAGES] for start in range(0, len(listed), MAX_IMAGES)]
+
+
+def test_every_encoding_of_a_picture_has_one_score_in_v1_and_v2(
+    connection: http.client.HTTPConnection, told: dict[str, float]
+) -> None:
+    for encodings in parts(same_picture()):
+        contents = [encoding.content for encoding in encodings]
+        status, body = post(connection, V1, {"instances": [b64(content) for content in contents]})
+        assert status == 200, body
+        assert_same_scores(encodings, [answer["score"] for answer in body["predictions"]], told)
+        tail = packed(*contents)
+        tensor = {"name": "image", "shape": [len(contents)], "datatype": "BYTES"}
+        tensor["parameters"] = {"binary_data_size": len(tail)}
+        status, body = post(connection, V2, *binary({"inputs": [tensor]}, tail))
+        assert status == 200, body
+        assert_same_scores(encodings, values(body)["score"], told)
+
+
+def test_every_encoding_of_a_picture_has_one_score_in_grpc(server: Server, told: dict[str, float]) -> None:
+    with without_arguments():
+        import grpc
+        from kserve.protocol.grpc import grpc_predict_v2_pb2 as pb
+        from kserve.protocol.grpc.grpc_predict_v2_pb2_grpc import GRPCInferenceServiceStub
+
+    with grpc.insecure_channel(f"{HOST}:{server.grpc_port}") as channel:
+        stub = GRPCInferenceServiceStub(channel)
+        for encodings in parts(same_picture()):
+            tensor = pb.ModelInferRequest.InferInputTensor(name="image", datatype="BYTES", shape=[len(encodings)])
+            tail = packed(*(encoding.content for encoding in encodings))
+            answer = stub.ModelInfer(
+                pb.ModelInferRequest(model_name="tiles", inputs=[tensor], raw_input_contents=[tail])
+            )
+            names = [output.name for output in answer.outputs]
+            scores = np.frombuffer(answer.raw_output_contents[names.index("score")], np.float64)
+            assert_same_scores(encodings, list(scores), told)
+        for encoding, words in refused():
+            one = pb.ModelInferRequest.InferInputTensor(name="image", datatype="BYTES", shape=[1])
+            request = pb.ModelInferRequest(
+                model_name="tiles", inputs=[one], raw_input_contents=[packed(encoding.content)]
+            )
+            with pytest.raises(grpc.RpcError) as caught:
+                stub.ModelInfer(request)
+            assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT, encoding.name
+            assert re.search(words, caught.value.details()), encoding.name
+
+
+def test_a_picture_that_is_unknown_is_a_400_with_the_remedy(connection: http.client.HTTPConnection) -> None:
+    for encoding, words in refused():
+        status, body = post(connection, V1, {"instances": [b64(encoding.content)]})
+        assert status == 400, encoding.name
+        assert re.search(words, str(body["error"])), encoding.name
 
 
 def test_serving_imports_neither_tracker_nor_orchestrator_nor_training_parts() -> None:
