@@ -24,11 +24,9 @@ def masks_below(folder: Path) -> dict[str, Path]:
     """List the masks in ``folder`` by their name in the layout, ``STEM_mask.SUFFIX``.
 
     Raises:
-        DataError: If there are none, two are for one image, or one does not say clearly what is defective.
+        DataError: If there are none, or two are for one image.
     """
-    masks = _by_layout_name(images_below(folder))
-    refuse_unclear_masks(list(masks.values()))
-    return masks
+    return _by_layout_name(images_below(folder))
 
 
 def refuse_unclear_masks(masks: Sequence[Path]) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath
 
 from csflow.adapters import versioning
 from csflow.config import LineConfig
-from csflow.data.image_folders import images_below, masks_below
+from csflow.data.image_folders import images_below, masks_below, refuse_unclear_masks
 from csflow.data.manifest import Manifest, build_manifest
 from csflow.errors import DataError, UsageError
 from csflow.system.files import sha256_file
@@ -107,6 +107,7 @@ def _masks_of(addition: Addition, images: dict[str, Path]) -> dict[str, Path]:
     stems = {f"{PurePosixPath(name).stem}_mask" for name in images}
     if orphans := [str(path) for stem, path in masks.items() if stem not in stems]:
         raise DataError(f"No image in {addition.folder} for the masks {shorten(orphans)}. Name them like their images.")
+    refuse_unclear_masks(list(masks.values()))
     return masks
 
 
