@@ -74,6 +74,17 @@ class GateConfig(Section):
     margin: Annotated[float, Field(ge=0, lt=1)] = Field(
         default=0.01, description="Image AUROC that the challenger may lose against the best champion so far."
     )
+    min_recall: Share = Field(
+        default=0.5,
+        description="Smallest share of the defective test images that a detector must find at its threshold to go into "
+        "service; 0 asks for none. A challenger below it may replace a champion that finds no more.",
+        examples=[0.5, 0.9],
+    )
+    min_auroc: Annotated[float, Field(ge=0.5, lt=1)] = Field(
+        default=0.6,
+        description="Smallest image AUROC of a detector in service. 0.5 is chance, which is never promoted.",
+        examples=[0.6, 0.9],
+    )
     confidence: Fraction = Field(
         default=0.95, description="Confidence with which it must be shown that no more than the margin is lost."
     )

@@ -93,15 +93,19 @@ def _decide_labelled(
 ) -> GateDecision:
     from csflow.data.images import read_image
     from csflow.release import gate
+    from csflow.release.floor import Detections, hold_to_floor
 
     labels = (test.frame["label"] == "defective").to_numpy()
     scores, maps = score(challenger.detector, test)
+    found = Detections.at(challenger.detector.calibration.threshold, scores, labels)
     if not references:
-        return gate.decide_first(scores, labels, line.gate)
+        return hold_to_floor(gate.decide_first(scores, labels, line.gate), line.gate, found)
     rivals = [score(reference.detector, test) for reference in references]
     best = int(np.argmax([_auroc(rival, labels) for rival, _ in rivals]))
     rival, rival_maps = rivals[best]
     decision = gate.decide_labelled(rival, scores, labels, line.gate)
+    known = Detections.at(references[best].detector.calibration.threshold, rival, labels)
+    decision = hold_to_floor(decision, line.gate, found, known)
     if comparison_out is not None:
         names = list(zip(test.frame["path"], test.frame["defect"], strict=True))
         images = Shown(line.line, names, lambda index: read_image(test.files[index], line.features.bit_depth))
@@ -130,15 +134,20 @@ def _decide_good_only(
     comparison_out: Path | None,
 ) -> GateDecision:
     from csflow.release import gate
+    from csflow.release.floor import Detections, hold_to_floor
 
     defective = _pasted(line, good)
     evidence = _good_only(challenger.detector, good, defective, score)
+    found = Detections.at(evidence.threshold, evidence.scores, evidence.labels, synthetic=True)
     if not references:
-        return gate.decide_first(evidence.scores, evidence.labels, line.gate)
+        decision = gate.decide_first(evidence.scores, evidence.labels, line.gate)
+        return hold_to_floor(decision, line.gate, found)
     known = [_good_only(reference.detector, good, defective, score) for reference in references]
     best = int(np.argmax([_auroc(each.scores, each.labels) for each in known]))
     alpha = None if line.calibration == "none" else line.calibration.alpha
     decision = gate.decide_good_only(known[best], evidence, line.gate, alpha)
+    reference = Detections.at(known[best].threshold, known[best].scores, known[best].labels, synthetic=True)
+    decision = hold_to_floor(decision, line.gate, found, reference)
     if comparison_out is not None:
         images = _good_and_pasted(line, good, defective)
         champion = (references[best], known[best].scores)
