@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from csflow.cli.options import require_replaceable
 from csflow.system.project import project_module
 
 
@@ -27,5 +28,6 @@ def compile_pipeline(
     placement = project_module("pipelines.placement").placement_of(config)
     package = project_module("pipelines.package").compiled(graph, placement)
     target = output or Path(f"{graph}.yaml")
+    require_replaceable(target, b"sdkVersion: kfp")
     write_atomic(target, package.text)
     typer.echo(f"Wrote {target}, version {package.version}")

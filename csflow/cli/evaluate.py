@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from csflow.cli.options import JsonOption, print_json
+from csflow.cli.options import JsonOption, print_json, require_report_folder
 from csflow.errors import ModelError
 from csflow.runs.services import Services
 
@@ -30,6 +30,7 @@ def evaluate_detector(
     from csflow.runs.stored_features import feature_store
     from csflow.steps.evaluate import judge
 
+    require_report_folder(out)
     config, services = load_line(line), Services.from_environment()
     detector = Detector.load(locate_detector(model or config.line, services))
     manifest, _ = materialise(config, services.workspace)

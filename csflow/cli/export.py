@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from csflow.cli.options import require_replaceable
 from csflow.runs.services import Services
 from csflow.system.workspace import Workspace
 
@@ -31,6 +32,7 @@ def export(
     services = Services.from_environment()
     detector = Detector.load(locate_detector(line if version is None else f"{line}@{version}", services))
     target = output or Path(f"{detector.line.line}.onnx")
+    require_replaceable(target, b"csflow_format")
     examples = _images_at_hand(services.workspace, detector)
     export_file(detector, target, examples)
     compared = f"{len(examples)} images of the line" if examples else "drawn images (none of the line is at hand)"

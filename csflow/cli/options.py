@@ -28,6 +28,10 @@ AccountOption: TypeAlias = Annotated[
 ]
 
 
+_PICTURES = ("scores", "roc", "features", "training", "localisation", "mistakes")
+"""Names of the pictures that a report may have."""
+
+
 def print_json(value: object) -> None:
     """Print a value as indented JSON on standard output."""
     typer.echo(json.dumps(value, indent=2))
@@ -59,3 +63,36 @@ def require_paths(*paths: Path | None) -> None:
     for path in paths:
         if path is not None and not path.exists():
             raise UsageError(f"{path} does not exist. Check the path; relative ones start in {Path.cwd()}.")
+
+
+def require_replaceable(path: Path, mark: bytes) -> None:
+    """Refuse to replace a file that csflow did not make.
+
+    Args:
+        path: File to be written.
+        mark: Bytes that every such file of csflow contains.
+
+    Raises:
+        UsageError: If there is a file or folder without the mark.
+    """
+    if not (path.exists() or path.is_symlink()):
+        return
+    if not path.is_file() or mark not in path.read_bytes():
+        raise UsageError(f"{path} would be replaced, but csflow did not make it. Choose another name, or move it.")
+
+
+def require_report_folder(folder: Path) -> None:
+    """Refuse a folder in which a report would replace files that csflow did not make.
+
+    Raises:
+        UsageError: If there is a file or folder with the name of a part of a report, but no report.
+    """
+    require_replaceable(folder / "report.json", b'"calibration"')
+    if (folder / "report.json").exists():
+        return
+    names = ("report.html", "samples", *(f"{name}.png" for name in _PICTURES))
+    foreign = [str(folder / name) for name in names if (folder / name).exists()]
+    if foreign:
+        raise UsageError(
+            f"{', '.join(foreign)} would be replaced, but csflow did not make it. Choose another folder with --out."
+        )
