@@ -12,18 +12,21 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Literal
 
 from csflow.config import LineConfig, lines_folder, parse_line_json
-from csflow.errors import CsflowError
+from csflow.errors import CsflowError, StoppedError
 from csflow.runs.context import ERROR_FILE, RunContext
 from csflow.runs.services import Services
-from csflow.system.processes import raised_on_sigterm
+from csflow.system.process_family import GRACE_SECONDS, Family, guarded
+from csflow.system.processes import STOP_SIGNALS, handled_by
 from csflow.system.progress import MARK, Relay
 from csflow.system.project import PROJECT, require_project
 from csflow.system.workspace import Workspace
@@ -153,16 +156,20 @@ def run_child(arguments: Sequence[str], root: Path, workspace: Workspace) -> Pat
 def _stream(command: list[str], environment: dict[str, str], log: Path) -> int:
     """Run ``command``, log all that it prints, show the marked lines, and return its exit code.
 
-    If interrupted (Ctrl-C or SIGTERM), send SIGTERM to all processes of the run and wait for them, so that a training
-    step can write its checkpoint.
+    A signal is passed on to all processes of the run, which have :data:`GRACE_SECONDS` to end, so that a training can
+    write its checkpoint; a second one kills them. None of them outlives this function or this process.
+
+    Raises:
+        StoppedError: After a signal.
     """
     with (
+        guarded() as family,
         log.open("w") as file,
         Relay() as progress,
-        raised_on_sigterm(),
+        _passed_on(family) as received,
         subprocess.Popen(
             command,
-            env=environment,
+            env=environment | family.environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -179,10 +186,42 @@ def _stream(command: list[str], environment: dict[str, str], log: Path) -> int:
                 if mark:
                     progress.show(message.rstrip("\n"))
         except BaseException:
-            os.killpg(child.pid, signal.SIGTERM)
-            file.writelines(child.stdout)
+            family.end()
             raise
+    if received:
+        raise StoppedError(received[0], f"What is finished is kept: the same command goes on from there. Log: {log}")
     return child.returncode
+
+
+@contextmanager
+def _passed_on(family: Family) -> Iterator[Sequence[int]]:
+    """Ask the family to end when this process is asked to, and kill it at a second signal or when it takes too long.
+
+    Yields:
+        The numbers of the signals received so far.
+    """
+    received: list[int] = []
+    if threading.current_thread() is not threading.main_thread():  # only the main thread may set handlers
+        yield received
+        return
+    reaper = threading.Timer(GRACE_SECONDS, family.kill)
+    reaper.daemon = True
+
+    def pass_on(number: int, _: FrameType | None) -> None:
+        received.append(number)
+        if len(received) > 1:
+            family.kill()
+            return
+        # Not through sys.stderr, in whose lock the signal may have come.
+        os.write(2, f"\n{signal.Signals(number).name}: the step is asked to stop. Another signal kills it.\n".encode())
+        reaper.start()
+        family.ask()
+
+    try:
+        with handled_by(pass_on, (*STOP_SIGNALS, signal.SIGINT)):
+            yield received
+    finally:
+        reaper.cancel()
 
 
 def _step_error(error_file: Path, log: Path) -> StepError:
@@ -201,7 +240,10 @@ def _main(line: str, force: str, root: str, runner: Runner) -> None:
         with followed(Path(root)):
             _run_graph(line, force, Path(root), runner)
     else:
-        _run_graph(line, force, Path(root), runner)
+        from pipelines import step_processes
+
+        with step_processes.followed():
+            _run_graph(line, force, Path(root), runner)
 
 
 def _run_graph(line: str, force: str, root: Path, runner: Runner) -> None:

@@ -36,9 +36,11 @@ def _main(requests: str, root: str) -> None:
     from kfp import local
 
     from pipelines.ablate import ablation
+    from pipelines.step_processes import followed
 
     local.init(local.SubprocessRunner(use_venv=False), pipeline_root=str(Path(root) / "kfp"))
-    ablation(requests=json.loads(requests))
+    with followed():
+        ablation(requests=json.loads(requests))
 
 
 if __name__ == "__main__":

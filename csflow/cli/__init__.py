@@ -8,7 +8,8 @@ from typing import NoReturn
 
 import typer
 
-from csflow.errors import CsflowError
+from csflow.errors import CsflowError, StoppedError
+from csflow.system.processes import raised_on_sigterm
 
 _NOT_WRITABLE = {errno.EACCES, errno.EDQUOT, errno.ENOSPC, errno.ENOTDIR, errno.EPERM, errno.EROFS}
 """Error numbers of a full disk or a folder that cannot be written to: not a bug, so no traceback is shown."""
@@ -17,7 +18,11 @@ _NOT_WRITABLE = {errno.EACCES, errno.EDQUOT, errno.ENOSPC, errno.ENOTDIR, errno.
 def run_app(app: typer.Typer) -> NoReturn:
     """Run a command line; for a csflow error, print its message and exit with its code (2 for usage, 1 otherwise)."""
     try:
-        app()
+        with raised_on_sigterm():
+            app()
+    except StoppedError as error:
+        print(error, file=sys.stderr)
+        sys.exit(error.exit_code)
     except CsflowError as error:
         print(f"Error: {error}", file=sys.stderr)
         sys.exit(error.exit_code)

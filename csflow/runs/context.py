@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from csflow.config import LineConfig, parse_line_json
 from csflow.errors import CsflowError
 from csflow.system.files import write_atomic, write_json
+from csflow.system.processes import raised_on_sigterm
 
 if TYPE_CHECKING:
     from csflow.data.manifest import Manifest
@@ -69,7 +70,8 @@ def step(services: Services, name: str, context: RunContext | None = None) -> It
     """Time a step in its MLflow run; if it fails, mark the run as failed and store the message for the shell.
 
     The local runner of kfp only says that *some* task failed. The message is therefore written to the file that
-    ``CSFLOW_ERROR_FILE`` names, and ``csflow run`` prints it at the end.
+    ``CSFLOW_ERROR_FILE`` names, and ``csflow run`` prints it at the end. A step that is asked to end (SIGTERM) cleans
+    up and marks the run as killed.
 
     Args:
         services: The outside systems; the tracker has the run.
@@ -77,7 +79,7 @@ def step(services: Services, name: str, context: RunContext | None = None) -> It
         context: The run; ``None`` if it has not been opened yet.
     """
     try:
-        with nullcontext() if context is None else services.tracker.step(context.run_id, name):
+        with raised_on_sigterm(), nullcontext() if context is None else services.tracker.step(context.run_id, name):
             yield
     except Exception as error:
         _leave_message(name, error)

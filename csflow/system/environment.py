@@ -298,6 +298,14 @@ _INTERNAL = (
         "internal",
     ),
     Variable(
+        "CSFLOW_FAMILY",
+        "Marks of the process families that a process belongs to, by which a run finds all it has started.",
+        "the process belongs to no run",
+        "4f1c…",
+        "local runs, training with torchrun, local endpoints",
+        "internal",
+    ),
+    Variable(
         "CSFLOW_VERSION",
         "Version that a model server reports; the InferenceService of a line sets it.",
         "the first 12 digits of the detector's digest",
