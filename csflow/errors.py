@@ -41,6 +41,10 @@ class NotRegisteredError(RegistryError):
     """The line has no registered model yet: its pipeline never came that far."""
 
 
+class LockedError(CsflowError):
+    """Another process is at work on the same thing."""
+
+
 class DeployError(CsflowError):
     """An endpoint could not be started, reached or replaced."""
 

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +24,9 @@ from typing import TYPE_CHECKING, Literal
 from csflow.config import LineConfig, lines_folder, parse_line_json
 from csflow.errors import CsflowError, StoppedError
 from csflow.runs.context import ERROR_FILE, RunContext
+from csflow.runs.ownership import OWNER, this_command
 from csflow.runs.services import Services
+from csflow.system.locks import held
 from csflow.system.process_family import GRACE_SECONDS, Family, guarded
 from csflow.system.processes import STOP_SIGNALS, handled_by
 from csflow.system.progress import MARK, Relay
@@ -38,6 +40,10 @@ _MARK_VALUE = "»» "
 
 Runner = Literal["subprocess", "docker"]
 """How the steps run: as processes in this environment, or each in a container of the image csflow-train."""
+
+
+LEFTOVERS = ("kfp", "endpoints", "tmp")
+"""Subfolders of a run's folder that nobody needs once it has ended: detectors, models and reports are kept elsewhere."""
 
 
 class StepError(CsflowError):
@@ -57,10 +63,16 @@ class LocalRun:
     log: Path
 
 
-def run_locally(line: LineConfig, *, force: bool, services: Services, runner: Runner = "subprocess") -> LocalRun:
+def run_locally(
+    line: LineConfig, *, force: bool, services: Services, runner: Runner = "subprocess", wait: bool = True
+) -> LocalRun:
     """Run the retraining pipeline of one line and wait for it.
 
+    One command at a time runs a line in a workspace; ``wait`` says if a second one waits or is refused.
+
     Raises:
+        LockedError: If another command runs the line and ``wait`` is False.
+        StoppedError: After SIGTERM, SIGINT or SIGHUP.
         UsageError: If the steps are to run in containers and there is no Docker engine, or no image for them.
         StepError: With the failed step's own message.
         DeployError: If the champion cannot be served on this machine after a run in containers.
@@ -70,18 +82,17 @@ def run_locally(line: LineConfig, *, force: bool, services: Services, runner: Ru
 
         check_engine()
     workspace = services.workspace
-    root = new_folder(workspace, line.line)
-    with _nothing_left(root, runner):
-        log = run_child(
-            ["pipelines.local", _configuration(line, runner), json.dumps(force), str(root), runner], root, workspace
-        )
-    result = json.loads((root / "result.json").read_text())
-    (context,) = root.glob("kfp/*/ingest/context")
-    run = LocalRun(RunContext.load(context), result["outcome"], log)
-    if runner == "docker" and endpoints_are_local():
-        _serve_here(line, run.context, context.with_name("manifest"), services)
-    shutil.rmtree(root / "kfp")
-    return run
+    with held(workspace.runs / f".{line.line}.lock", f"line {line.line}", wait=wait) as lock:
+        root = new_folder(workspace, line.line)
+        graph = ["pipelines.local", _configuration(line, runner), json.dumps(force), str(root), runner]
+        with nothing_left(root, runner):
+            log = run_child(graph, root, workspace, lock=lock)
+            result = json.loads((root / "result.json").read_text())
+            (context,) = root.glob("kfp/*/ingest/context")
+            run = LocalRun(RunContext.load(context), result["outcome"], log)
+            if runner == "docker" and endpoints_are_local():
+                _serve_here(line, run.context, context.with_name("manifest"), services)
+        return run
 
 
 def endpoints_are_local() -> bool:
@@ -107,8 +118,8 @@ def _serve_here(line: LineConfig, context: RunContext, manifest: Path, services:
 
 
 @contextmanager
-def _nothing_left(root: Path, runner: Runner) -> Iterator[None]:
-    """Remove, after the block, a run's remaining containers and the files that only a run in containers needs."""
+def nothing_left(root: Path, runner: Runner = "subprocess") -> Iterator[None]:
+    """Remove, after the block, a run's remaining containers and what its steps passed on; log and error stay."""
     try:
         yield
     finally:
@@ -116,7 +127,8 @@ def _nothing_left(root: Path, runner: Runner) -> Iterator[None]:
             from pipelines.containers import remove_all
 
             remove_all(root)
-            shutil.rmtree(root / "endpoints", ignore_errors=True)
+        for name in LEFTOVERS:
+            shutil.rmtree(root / name, ignore_errors=True)
 
 
 def new_folder(workspace: Workspace, name: str) -> Path:
@@ -126,16 +138,25 @@ def new_folder(workspace: Workspace, name: str) -> Path:
     return root
 
 
-def run_child(arguments: Sequence[str], root: Path, workspace: Workspace) -> Path:
+def run_child(arguments: Sequence[str], root: Path, workspace: Workspace, *, lock: int | None = None) -> Path:
     """Run a graph in its own process: ``python -m`` with the arguments.
+
+    Args:
+        arguments: Module and arguments.
+        root: Folder of the run.
+        workspace: The workspace.
+        lock: Descriptor of a lock that lasts until the graph has ended, even if this process is killed.
 
     Returns:
         The log file with all that it printed.
 
     Raises:
+        StoppedError: After SIGTERM, SIGINT or SIGHUP.
         StepError: With the failed step's own message.
     """
-    log, project = root / "run.log", str(require_project())
+    log, project, scratch = root / "run.log", str(require_project()), (root / "tmp").absolute()
+    # What a killed step leaves behind is then found with the run.
+    scratch.mkdir(exist_ok=True)
     environment = os.environ | {
         "CSFLOW_HOME": str(workspace.root.absolute()),
         "CSFLOW_LINES": str(lines_folder().absolute()),
@@ -143,17 +164,19 @@ def run_child(arguments: Sequence[str], root: Path, workspace: Workspace) -> Pat
         "PYTHONPATH": os.pathsep.join(filter(None, [project, os.environ.get("PYTHONPATH")])),
         MARK: _MARK_VALUE,
         ERROR_FILE: str(root / "error.json"),
+        OWNER: this_command(workspace),
+        "TMPDIR": str(scratch),
         "PYTHONUNBUFFERED": "1",
         # Threads that spin while they wait take cores from other processes, such as the line's endpoint.
         "OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "passive"),
     }
-    code = _stream([sys.executable, "-m", *arguments], environment, log)
+    code = _stream([sys.executable, "-m", *arguments], environment, log, () if lock is None else (lock,))
     if code != 0:
         raise _step_error(root / "error.json", log)
     return log
 
 
-def _stream(command: list[str], environment: dict[str, str], log: Path) -> int:
+def _stream(command: list[str], environment: dict[str, str], log: Path, descriptors: Collection[int]) -> int:
     """Run ``command``, log all that it prints, show the marked lines, and return its exit code.
 
     A signal is passed on to all processes of the run, which have :data:`GRACE_SECONDS` to end, so that a training can
@@ -175,6 +198,7 @@ def _stream(command: list[str], environment: dict[str, str], log: Path) -> int:
             text=True,
             errors="replace",
             start_new_session=True,
+            pass_fds=descriptors,
         ) as child,
     ):
         assert child.stdout is not None

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import shutil
 import sys
 from pathlib import Path
 
 from csflow.ablation.plan import newest_ablation
 from csflow.ablation.request import Request
 from csflow.system.workspace import Workspace
-from pipelines.local import new_folder, run_child
+from pipelines.local import new_folder, nothing_left, run_child
 
 
 def ablate_locally(requests: list[Request], workspace: Workspace) -> list[Path]:
@@ -26,8 +25,8 @@ def ablate_locally(requests: list[Request], workspace: Workspace) -> list[Path]:
     """
     root = new_folder(workspace, f"ablate-{requests[0].line.line}")
     asked = [request.model_dump_json() for request in requests]
-    run_child(["pipelines.local_ablation", json.dumps(asked), str(root)], root, workspace)
-    shutil.rmtree(root / "kfp")
+    with nothing_left(root):
+        run_child(["pipelines.local_ablation", json.dumps(asked), str(root)], root, workspace)
     return [newest_ablation(request.line.line, workspace) for request in requests]
 
 

@@ -306,6 +306,14 @@ _INTERNAL = (
         "internal",
     ),
     Variable(
+        "CSFLOW_OWNER",
+        "The command that a step belongs to, as JSON: host, workspace, process id and start.",
+        "the MLflow run is never closed by a later run of the line",
+        '`{"host": "line-3", …}`',
+        "local runs and ablations",
+        "internal",
+    ),
+    Variable(
         "CSFLOW_VERSION",
         "Version that a model server reports; the InferenceService of a line sets it.",
         "the first 12 digits of the detector's digest",
