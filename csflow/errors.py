@@ -45,6 +45,10 @@ class LockedError(CsflowError):
     """Another process is at work on the same thing."""
 
 
+class DiskFullError(CsflowError):
+    """A disk is full, or a quota is used up."""
+
+
 class DeployError(CsflowError):
     """An endpoint could not be started, reached or replaced."""
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -26,6 +27,7 @@ from csflow.errors import CsflowError, StoppedError
 from csflow.runs.context import ERROR_FILE, RunContext
 from csflow.runs.ownership import OWNER, this_command
 from csflow.runs.services import Services
+from csflow.system.files import sweep
 from csflow.system.locks import held
 from csflow.system.process_family import GRACE_SECONDS, Family, guarded
 from csflow.system.processes import STOP_SIGNALS, handled_by
@@ -43,7 +45,7 @@ Runner = Literal["subprocess", "docker"]
 
 
 LEFTOVERS = ("kfp", "endpoints", "tmp")
-"""Subfolders of a run's folder that nobody needs once it has ended: detectors, models and reports are kept elsewhere."""
+"""Subfolders of a run's folder that nobody needs once it has ended: what is kept is stored elsewhere."""
 
 
 class StepError(CsflowError):
@@ -83,6 +85,7 @@ def run_locally(
         check_engine()
     workspace = services.workspace
     with held(workspace.runs / f".{line.line}.lock", f"line {line.line}", wait=wait) as lock:
+        tidy(workspace, line.line, runner)
         root = new_folder(workspace, line.line)
         graph = ["pipelines.local", _configuration(line, runner), json.dumps(force), str(root), runner]
         with nothing_left(root, runner):
@@ -127,8 +130,30 @@ def nothing_left(root: Path, runner: Runner = "subprocess") -> Iterator[None]:
             from pipelines.containers import remove_all
 
             remove_all(root)
-        for name in LEFTOVERS:
-            shutil.rmtree(root / name, ignore_errors=True)
+        _remove_leftovers(root)
+
+
+def _remove_leftovers(root: Path) -> None:
+    for name in LEFTOVERS:
+        shutil.rmtree(root / name, ignore_errors=True)
+
+
+def tidy(workspace: Workspace, name: str, runner: Runner = "subprocess") -> None:
+    """Remove what killed runs left behind; called while the lock of ``name`` is held, so that none of its runs lives.
+
+    Args:
+        workspace: The workspace.
+        name: The line, as it begins the names of its runs' folders.
+        runner: How the steps run.
+    """
+    for root in workspace.runs.glob(f"{name}-*"):
+        ours = re.fullmatch(rf"{re.escape(name)}-\d{{8}}-\d{{6}}-\d+", root.name)
+        if ours and any((root / each).exists() for each in LEFTOVERS):
+            with nothing_left(root, runner):
+                pass
+    own = (workspace.data / name, workspace.detectors / name, workspace.endpoints)
+    for folder in (workspace.root, workspace.runs, workspace.models, *own, *workspace.features.glob("*/??")):
+        sweep(folder)
 
 
 def new_folder(workspace: Workspace, name: str) -> Path:

@@ -8,8 +8,9 @@ from pathlib import Path
 
 from csflow.ablation.plan import newest_ablation
 from csflow.ablation.request import Request
+from csflow.system.locks import held
 from csflow.system.workspace import Workspace
-from pipelines.local import new_folder, nothing_left, run_child
+from pipelines.local import new_folder, nothing_left, run_child, tidy
 
 
 def ablate_locally(requests: list[Request], workspace: Workspace) -> list[Path]:
@@ -23,10 +24,12 @@ def ablate_locally(requests: list[Request], workspace: Workspace) -> list[Path]:
     Raises:
         StepError: With the failed step's own message.
     """
-    root = new_folder(workspace, f"ablate-{requests[0].line.line}")
-    asked = [request.model_dump_json() for request in requests]
-    with nothing_left(root):
-        run_child(["pipelines.local_ablation", json.dumps(asked), str(root)], root, workspace)
+    name, asked = f"ablate-{requests[0].line.line}", [request.model_dump_json() for request in requests]
+    with held(workspace.runs / f".{name}.lock", f"the ablation of {requests[0].line.line}") as lock:
+        tidy(workspace, name)
+        root = new_folder(workspace, name)
+        with nothing_left(root):
+            run_child(["pipelines.local_ablation", json.dumps(asked), str(root)], root, workspace, lock=lock)
     return [newest_ablation(request.line.line, workspace) for request in requests]
 
 

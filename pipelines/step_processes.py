@@ -54,7 +54,10 @@ def run_step(full_command: list[str]) -> int:
         assert process.stdout is not None
         # To the end of the output, not of the first process: that is a shell, which SIGTERM ends before the step.
         for line in process.stdout:
-            print(line, end="", flush=True)
+            try:
+                print(line, end="", flush=True)
+            except BrokenPipeError:  # the command is gone; the step must not notice while it saves its work
+                _stopping.set()
     return _TERMINATED if _stopping.is_set() else process.returncode
 
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import errno
 import sys
+from pathlib import Path
 from typing import NoReturn
 
 import typer
 
 from csflow.errors import CsflowError, StoppedError
+from csflow.system.files import cannot_write
 from csflow.system.processes import raised_on_sigterm
 
 _NOT_WRITABLE = {errno.EACCES, errno.EDQUOT, errno.ENOSPC, errno.ENOTDIR, errno.EPERM, errno.EROFS}
@@ -31,7 +33,7 @@ def run_app(app: typer.Typer) -> NoReturn:
     except OSError as error:
         if error.errno not in _NOT_WRITABLE:
             raise
-        print(f"Error: {error}. Free disk space, check permissions, or choose another folder.", file=sys.stderr)
+        print(f"Error: {cannot_write(Path(error.filename or Path.cwd()), error)}", file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:
         print("Interrupted.", file=sys.stderr)

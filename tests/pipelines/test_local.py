@@ -45,9 +45,10 @@ def test_a_child_gets_folders_that_hold_from_anywhere(tmp_path: Path, monkeypatc
 STEP = """
 import signal, subprocess, sys, time
 def save(*_):
-    time.sleep(1.0)
-    open(sys.argv[1], "a").write("saved\\n")
     print("last words", flush=True)
+    time.sleep(1.0)
+    print("more of them", flush=True)
+    open(sys.argv[1], "a").write("saved\\n")
     sys.exit(143)
 signal.signal(signal.SIGTERM, save)
 print("»» ready", flush=True)
