@@ -46,9 +46,9 @@ def holder(lock: Path) -> Iterator[tuple[subprocess.Popen[str], int]]:
 
 
 def test_who_does_not_wait_is_told_who_holds_it(holder: tuple[subprocess.Popen[str], int], lock: Path) -> None:
-    with pytest.raises(LockedError, match=rf"the line is in use by process {holder[0].pid} on .* since \d{{4}}-"):
-        with held(lock, "the line", wait=False):
-            pass
+    said = rf"the line is in use by process {holder[0].pid} on .* since \d{{4}}-"
+    with pytest.raises(LockedError, match=said), held(lock, "the line", wait=False):
+        pass
 
 
 def test_who_waits_gets_it_when_the_holder_and_its_heir_are_gone(
