@@ -91,7 +91,7 @@ def test_what_may_live_or_failed_by_itself_is_not_taken_up(history: History, sta
 
 def test_a_killed_run_of_other_images_is_not_taken_up_and_its_version_is_abandoned(history: History) -> None:
     old = history.version(history.run(1, "KILLED", key="images of old", forced=True), 1, key="images of old")
-    live = history.version(history.run(2, "RUNNING", key="images of old"), 2, key="images of old")
+    live = history.version(history.run(2, "RUNNING", key="older images"), 2, key="older images")
     assert history.seed is None
     versions = history.services.registry.versions(LINE.line)
     abandon(history.services, LINE.line, versions, key_of(LINE))
