@@ -7,6 +7,7 @@ import os
 import socket
 from typing import TYPE_CHECKING
 
+from csflow.adapters.mlflow.open_runs import OpenRuns
 from csflow.system.processes import is_running, start_time
 from csflow.system.progress import say
 
@@ -47,8 +48,9 @@ def close_killed_runs(services: Services, experiment: str) -> None:
         services: The outside systems.
         experiment: Name of the experiment: a line, or its ablations.
     """
+    open_runs = OpenRuns(services.workspace)
     here = json.loads(this_command(services.workspace))
-    for run in services.tracker.running_runs(experiment):
+    for run in open_runs.of(experiment):
         try:
             owner = json.loads(run.tags[_TAG])
             same = all(owner[name] == here[name] for name in ("host", "workspace"))
@@ -58,5 +60,5 @@ def close_killed_runs(services: Services, experiment: str) -> None:
             continue
         done = [name.removeprefix("seconds_") for name in run.metrics if name.startswith("seconds_")]
         after = f"after {', '.join(done)}" if done else "before its first step had ended"
-        services.tracker.close_killed(run.run_id, f"The command of this run was killed {after}.")
+        open_runs.close(run.run_id, f"The command of this run was killed {after}.")
         say(f"an earlier run of {experiment} was killed {after}; it is closed as KILLED ({run.run_id})")

@@ -22,6 +22,7 @@ import psutil
 import pytest
 
 from csflow.adapters.deployment.local import LocalEndpoints
+from csflow.adapters.mlflow.open_runs import OpenRuns
 from csflow.runs.services import Services
 from csflow.system.files import sha256_file
 from csflow.system.process_family import FAMILY
@@ -93,7 +94,7 @@ class Home:
     def check_nothing_is_left(self) -> None:
         """No process but the endpoint's, no run in state RUNNING, one version with a decision, no stray file."""
         assert self.processes() == []
-        assert self.services.tracker.running_runs(LINE) == []
+        assert OpenRuns(Workspace(self.root)).of(LINE) == []
         assert [version.decision for version in self.services.registry.versions(LINE)] == ["promoted"]
         stray = [
             path

@@ -266,24 +266,6 @@ class Tracker:
         return [Run.of(run) for run in found]
 
     @typed_errors
-    def running_runs(self, line: str) -> list[Run]:
-        """List the runs of a line that are in state ``RUNNING``."""
-        client = client_of(self.workspace)
-        if (experiment := client.get_experiment_by_name(line)) is None:
-            return []
-        return [Run.of(run) for run in client.search_runs([experiment.experiment_id], "attributes.status = 'RUNNING'")]
-
-    @typed_errors
-    @retried(database_is_locked)
-    def close_killed(self, run_id: str, message: str) -> None:
-        """Close a run whose process was killed as ``KILLED``; it ended when it last logged a figure."""
-        client = client_of(self.workspace)
-        run = client.get_run(run_id)
-        heard = [metric.timestamp for metric in run.data._metric_objs]
-        self.set_tags(run_id, {"error": message})
-        client.set_terminated(run_id, "KILLED", max([run.info.start_time, *heard]))
-
-    @typed_errors
     def nested_runs(self, parent: str) -> list[Run]:
         """List the runs nested in a run, oldest first."""
         client = client_of(self.workspace)

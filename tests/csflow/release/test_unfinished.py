@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from csflow.adapters.mlflow.open_runs import OpenRuns
 from csflow.adapters.mlflow.runs import flat_params
 from csflow.config import DataConfig, LineConfig
 from csflow.release.settled import is_settled
@@ -34,7 +35,7 @@ class History:
         tags = {"content_key": key or key_of(line), **({FORCED: "true"} if forced else {})}
         run_id = self.services.tracker.start_run(LINE.line, params=flat_params(line), tags=tags)
         if status == "KILLED":
-            self.services.tracker.close_killed(run_id, "killed")
+            OpenRuns(self.services.workspace).close(run_id, "killed")
         elif status == "FINISHED":
             self.services.tracker.finish(run_id, "promoted")
         elif status == "FAILED":

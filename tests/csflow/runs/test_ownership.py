@@ -91,6 +91,30 @@ def test_it_ended_when_it_was_last_heard_of(
     assert abs(ended - heard) < 0.9
 
 
+def test_a_model_that_was_only_half_stored_goes_with_its_run(
+    services: Services, command: tuple[subprocess.Popen[str], str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    from csflow.adapters.mlflow.connection import client_of
+
+    process, owner = command
+    monkeypatch.setenv(OWNER, owner)
+    run_id = services.tracker.start_run("tiles", params={}, tags=owner_tags())
+    client = client_of(services.workspace)
+    experiment = client.get_run(run_id).info.experiment_id
+    half = client.create_logged_model(experiment, name="model", source_run_id=run_id)
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "MLmodel").write_text("half")
+    client.log_model_artifacts(half.model_id, str(tmp_path / "model"))
+    stored = list((services.workspace.root / "mlartifacts").rglob("MLmodel"))
+    assert stored
+    process.kill()
+    process.wait()
+    time.sleep(0.1)
+    close_killed_runs(services, "tiles")
+    assert not any(path.exists() for path in stored)
+    assert list(client.search_logged_models([experiment])) == []
+
+
 def test_a_line_that_never_ran_has_nothing_to_close(services: Services) -> None:
     services.tracker.initialise()
     close_killed_runs(services, "tiles")
