@@ -27,7 +27,7 @@ from csflow.errors import CsflowError, StoppedError
 from csflow.runs.context import ERROR_FILE, RunContext
 from csflow.runs.ownership import OWNER, this_command
 from csflow.runs.services import Services
-from csflow.system.files import sweep
+from csflow.system.files import cannot_write, sweep
 from csflow.system.locks import held
 from csflow.system.process_family import GRACE_SECONDS, Family, guarded
 from csflow.system.processes import STOP_SIGNALS, handled_by
@@ -85,7 +85,7 @@ def run_locally(
         check_engine()
     workspace = services.workspace
     with held(workspace.runs / f".{line.line}.lock", f"line {line.line}", wait=wait) as lock:
-        tidy(workspace, line.line, runner)
+        tidy(workspace, line.line)
         root = new_folder(workspace, line.line)
         graph = ["pipelines.local", _configuration(line, runner), json.dumps(force), str(root), runner]
         with nothing_left(root, runner):
@@ -138,18 +138,18 @@ def _remove_leftovers(root: Path) -> None:
         shutil.rmtree(root / name, ignore_errors=True)
 
 
-def tidy(workspace: Workspace, name: str, runner: Runner = "subprocess") -> None:
+def tidy(workspace: Workspace, name: str) -> None:
     """Remove what killed runs left behind; called while the lock of ``name`` is held, so that none of its runs lives.
 
     Args:
         workspace: The workspace.
         name: The line, as it begins the names of its runs' folders.
-        runner: How the steps run.
     """
     for root in workspace.runs.glob(f"{name}-*"):
         ours = re.fullmatch(rf"{re.escape(name)}-\d{{8}}-\d{{6}}-\d+", root.name)
         if ours and any((root / each).exists() for each in LEFTOVERS):
-            with nothing_left(root, runner):
+            # Only runs in containers have endpoints of their own.
+            with nothing_left(root, "docker" if (root / "endpoints").exists() else "subprocess"):
                 pass
     own = (workspace.data / name, workspace.detectors / name, workspace.endpoints)
     for folder in (workspace.root, workspace.runs, workspace.models, *own, *workspace.features.glob("*/??")):
@@ -234,8 +234,10 @@ def _stream(command: list[str], environment: dict[str, str], log: Path, descript
                 _, mark, message = text.partition(_MARK_VALUE)
                 if mark:
                     progress.show(message.rstrip("\n"))
-        except BaseException:
+        except BaseException as error:
             family.end()
+            if isinstance(error, OSError):
+                raise cannot_write(log, error) from error
             raise
     if received:
         raise StoppedError(received[0], f"What is finished is kept: the same command goes on from there. Log: {log}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import signal
 import sys
 from pathlib import Path
 from typing import NoReturn
@@ -11,7 +12,7 @@ import typer
 
 from csflow.errors import CsflowError, StoppedError
 from csflow.system.files import cannot_write
-from csflow.system.processes import raised_on_sigterm
+from csflow.system.processes import STOP_SIGNALS, raised_on_sigterm
 
 _NOT_WRITABLE = {errno.EACCES, errno.EDQUOT, errno.ENOSPC, errno.ENOTDIR, errno.EPERM, errno.EROFS}
 """Error numbers of a full disk or a folder that cannot be written to: not a bug, so no traceback is shown."""
@@ -22,6 +23,11 @@ def run_app(app: typer.Typer) -> NoReturn:
     try:
         with raised_on_sigterm():
             app()
+    except SystemExit as left:
+        stops = {128 + number: number for number in (*STOP_SIGNALS, signal.SIGINT)}
+        if isinstance(left.code, int) and left.code in stops:
+            print(f"Stopped by {stops[left.code].name}.", file=sys.stderr)
+        raise
     except StoppedError as error:
         print(error, file=sys.stderr)
         sys.exit(error.exit_code)
