@@ -24,7 +24,9 @@ KeyOf = Callable[[LineConfig], str]
 """Computes the content key of a line's present images with a configuration."""
 
 
-def unfinished(services: Services, line: LineConfig, versions: Sequence[Version], key_of: KeyOf) -> LineConfig | None:
+def unfinished(
+    services: Services, line: LineConfig, versions: Sequence[Version], key_of: KeyOf, *, force: bool
+) -> LineConfig | None:
     """Find what a killed run was making, if the same inputs would still make it.
 
     That is a version that was registered but not decided, or a forced run that was killed before it registered one.
@@ -34,6 +36,7 @@ def unfinished(services: Services, line: LineConfig, versions: Sequence[Version]
         line: The line as it is configured now.
         versions: All its versions.
         key_of: Computes a content key.
+        force: If True, only a forced run is finished, since another seed than the line's is asked for.
 
     Returns:
         The line with the seed to finish; ``None`` if no run was killed, or its data, configuration or code is not the
@@ -44,7 +47,7 @@ def unfinished(services: Services, line: LineConfig, versions: Sequence[Version]
     except NotRegisteredError:
         return None
     hold = services.registry.get_hold(line.line) if versions else None
-    killed = {run.run_id: run for run in runs if run.status == "KILLED"}
+    killed = {run.run_id: run for run in runs if run.status == "KILLED" and (FORCED in run.tags or not force)}
     waiting = [
         (v.tags.get("seed", ""), v.tags.get("content_key")) for v in versions if not v.decision and v.run_id in killed
     ]

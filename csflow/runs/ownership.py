@@ -51,6 +51,8 @@ def close_killed_runs(services: Services, experiment: str) -> None:
     open_runs = OpenRuns(services.workspace)
     here = json.loads(this_command(services.workspace))
     for run in open_runs.of(experiment):
+        if run.tags.get(_TAG) == os.environ.get(OWNER):
+            continue
         try:
             owner = json.loads(run.tags[_TAG])
             same = all(owner[name] == here[name] for name in ("host", "workspace"))

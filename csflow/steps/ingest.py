@@ -35,8 +35,8 @@ def ingest(
     Args:
         services: The outside systems.
         line_json: The line's configuration as JSON, including its presets.
-        force: If True, train again with a seed that no version has used, even if nothing changed. A run that was
-            killed is finished first, with its own seed.
+        force: If True, train again with a seed that no version has used, even if nothing changed. A forced run that
+            was killed is finished first, with its own seed.
         context_out: Where to write the run's context.
         manifest_out: Where to write the manifest.
 
@@ -102,7 +102,7 @@ def _line_to_train(
 ) -> LineConfig:
     """Return the line with the seed to train: that of a run that was killed, or with ``force`` a new one."""
     close_killed_runs(services, line.line)
-    if (waiting := unfinished(services, line, versions, key_of)) is not None:
+    if (waiting := unfinished(services, line, versions, key_of, force=force)) is not None:
         return waiting
     # Not the number of versions: pruned ones had seeds as well.
     further = max((version.version for version in versions), default=0) if force else 0

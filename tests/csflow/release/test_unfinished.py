@@ -53,10 +53,10 @@ class History:
             folder, line=LINE.line, run_id=run_id, tags=tags, example=picture.getvalue()
         )
 
-    @property
-    def seed(self) -> int | None:
+    def seed(self, *, force: bool = False) -> int | None:
         """The seed of what the next run finishes."""
-        found = unfinished(self.services, LINE, self.services.registry.versions(LINE.line), key_of)
+        versions = self.services.registry.versions(LINE.line)
+        found = unfinished(self.services, LINE, versions, key_of, force=force)
         return None if found is None else found.training.seed
 
     def decisions(self) -> dict[int, str]:
@@ -71,29 +71,36 @@ def history(home: Path, tmp_path: Path) -> History:
 
 
 def test_a_forced_run_that_was_killed_is_finished_with_its_seed(history: History) -> None:
-    assert history.seed is None
+    assert history.seed() is None
     history.run(1, "KILLED", forced=True)
-    assert history.seed == 1
+    assert history.seed() == history.seed(force=True) == 1
     history.version(history.run(1, "FINISHED", forced=True), 1, "kept_worse")
-    assert history.seed is None, "it has been decided"
+    assert history.seed() is None, "it has been decided"
 
 
 def test_a_version_that_was_registered_and_not_decided_is_finished(history: History) -> None:
     history.version(history.run(1, "KILLED", forced=True), 1)
-    assert history.seed == 1
+    assert history.seed() == history.seed(force=True) == 1
+
+
+def test_a_killed_plain_run_is_finished_by_a_plain_one_alone(home: Path, tmp_path: Path) -> None:
+    history = History(Services.of(Workspace(home)), tmp_path / "made")
+    history.version(history.run(0, "KILLED"), 0)
+    assert history.seed() == 0
+    assert history.seed(force=True) is None, "another seed is asked for"
 
 
 @pytest.mark.parametrize("status", ["RUNNING", "FAILED"])
 def test_what_may_live_or_failed_by_itself_is_not_taken_up(history: History, status: str) -> None:
     """Else a version that cannot be promoted would keep --force from ever trying another seed."""
     history.version(history.run(1, status, forced=True), 1)
-    assert history.seed is None
+    assert history.seed() is None
 
 
 def test_a_killed_run_of_other_images_is_not_taken_up_and_its_version_is_abandoned(history: History) -> None:
     old = history.version(history.run(1, "KILLED", key="images of old", forced=True), 1, key="images of old")
     live = history.version(history.run(2, "RUNNING", key="older images"), 2, key="older images")
-    assert history.seed is None
+    assert history.seed() is None
     versions = history.services.registry.versions(LINE.line)
     abandon(history.services, LINE.line, versions, key_of(LINE))
     assert history.decisions() == {1: "promoted", old: "abandoned", live: ""}
