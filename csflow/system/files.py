@@ -117,16 +117,18 @@ def explain_full_disk(error: BaseException, folders: Iterable[Path]) -> DiskFull
     Returns:
         An error that says so; ``None`` if the disk is not the cause.
     """
-    cause: BaseException | None = error
-    while cause is not None:
+    causes = [error]
+    while (cause := causes[-1].__cause__ or causes[-1].__context__) is not None and cause not in causes:
+        causes.append(cause)
+    for cause in causes:
         if isinstance(cause, DiskFullError):
             return cause
+    for cause in causes:
         # SQLite, safetensors and others only report a text.
         if getattr(cause, "errno", None) in _FULL or any(sign in str(cause) for sign in _SIGNS):
             fullest = min(folders, key=free_bytes)
             named = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             return DiskFullError(f"{cannot_write(fullest, named)} ({type(cause).__name__}: {cause})")
-        cause = cause.__cause__ or cause.__context__
     return None
 
 

@@ -76,6 +76,8 @@ def test_a_full_disk_is_found_behind_the_errors_of_libraries(tmp_path: Path) -> 
         assert found is not None
         assert str(tmp_path) in str(found)
         assert "are free there" in str(found)
+    own = DiskFullError("Cannot write x: No space left on device.")
+    assert explain_full_disk(wrapped(own), [tmp_path]) is own, "it names the file already"
     assert explain_full_disk(wrapped(OSError(errno.EACCES, "Permission denied")), [tmp_path]) is None
 
 
