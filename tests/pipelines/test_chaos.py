@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import random
 import shutil
@@ -18,6 +19,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+import onnx
 import psutil
 import pytest
 
@@ -59,6 +61,7 @@ class Home:
                 env=self.factory.environment | {"CSFLOW_HOME": str(self.root), "OMP_NUM_THREADS": "1"},
                 stdout=log,
                 stderr=log,
+                preexec_fn=_heed_all_signals,
             )
 
     def finish(self) -> None:
@@ -87,9 +90,11 @@ class Home:
         files = {f"detector/{path.relative_to(detector)}": path for path in detector.rglob("*") if path.is_file()}
         for folder in ("features", "models"):
             files |= {str(p.relative_to(self.root)): p for p in (self.root / folder).rglob("*") if p.is_file()}
-        # The first names run, time and folders, the second has seconds, the third the bytes of the first.
-        changing = ("detector.json", "training.json", "lineage.json", "manifest.json")
-        return {name: sha256_file(path) for name, path in files.items() if not name.endswith(changing)}
+        # The first names the run and the time, the second has seconds; the graph names the digest of the first.
+        changing = ("lineage.json", "training.json", "graph.onnx")
+        found = {name: sha256_file(path) for name, path in files.items() if not name.endswith(changing)}
+        graph = onnx.load(str(detector / "graph.onnx"), load_external_data=False).graph
+        return found | {"graph": hashlib.sha256(graph.SerializeToString()).hexdigest()}
 
     def check_nothing_is_left(self) -> None:
         """No process but the endpoint's, no run in state RUNNING, one version with a decision, no stray file."""
@@ -113,6 +118,12 @@ class Home:
     def clear(self) -> None:
         LocalEndpoints(Workspace(self.root)).stop(LINE)
         shutil.rmtree(self.root)
+
+
+def _heed_all_signals() -> None:
+    """Undo what a test run in the background inherits: there SIGINT is ignored."""
+    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM):
+        signal.signal(number, signal.SIG_DFL)
 
 
 @pytest.fixture(scope="module")

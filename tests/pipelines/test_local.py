@@ -63,7 +63,9 @@ with followed():
 sys.exit(first or second)
 """
 COMMAND = """
-import sys
+import signal, sys
+for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM):
+    signal.signal(number, signal.SIG_DFL)  # the tests may run in the background, where SIGINT is ignored
 from pathlib import Path
 from csflow.errors import StoppedError
 from csflow.system.workspace import Workspace

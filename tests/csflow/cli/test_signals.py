@@ -18,6 +18,8 @@ app = typer.Typer()
 @app.command()
 def work(number: int, folder: Path) -> None:
     try:
+        if number == signal.SIGINT:  # the tests may run in the background, where it is ignored
+            signal.signal(number, signal.default_int_handler)
         os.kill(os.getpid(), number)
         time.sleep(20)
     finally:
