@@ -47,7 +47,7 @@ test-rest: setup ## What the fast suite leaves out and this machine can run
 	$(PY) -m pytest -m "not gpu and not ($(FAST))" -n 2 --dist loadfile --no-loadscope-reorder
 
 test-chaos: export OMP_NUM_THREADS ?= 1
-test-chaos: setup ## Kill a run at 50 moments of its life and damage what it keeps (MOMENTS=n; about an hour)
+test-chaos: setup ## Kill a run at 50 moments of its life and damage what it keeps (MOMENTS=n; an hour or two)
 	CSFLOW_CHAOS=$(or $(MOMENTS),50) CSFLOW_CHAOS_DAMAGE=1 $(PY) -m pytest -q tests/pipelines/test_chaos.py
 
 test-all: test test-rest ## Everything this machine can run
