@@ -1,6 +1,6 @@
 """A run that is killed at any moment, or finds any kept file damaged, ends like one that nobody disturbed.
 
-``CSFLOW_CHAOS`` says at how many moments runs are killed (3 if it is not set; ``make test-chaos`` takes 50), and with
+``CSFLOW_CHAOS`` says at how many moments runs are killed (2 if it is not set; ``make test-chaos`` takes 50), and with
 ``CSFLOW_CHAOS_DAMAGE=1`` every kind of kept file is damaged in turn as well.
 """
 
@@ -31,7 +31,7 @@ from csflow.system.process_family import FAMILY
 from csflow.system.workspace import Workspace
 from tests.pipelines.test_local_run import ROOT, Factory
 
-MOMENTS = int(os.environ.get("CSFLOW_CHAOS", "3"))
+MOMENTS = int(os.environ.get("CSFLOW_CHAOS", "2"))
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600 + 300 * MOMENTS)]
 
 LINE = "plates"
