@@ -13,7 +13,7 @@ ifneq ($(wildcard ../shared/data),)
 export CSFLOW_TEST_DATA ?= $(abspath ../shared/data)
 endif
 
-.PHONY: help setup demo serve images docs test test-rest test-all lint lock schema golden manifests clean
+.PHONY: help setup demo serve images docs test test-rest test-chaos test-all lint lock schema golden manifests clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -45,6 +45,10 @@ test: setup ## The fast suite
 
 test-rest: setup ## What the fast suite leaves out and this machine can run
 	$(PY) -m pytest -m "not gpu and not ($(FAST))" -n 2 --dist loadfile --no-loadscope-reorder
+
+test-chaos: export OMP_NUM_THREADS ?= 1
+test-chaos: setup ## Kill a run at 50 moments of its life and damage what it keeps (MOMENTS=n; an hour or two)
+	CSFLOW_CHAOS=$(or $(MOMENTS),50) CSFLOW_CHAOS_DAMAGE=1 $(PY) -m pytest -q tests/pipelines/test_chaos.py
 
 test-all: test test-rest ## Everything this machine can run
 

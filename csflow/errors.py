@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+
 
 class CsflowError(Exception):
     """Base of every error csflow raises on purpose. ``exit_code`` is what a command line returns."""
@@ -39,6 +41,14 @@ class NotRegisteredError(RegistryError):
     """The line has no registered model yet: its pipeline never came that far."""
 
 
+class LockedError(CsflowError):
+    """Another process is at work on the same thing."""
+
+
+class DiskFullError(CsflowError):
+    """A disk is full, or a quota is used up."""
+
+
 class DeployError(CsflowError):
     """An endpoint could not be started, reached or replaced."""
 
@@ -53,3 +63,11 @@ class StoreUnreachableError(StorageError):
 
 class DamagedObjectError(StorageError):
     """An object, or a copy of it, is not what was stored."""
+
+
+class StoppedError(CsflowError):
+    """A signal ended the work before it was finished."""
+
+    def __init__(self, number: int, message: str) -> None:
+        super().__init__(f"Stopped by {signal.Signals(number).name}. {message}")
+        self.exit_code = 128 + number

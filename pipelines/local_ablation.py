@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-import shutil
 import sys
 from pathlib import Path
 
 from csflow.ablation.plan import newest_ablation
 from csflow.ablation.request import Request
+from csflow.system.locks import held
 from csflow.system.workspace import Workspace
-from pipelines.local import new_folder, run_child
+from pipelines.local import new_folder, nothing_left, run_child, tidy
 
 
 def ablate_locally(requests: list[Request], workspace: Workspace) -> list[Path]:
@@ -24,10 +24,12 @@ def ablate_locally(requests: list[Request], workspace: Workspace) -> list[Path]:
     Raises:
         StepError: With the failed step's own message.
     """
-    root = new_folder(workspace, f"ablate-{requests[0].line.line}")
-    asked = [request.model_dump_json() for request in requests]
-    run_child(["pipelines.local_ablation", json.dumps(asked), str(root)], root, workspace)
-    shutil.rmtree(root / "kfp")
+    name, asked = f"ablate-{requests[0].line.line}", [request.model_dump_json() for request in requests]
+    with held(workspace.runs / f".{name}.lock", f"the ablation of {requests[0].line.line}") as lock:
+        tidy(workspace, name)
+        root = new_folder(workspace, name)
+        with nothing_left(root):
+            run_child(["pipelines.local_ablation", json.dumps(asked), str(root)], root, workspace, lock=lock)
     return [newest_ablation(request.line.line, workspace) for request in requests]
 
 
@@ -36,9 +38,11 @@ def _main(requests: str, root: str) -> None:
     from kfp import local
 
     from pipelines.ablate import ablation
+    from pipelines.step_processes import followed
 
     local.init(local.SubprocessRunner(use_venv=False), pipeline_root=str(Path(root) / "kfp"))
-    ablation(requests=json.loads(requests))
+    with followed():
+        ablation(requests=json.loads(requests))
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from csflow.config import LineConfig
 from csflow.runs.data_folders import data_folders
+from csflow.system.process_family import FAMILY
 from csflow.system.project import PROJECT
 from csflow.system.workspace import Workspace
 
@@ -19,7 +20,7 @@ NAMES = frozenset({
     "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "no_proxy",
     "REQUESTS_CA_BUNDLE", "SSL_CERT_FILE", "KUBECONFIG", "LOGNAME", "TZ", "USER",
 })  # fmt: skip
-HERE_ONLY = frozenset({PROJECT, "CSFLOW_LINES", "CSFLOW_TEST_DATA", "DVC_SITE_CACHE_DIR"})
+HERE_ONLY = frozenset({PROJECT, FAMILY, "CSFLOW_LINES", "CSFLOW_TEST_DATA", "DVC_SITE_CACHE_DIR"})
 """Variables that a step does not read, or for which the image has a value of its own."""
 
 

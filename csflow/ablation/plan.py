@@ -15,6 +15,7 @@ from csflow.ablation.request import Keys, Request, Variant, changed
 from csflow.adapters.mlflow.runs import ablations_of, flat_params
 from csflow.config import LineConfig, Section
 from csflow.errors import DataError, NotRegisteredError, RegistryError
+from csflow.runs.ownership import close_killed_runs, owner_tags
 from csflow.runs.services import Services
 from csflow.system.files import sha256_json, write_json
 from csflow.system.progress import say
@@ -146,9 +147,12 @@ def _pinned(planned: Sequence[Variant], bench: Bench) -> Iterator[Variant]:
 
 
 def _parent_run(folder: Path, request: Request, services: Services) -> str:
+    services.tracker.initialise()
+    close_killed_runs(services, ablations_of(request.line.line))
     try:
         known = read_plan(folder).run_id
         services.tracker.read_run(known)
+        services.tracker.set_tags(known, owner_tags())
         return known
     except (DataError, NotRegisteredError, RegistryError):
         pass
@@ -156,6 +160,6 @@ def _parent_run(folder: Path, request: Request, services: Services) -> str:
     return services.tracker.start_run(
         ablations_of(request.line.line),
         params=flat_params(request.line),
-        tags={"ablation": folder.name, **{name: json.dumps(value) for name, value in asked.items()}},
+        tags={"ablation": folder.name, **{name: json.dumps(value) for name, value in asked.items()}, **owner_tags()},
         name=f"ablation {folder.name[:8]}",
     )

@@ -20,6 +20,7 @@ from csflow.ablation.request import Request, differences
 from csflow.ablation.rows import UNFINISHED, AblationRow, failed_row, row_file, store_row, stored_row
 from csflow.adapters.mlflow.runs import ablations_of, flat_params
 from csflow.errors import CsflowError
+from csflow.runs.ownership import owner_tags
 from csflow.runs.services import Services
 from csflow.system.files import exclusive
 from csflow.system.processes import raised_on_sigterm
@@ -163,13 +164,14 @@ def _nested_run(services: Services, plan: AblationPlan, key: str) -> str:
     """Start the MLflow run of a variant in this ablation, or find the one that was interrupted."""
     for run in services.tracker.nested_runs(plan.run_id):
         if run.tags.get("row") == key:
+            services.tracker.set_tags(run.run_id, owner_tags())
             return run.run_id
     variant = plan.variant(key)
     changes = json.dumps(differences(variant.line, plan.line))
     return services.tracker.start_run(
         ablations_of(plan.line.line),
         params=flat_params(variant.line),
-        tags={"row": key, "variant": plan.names(key), "changed": changes},
+        tags={"row": key, "variant": plan.names(key), "changed": changes, **owner_tags()},
         name=f"{variant.group}: {variant.name}, {variant.line.line}, seed {variant.line.training.seed}",
         parent=plan.run_id,
     )

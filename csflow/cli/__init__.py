@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import errno
+import signal
 import sys
+from pathlib import Path
 from typing import NoReturn
 
 import typer
 
-from csflow.errors import CsflowError
+from csflow.errors import CsflowError, StoppedError
+from csflow.system.files import cannot_write
+from csflow.system.processes import STOP_SIGNALS, raised_on_sigterm
 
 _NOT_WRITABLE = {errno.EACCES, errno.EDQUOT, errno.ENOSPC, errno.ENOTDIR, errno.EPERM, errno.EROFS}
 """Error numbers of a full disk or a folder that cannot be written to: not a bug, so no traceback is shown."""
@@ -17,7 +21,16 @@ _NOT_WRITABLE = {errno.EACCES, errno.EDQUOT, errno.ENOSPC, errno.ENOTDIR, errno.
 def run_app(app: typer.Typer) -> NoReturn:
     """Run a command line; for a csflow error, print its message and exit with its code (2 for usage, 1 otherwise)."""
     try:
-        app()
+        with raised_on_sigterm():
+            app()
+    except SystemExit as left:
+        stops = {128 + number: number for number in (*STOP_SIGNALS, signal.SIGINT)}
+        if isinstance(left.code, int) and left.code in stops:
+            print(f"Stopped by {stops[left.code].name}.", file=sys.stderr)
+        raise
+    except StoppedError as error:
+        print(error, file=sys.stderr)
+        sys.exit(error.exit_code)
     except CsflowError as error:
         print(f"Error: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
@@ -26,7 +39,7 @@ def run_app(app: typer.Typer) -> NoReturn:
     except OSError as error:
         if error.errno not in _NOT_WRITABLE:
             raise
-        print(f"Error: {error}. Free disk space, check permissions, or choose another folder.", file=sys.stderr)
+        print(f"Error: {cannot_write(Path(error.filename or Path.cwd()), error)}", file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:
         print("Interrupted.", file=sys.stderr)

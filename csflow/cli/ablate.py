@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Annotated, Literal, TypeAlias
 
 import typer
 
 from csflow.cli.options import JsonOption, print_json
 from csflow.errors import UsageError
+from csflow.runs.ownership import OWNER, this_command
 from csflow.runs.services import Services
 from csflow.system.project import project_module
 from csflow.system.workspace import Workspace
@@ -73,6 +75,7 @@ def ablate_lines(
     else:
         from csflow.ablation.run import run_ablation
 
+        os.environ[OWNER] = this_command(services.workspace)
         folders = [run_ablation(each, services, retime=retime) for each in asked]
     if as_json:
         print_json([_as_json(folder, services.workspace) for folder in folders])

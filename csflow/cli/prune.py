@@ -11,7 +11,7 @@ from csflow.errors import CacheError
 from csflow.runs.services import Services
 
 if TYPE_CHECKING:
-    from csflow.release.prune import PrunePlan
+    from csflow.release.prune_plan import PrunePlan
 
 
 def prune(
@@ -24,14 +24,17 @@ def prune(
 ) -> None:
     """Show what is no longer needed, for all lines at once; with --apply, remove it.
 
-    That is: old versions with their published detectors, features that no remaining version uses, and fitted models
-    and checkpoints of other trainings. With --apply, parts of old uploads that were never finished are removed as well.
-    The command covers the workspace, the store that CSFLOW_STORE names, and the registry.
+    That is: old versions with their published detectors, features that no remaining version uses, fitted models and
+    checkpoints of other trainings, folders of runs that became no version, checked-out images that were not used for
+    long (they are fetched again when needed), and what killed processes were writing. With --apply, parts of old
+    uploads that were never finished are removed as well. The command covers the workspace, the store that CSFLOW_STORE
+    names, and the registry.
 
     A version stays if an alias, an endpoint or a hold names it, if a rollback would return to it, or if the gate
     compares challengers with it. One store belongs to one registry.
     """
-    from csflow.release.prune import PrunePolicy, plan_pruning
+    from csflow.release.prune import plan_pruning
+    from csflow.release.prune_plan import PrunePolicy
     from csflow.release.removal import remove
 
     services = Services.from_environment()

@@ -12,6 +12,7 @@ from typing import Protocol, TypeAlias
 
 from csflow.errors import CacheError, StorageError, StoreUnreachableError
 from csflow.features.entries import FeatureSpace
+from csflow.system.files import cannot_write
 from csflow.system.progress import say, track
 
 _TRANSFERS = 16
@@ -116,7 +117,7 @@ def sharing(tier: FeatureTier | None, space: FeatureSpace) -> Iterator[Upload]:
                 notes.mkdir(exist_ok=True)
                 (notes / sha).touch()
             except OSError as error:
-                raise CacheError(f"Cannot write {notes / sha}: {error.strerror}. Free disk space.") from error
+                raise CacheError(str(cannot_write(notes / sha, error))) from error
             uploads.append(pool.submit(upload, sha))
 
         for sha in left:

@@ -21,7 +21,7 @@ from csflow.features.cache_manifest import CacheManifest
 from csflow.features.entries import FeatureSpace, Shape
 from csflow.features.extraction import extract_features
 from csflow.features.shared_tier import FeatureTier, fetch_entries, held_entries, sharing
-from csflow.system.files import sha256_json, write_json
+from csflow.system.files import require_space, sha256_json, write_json
 from csflow.system.progress import track
 
 if TYPE_CHECKING:
@@ -84,11 +84,14 @@ class FeatureStore:
             ConfigError: If the image size does not fit the backbone.
             DataError: If there are no images, or one is damaged or not what the manifest says.
             CacheError: If the store cannot be written.
+            DiskFullError: If the features need more space than is free; nothing was computed then.
             ModelError: If features exceed the range of half precision.
             StorageError: If the shared tier refuses to be read; nothing was computed then.
         """
         plan = self.plan(manifest, features, backbone)
         space = FeatureSpace(self.root / self.space_of(features, backbone), plan.shapes)
+        absent = len(plan.missing) + len(plan.shared)
+        require_space(space.folder, absent * plan.entry_bytes, f"The features of {absent} images")
         self._describe(space.folder, features, backbone)
         for sha in set(plan.entries) - plan.missing.keys() - plan.shared.keys():
             space.mark_used(sha)

@@ -6,7 +6,8 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from csflow.release.prune import PrunePlan, PrunePolicy, Removal, live_versions, size_of, unshared_digests
+from csflow.release.prune import live_versions, unshared_digests
+from csflow.release.prune_plan import PrunePlan, PrunePolicy, Removal, size_of
 from csflow.release.publication import DETECTORS
 from csflow.runs.services import Services
 from csflow.system.progress import say

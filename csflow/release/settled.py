@@ -14,6 +14,10 @@ GATE = "gate_settings"
 """Tag of a version: the ``gate`` section of the line's YAML by which it was judged, as JSON."""
 
 
+ABANDONED = "abandoned"
+"""Decision about a version whose run ended before the gate could decide."""
+
+
 def gate_settings(line: LineConfig) -> str:
     """Return the value of the tag :data:`GATE` for a line as it is configured now."""
     return line.gate.model_dump_json()
@@ -22,8 +26,8 @@ def gate_settings(line: LineConfig) -> str:
 def is_settled(version: Version, line: LineConfig, hold: Mapping[str, str] | None) -> bool:
     """Return True if a version need not be judged again.
 
-    A version that was held is judged again when the hold is released, and one that the gate kept from promotion when
-    the settings of the gate are others now.
+    A version that was held is judged again when the hold is released, one that the gate kept from promotion when the
+    settings of the gate are others now, and an abandoned one when a run makes it again.
 
     Args:
         version: A version of the line.
@@ -32,6 +36,8 @@ def is_settled(version: Version, line: LineConfig, hold: Mapping[str, str] | Non
     """
     if version.decision == "held":
         return hold is not None
+    if version.decision == ABANDONED:
+        return False
     if version.decision.startswith("kept_"):
         now = gate_settings(line)
         return version.tags.get(GATE, now) == now  # csflow 0.5 and older did not record them

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
@@ -12,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from csflow.config import LineConfig, parse_line_json
 from csflow.errors import CsflowError
-from csflow.system.files import write_atomic, write_json
+from csflow.system.files import explain_full_disk, write_atomic, write_json
+from csflow.system.processes import raised_on_sigterm
 
 if TYPE_CHECKING:
     from csflow.data.manifest import Manifest
@@ -69,18 +72,25 @@ def step(services: Services, name: str, context: RunContext | None = None) -> It
     """Time a step in its MLflow run; if it fails, mark the run as failed and store the message for the shell.
 
     The local runner of kfp only says that *some* task failed. The message is therefore written to the file that
-    ``CSFLOW_ERROR_FILE`` names, and ``csflow run`` prints it at the end.
+    ``CSFLOW_ERROR_FILE`` names, and ``csflow run`` prints it at the end. A step that is asked to end (SIGTERM) cleans
+    up and marks the run as killed.
 
     Args:
         services: The outside systems; the tracker has the run.
         name: Name of the step.
         context: The run; ``None`` if it has not been opened yet.
+
+    Raises:
+        DiskFullError: If a full disk is behind the failure, whichever library found it.
     """
     try:
-        with nullcontext() if context is None else services.tracker.step(context.run_id, name):
+        with raised_on_sigterm(), nullcontext() if context is None else services.tracker.step(context.run_id, name):
             yield
     except Exception as error:
-        _leave_message(name, error)
+        full = explain_full_disk(error, (services.workspace.root, Path(tempfile.gettempdir())))
+        _leave_message(name, full or error)
+        if full is not None and full is not error:
+            raise full from error
         raise
 
 
@@ -94,7 +104,10 @@ def _leave_message(name: str, error: Exception) -> None:
         message=str(error) if known else f"{type(error).__name__}: {error}",
         exit_code=error.exit_code if isinstance(error, CsflowError) else 1,
     )
-    write_atomic(Path(target), json.dumps(asdict(failure)))
+    try:
+        write_atomic(Path(target), json.dumps(asdict(failure)))
+    except CsflowError:  # the disk is full; the end of the log, which the shell shows instead, has the message too
+        print(failure.message, file=sys.stderr, flush=True)
 
 
 @dataclass(frozen=True)

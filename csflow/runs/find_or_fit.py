@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from csflow.runs.fitting import OnEpoch, fit_here, model_folder
 from csflow.runs.torchrun import fit_together
+from csflow.system.locks import held
 from csflow.system.progress import say
 
 if TYPE_CHECKING:
@@ -25,6 +26,8 @@ def find_or_fit(
     processes: int | None = None,
 ) -> Path:
     """Find the model that was fitted to equal inputs before, or fit a new one; resume a training that was killed.
+
+    While another process fits the same model, this one waits for it.
 
     Args:
         line: The line's configuration.
@@ -44,6 +47,19 @@ def find_or_fit(
         CacheError: If a stored feature is damaged.
     """
     folder = model_folder(line, cached, images, models)
+    with held(folder.with_name(f".{folder.name}.lock"), f"the training {folder.name[:12]}"):
+        return _found_or_fitted(line, cached, images, folder, publish, processes)
+
+
+def _found_or_fitted(
+    line: LineConfig,
+    cached: CacheManifest,
+    images: list[str],
+    folder: Path,
+    publish: OnEpoch,
+    processes: int | None,
+) -> Path:
+    """Find or fit the model while no other process does."""
     if (folder / "training.json").exists():
         say(f"train: found the model of these {len(images)} images, configuration and seed")
         _republish(folder / "training.json", publish)

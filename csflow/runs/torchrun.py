@@ -33,6 +33,7 @@ from csflow.errors import CsflowError, UsageError
 from csflow.runs.fitting import OnEpoch, fit_here, images_to_fit, model_folder
 from csflow.system.cores import cores
 from csflow.system.files import write_json
+from csflow.system.process_family import guarded
 from csflow.system.progress import say
 from csflow.system.workspace import Workspace
 
@@ -91,7 +92,7 @@ def fit_together(
     """Fit a line's detector in several processes and wait for them; resume a training that was killed.
 
     SIGTERM and SIGINT are forwarded: the processes write a checkpoint after their current step and exit. ``torchrun``
-    kills them after 30 seconds.
+    kills them after 30 seconds. If this process is killed, they end as well.
 
     Args:
         line: The line's configuration.
@@ -111,11 +112,13 @@ def fit_together(
         began = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--local-addr", "127.0.0.1"]
         command = [*began, "--nproc-per-node", str(processes), "-m", __name__, "fit", str(job), "--tell"]
         # In a new session, Ctrl-C at a terminal reaches the processes only once: forwarded by this process.
-        process = subprocess.Popen(
-            command, stdout=subprocess.PIPE, text=True, env=_environment(processes), start_new_session=True
-        )
-        with _forwarded_signals(process) as received:
-            _listen(process, publish)
+        with guarded() as family:
+            environment = _environment(processes) | family.environment
+            process = subprocess.Popen(
+                command, stdout=subprocess.PIPE, text=True, env=environment, start_new_session=True
+            )
+            with _forwarded_signals(process) as received:
+                _listen(process, publish)
         if received:
             raise SystemExit(128 + received[0])
         if process.returncode:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,9 +13,11 @@ from csflow.data.image_files import say_left_out
 from csflow.errors import NotRegisteredError
 from csflow.features.weights import weights_digest
 from csflow.release.settled import is_settled
+from csflow.release.unfinished import FORCED, KeyOf, abandon, unfinished
 from csflow.runs.checkout import materialise
 from csflow.runs.context import RunContext, step
 from csflow.runs.identity import detector_code
+from csflow.runs.ownership import close_killed_runs, owner_tags
 from csflow.runs.services import Services
 from csflow.system.files import sha256_json
 from csflow.system.progress import say
@@ -33,7 +36,8 @@ def ingest(
     Args:
         services: The outside systems.
         line_json: The line's configuration as JSON, including its presets.
-        force: If True, train again with a seed that no version has used, even if nothing changed.
+        force: If True, train again with a seed that no version has used, even if nothing changed. A forced run that
+            was killed is finished first, with its own seed.
         context_out: Where to write the run's context.
         manifest_out: Where to write the manifest.
 
@@ -69,10 +73,9 @@ def _open_run(
 ) -> RunContext:
     """Tell if anything is new, and open the MLflow run that every later step writes into."""
     versions = _known_versions(services, line)
-    if force:
-        # Not the number of versions: pruned ones had seeds as well.
-        line = line.with_seed(line.training.seed + max((version.version for version in versions), default=0))
-    key = content_key(line, manifest.digest)
+    base, key_of = line, partial(content_key, data_digest=manifest.digest)
+    line = _line_to_train(services, line, versions, key_of, force=force)
+    key = key_of(line)
     hold = services.registry.get_hold(line.line) if versions else None
     unchanged = any(v.tags.get("content_key") == key and is_settled(v, line, hold) for v in versions)
     if not unchanged:
@@ -88,8 +91,24 @@ def _open_run(
         "data_digest": manifest.digest,
         "git_rev": checked_out.git_rev,
     }
-    run_id = services.tracker.start_run(line.line, params=flat_params(line), tags=identity)
+    abandon(services, line.line, versions, key)
+    forced = {FORCED: "true"} if line != base else {}
+    run_id = services.tracker.start_run(
+        line.line, params=flat_params(line), tags={**identity, **forced, **owner_tags()}
+    )
     return RunContext(line=line, run_id=run_id, data_root=str(manifest.root), unchanged=unchanged, **identity)
+
+
+def _line_to_train(
+    services: Services, line: LineConfig, versions: list[Version], key_of: KeyOf, *, force: bool
+) -> LineConfig:
+    """Return the line with the seed to train: that of a run that was killed, or with ``force`` a new one."""
+    close_killed_runs(services, line.line)
+    if (waiting := unfinished(services, line, versions, key_of, force=force)) is not None:
+        return waiting
+    # Not the number of versions: pruned ones had seeds as well.
+    further = max((version.version for version in versions), default=0) if force else 0
+    return line.with_seed(line.training.seed + further)
 
 
 def _known_versions(services: Services, line: LineConfig) -> list[Version]:

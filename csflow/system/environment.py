@@ -298,6 +298,22 @@ _INTERNAL = (
         "internal",
     ),
     Variable(
+        "CSFLOW_FAMILY",
+        "Marks of the process families that a process belongs to, by which a run finds all it has started.",
+        "the process belongs to no run",
+        "4f1c…",
+        "local runs, training with torchrun, local endpoints",
+        "internal",
+    ),
+    Variable(
+        "CSFLOW_OWNER",
+        "The command that a step belongs to, as JSON: host, workspace, process id and start.",
+        "the MLflow run is never closed by a later run of the line",
+        '`{"host": "line-3", …}`',
+        "local runs and ablations",
+        "internal",
+    ),
+    Variable(
         "CSFLOW_VERSION",
         "Version that a model server reports; the InferenceService of a line sets it.",
         "the first 12 digits of the detector's digest",

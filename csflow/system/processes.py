@@ -5,15 +5,18 @@ from __future__ import annotations
 import os
 import resource
 import signal
-import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
-from typing import NoReturn
+
+import psutil
+
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGHUP)
+"""Signals that ask a process to end and that Python does not turn into an exception itself, as it does with SIGINT."""
 
 
 def start_time(pid: int) -> str | None:
@@ -21,9 +24,15 @@ def start_time(pid: int) -> str | None:
 
     The system reuses process ids; an id together with the start identifies one process for good.
     """
-    if Path("/proc/self/stat").exists():
-        return _from_proc(pid)
-    return _from_ps(pid)
+    try:
+        # Counted from the start of the system, in clock ticks: the wall clock may be set while the process runs.
+        booted = psutil.boot_time()
+        process = psutil.Process(pid)
+        if process.status() in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD):
+            return None
+        return str(round((process.create_time() - booted) * os.sysconf("SC_CLK_TCK")))
+    except psutil.Error:
+        return None
 
 
 def is_running(pid: int, started: str) -> bool:
@@ -46,19 +55,39 @@ def end(pid: int, started: str, *, patience: float) -> None:
 
 @contextmanager
 def raised_on_sigterm() -> Iterator[None]:
-    """Turn SIGTERM into `SystemExit` inside the block, so that cleanup runs as it does after Ctrl-C."""
+    """Turn SIGTERM and SIGHUP into `SystemExit` inside the block, so that cleanup runs as it does after Ctrl-C.
+
+    Only the first signal counts: a further one would interrupt the cleanup. Signals that are ignored, as under
+    ``nohup``, stay ignored.
+    """
     if threading.current_thread() is not threading.main_thread():  # only the main thread may set handlers
         yield
         return
+    received: list[int] = []
 
-    def leave(number: int, _: FrameType | None) -> NoReturn:
+    def leave(number: int, _: FrameType | None) -> None:
+        received.append(number)
+        if len(received) > 1:
+            return
         raise SystemExit(128 + number)
 
-    former = signal.signal(signal.SIGTERM, leave)
+    with handled_by(leave, STOP_SIGNALS):
+        yield
+
+
+@contextmanager
+def handled_by(handler: Callable[[int, FrameType | None], object], signals: Iterable[signal.Signals]) -> Iterator[None]:
+    """Let a function handle signals inside the block, except those that are ignored."""
+    former = {number: signal.getsignal(number) for number in signals}
+    for number, before in former.items():
+        if before is not signal.SIG_IGN:
+            signal.signal(number, handler)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL if former is None else former)
+        for number, before in former.items():
+            # None stands for a handler that was not set from Python and cannot be set again.
+            signal.signal(number, signal.SIG_DFL if before is None else before)
 
 
 def peak_memory() -> int:
@@ -69,20 +98,3 @@ def peak_memory() -> int:
         return int(fields["VmHWM"].split()[0]) * 1024
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
-
-
-def _from_proc(pid: int) -> str | None:
-    try:
-        # The second field, the command in parentheses, may hold blanks and parentheses itself.
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        return None
-    return None if fields[0] in "ZX" else fields[19]
-
-
-def _from_ps(pid: int) -> str | None:
-    """Return the start of a process on systems without ``/proc``, such as macOS."""
-    command = ["ps", "-o", "stat=,lstart=", "-p", str(pid)]
-    shown = subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ | {"LC_ALL": "C"})
-    state, _, started = shown.stdout.strip().partition(" ")
-    return None if not state or state.startswith("Z") else started.strip()

@@ -209,6 +209,7 @@ class LocalEndpoints:
                 record.unlink(missing_ok=True)
             elif endpoint != serving:
                 local_process.end(self.workspace, endpoint)
+        local_process.end_unrecorded(self.workspace, line, serving)
 
 
 def serves(endpoint: LocalEndpoint, digest: str, version: str, port: int = 0) -> bool:

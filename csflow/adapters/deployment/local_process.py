@@ -1,7 +1,8 @@
 """Start, watch and stop the model server of a line as a detached process of this machine.
 
 ``endpoints/LINE.processes/`` records every process that was started and has not been seen to end, so that none
-outlives a crash of its caller unnoticed.
+outlives a crash of its caller unnoticed. One that was started but not recorded, because its caller was killed in
+between, is found by its family (:func:`family_of`).
 """
 
 from __future__ import annotations
@@ -21,8 +22,9 @@ from typing import IO
 from csflow.adapters.deployment.endpoints import LOG_LINES
 from csflow.errors import DeployError
 from csflow.system import processes
-from csflow.system.files import sha256_tree, write_json
+from csflow.system.files import sha256_json, sha256_tree, write_json
 from csflow.system.ports import bind, free_port
+from csflow.system.process_family import FAMILY, Family
 from csflow.system.workspace import Workspace
 
 HOST = "127.0.0.1"
@@ -102,7 +104,7 @@ def launch(
         offset = output.tell()
         public, private = _url(listeners[0]), _url(listeners[-1])
         command = [*SERVER, "--model", f"{line}={directory}", "--version", f"{line}={version}"]
-        process = _spawn([*command, f"--grpc-port={grpc_port}"], listeners, output, line)
+        process = _spawn([*command, f"--grpc-port={grpc_port}"], listeners, output, family_of(workspace, line))
     started = processes.start_time(process.pid) or ""
     endpoint = LocalEndpoint(line, public, f"{HOST}:{grpc_port}", process.pid, started, digest, version, str(log))
     write_json(_record_file(workspace, endpoint), asdict(endpoint))
@@ -114,8 +116,18 @@ def launch(
     return endpoint
 
 
-def _spawn(command: list[str], listeners: list[socket.socket], output: IO[bytes], line: str) -> subprocess.Popen[bytes]:
-    """Start the server in its own session, with the sockets on which it is to answer."""
+def family_of(workspace: Workspace, line: str) -> Family:
+    """Return the family of all servers that were ever started for a line, recorded or not."""
+    return Family(f"endpoint-{sha256_json([str(workspace.endpoints.absolute()), line])[:24]}")
+
+
+def _spawn(
+    command: list[str], listeners: list[socket.socket], output: IO[bytes], family: Family
+) -> subprocess.Popen[bytes]:
+    """Start the server in its own session, with the sockets on which it is to answer.
+
+    It belongs to no other family, because it outlives the run that starts it.
+    """
     descriptors = [listener.fileno() for listener in listeners]
     try:
         return subprocess.Popen(
@@ -125,10 +137,10 @@ def _spawn(command: list[str], listeners: list[socket.socket], output: IO[bytes]
             stderr=subprocess.STDOUT,
             start_new_session=True,
             pass_fds=descriptors,
-            env=os.environ | {"PYTHONUNBUFFERED": "1"},
+            env=os.environ | {"PYTHONUNBUFFERED": "1", FAMILY: family.mark},
         )
     except OSError as error:
-        raise DeployError(f"The server of {line} cannot be started: {error}.") from error
+        raise DeployError(f"The server cannot be started: {error}. The command was: {' '.join(command)}") from error
 
 
 def _bound(workspace: Workspace, line: str, port: int) -> list[socket.socket]:
@@ -193,6 +205,13 @@ def end(workspace: Workspace, endpoint: LocalEndpoint) -> None:
     """Stop a server process and remove its record."""
     processes.end(endpoint.pid, endpoint.started, patience=STOP_SECONDS)
     _record_file(workspace, endpoint).unlink(missing_ok=True)
+
+
+def end_unrecorded(workspace: Workspace, line: str, serving: LocalEndpoint | None) -> None:
+    """Stop the servers of a line that are running and do not serve it, recorded or not."""
+    for process in family_of(workspace, line).members():
+        if serving is None or process.pid != serving.pid:
+            processes.end(process.pid, processes.start_time(process.pid) or "", patience=STOP_SECONDS)
 
 
 def alive(endpoint: LocalEndpoint) -> bool:

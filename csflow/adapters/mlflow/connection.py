@@ -19,8 +19,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Concatenate, ParamSpec, Protocol, TypeVar
 
-from csflow.errors import CsflowError, NotRegisteredError, RegistryError
-from csflow.system.files import exclusive
+from csflow.errors import NotRegisteredError, RegistryError
+from csflow.system.files import cannot_write, exclusive
 from csflow.system.loggers import log_level
 from csflow.system.workspace import Workspace
 
@@ -170,9 +170,7 @@ def _create_database(database: Path) -> None:
         _upgrade(unfinished)
         unfinished.replace(database)
     except OSError as error:
-        raise CsflowError(
-            f"Cannot create {database}: {error.strerror or error}. Free disk space or choose another CSFLOW_HOME."
-        ) from error
+        raise cannot_write(database, error) from error
     finally:
         unfinished.unlink(missing_ok=True)
 

@@ -11,7 +11,7 @@ from csflow.adapters.mlflow.connection import client_of
 from csflow.adapters.mlflow.model_files import write_model
 from csflow.adapters.mlflow.versions import Version, model_name
 from csflow.errors import NotRegisteredError, RegistryError
-from csflow.system.files import new_directory, sha256_tree
+from csflow.system.files import new_directory, scratch_directory, sha256_tree
 from csflow.system.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -32,8 +32,8 @@ def download(workspace: Workspace, version: Version, target_parent: Path) -> Pat
             return target_parent / expected
         shutil.rmtree(target_parent / expected)
     target_parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=target_parent, prefix=".download.") as scratch:
-        fetched = _fetch(workspace, version, Path(scratch))
+    with scratch_directory(target_parent, "download") as scratch:
+        fetched = _fetch(workspace, version, scratch)
         digest = sha256_tree(fetched)
         if expected and digest != expected:
             raise RegistryError(

@@ -65,7 +65,10 @@ class Version:
 
     @property
     def decision(self) -> str:
-        """Return the gate's decision: ``promoted``, ``kept_worse`` or ``kept_insufficient``; empty before the gate."""
+        """Return the gate's decision: ``promoted``, ``kept_worse`` or ``kept_insufficient``; empty before the gate.
+
+        ``abandoned`` stands for a version that never came to the gate and will not.
+        """
         return self.tags.get("decision", "")
 
     @property

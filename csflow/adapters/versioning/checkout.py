@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -75,6 +77,8 @@ def checkout(data: DataConfig, target_parent: Path) -> CheckedOut:
         shutil.rmtree(target, ignore_errors=True)
         with new_directory(target) as temporary:
             _fetch(repository, commit, out, inside, temporary, target_parent / SITE_CACHE)
+    with suppress(OSError):
+        os.utime(target)  # pruning removes checkouts that have not been used for long
     return CheckedOut(target / "images", commit, out.md5)
 
 

@@ -23,7 +23,7 @@ from csflow.config import DataConfig, LineConfig
 from csflow.detector.calibration import calibrate
 from csflow.errors import CacheError, RegistryError
 from csflow.features.cache_manifest import CacheManifest
-from csflow.release import prune, removal
+from csflow.release import prune, prune_plan, removal
 from csflow.runs.context import RunContext
 from csflow.runs.services import Services
 from csflow.runs.stored_features import MODEL_KEY, record_features, recorded_features
@@ -100,10 +100,10 @@ class Plant:
         assert local == there
         return local
 
-    def plan(self, keep: int = 1, now: datetime = LATER) -> prune.PrunePlan:
-        return prune.plan_pruning(self.services, prune.PrunePolicy.of(keep, 7, now))
+    def plan(self, keep: int = 1, now: datetime = LATER) -> prune_plan.PrunePlan:
+        return prune.plan_pruning(self.services, prune_plan.PrunePolicy.of(keep, 7, now))
 
-    def prune(self, keep: int = 1, now: datetime = LATER) -> prune.PrunePlan:
+    def prune(self, keep: int = 1, now: datetime = LATER) -> prune_plan.PrunePlan:
         made = self.plan(keep, now)
         removal.remove(self.services, made)
         return made
@@ -162,7 +162,7 @@ def test_parts_of_uploads_that_never_ended_go(plant: Plant, monkeypatch: pytest.
         begin(Bucket=plant.store.bucket, Key=key)
     plant.prune(now=datetime(2001, 1, 1, tzinfo=UTC))  # begun later: perhaps in progress
     assert len(_unfinished(plant)) == 3
-    monkeypatch.setattr(prune.PrunePolicy, "of", lambda keep, days: prune.PrunePolicy(keep, LATER))
+    monkeypatch.setattr(prune_plan.PrunePolicy, "of", lambda keep, days: prune_plan.PrunePolicy(keep, LATER))
     assert CliRunner().invoke(_app(), []).exit_code == 0
     assert len(_unfinished(plant)) == 3, "nothing goes without --apply"
     done = CliRunner().invoke(_app(), ["--apply"])
@@ -297,6 +297,50 @@ def test_models_and_checkpoints_of_other_trainings_go(plant: Plant) -> None:
     assert {path.name for path in plant.workspace.models.iterdir()} == {"1" * 64, "notes", fresh.name}
 
 
+def aged(path: Path, size: int = 500) -> Path:
+    """A file that was last used long ago, and its folder."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(bytes(size))
+    os.utime(path, LONG_AGO)
+    os.utime(path.parent, LONG_AGO)
+    return path
+
+
+def test_what_runs_leave_behind_goes_and_what_versions_and_the_next_run_need_stays(plant: Plant) -> None:
+    number = plant.register("tiles", range(1))
+    (version,) = (v for v in Registry(plant.workspace).versions("tiles") if v.version == number)
+    space, data = plant.workspace, plant.workspace.data / "tiles"
+    going = [
+        aged(space.runs / "tiles-20200101-010101-17" / "run.log"),
+        aged(space.runs / "ablate-tiles-20200101-010101-17" / "run.log"),
+        aged(space.runs / ("0" * 32) / "report.html"),
+        aged(space.models / f".{'2' * 64}.a1b2c3d4.tmp" / "model.safetensors"),
+        aged(space.detectors / "tiles" / f".{'3' * 64}.a1b2c3d4" / "flow"),
+        aged(space.features / OTHER / "00" / f".{'4' * 64}.a1b2c3d4.tmp"),
+        aged(data / "1234" / "listing.json"),
+    ]
+    staying = [
+        aged(space.runs / version.run_id / "report.html"),
+        aged(space.runs / ".tiles.lock"),
+        aged(space.runs / "notes" / "mine.txt"),
+        aged(data / ".repository-0123" / "HEAD"),
+        aged(data / "5678" / "listing.json"),
+        space.runs / "tiles-20991231-010101-17" / "run.log",
+    ]
+    os.utime(data / "5678", (1.1e9, 1.1e9))
+    staying[-1].parent.mkdir()
+    staying[-1].touch()
+    made = plant.prune(now=datetime.now(UTC))
+    assert {each.what: each.bytes for each in made.removals} == {
+        "logs of runs": 1000,
+        "reports of runs without a version": 500,
+        "checked-out images of tiles": 500,
+        "unfinished files": 1500,
+    }
+    assert not any(path.exists() for path in going)
+    assert all(path.exists() for path in staying)
+
+
 def test_an_interrupted_removal_is_taken_up_again(plant: Plant, monkeypatch: pytest.MonkeyPatch) -> None:
     for _ in range(2):
         plant.register("tiles", range(1))
@@ -371,7 +415,7 @@ def _app() -> Callable[..., object]:
 
 def test_the_command_shows_first_and_acts_on_demand(plant: Plant, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        prune.PrunePolicy, "of", lambda keep, days: prune.PrunePolicy(keep, LATER - timedelta(days=days))
+        prune_plan.PrunePolicy, "of", lambda keep, days: prune_plan.PrunePolicy(keep, LATER - timedelta(days=days))
     )
     for _ in range(3):
         plant.register("tiles", range(1))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -40,17 +39,6 @@ def test_a_dead_process_is_not_there_even_before_it_is_reaped() -> None:
     assert processes.start_time(process.pid) is None
     process.wait()
     assert processes.start_time(process.pid) is None
-
-
-@pytest.mark.skipif(shutil.which("ps") is None, reason="needs the command ps")
-def test_without_proc_the_command_ps_tells_the_same(stubborn: subprocess.Popen[str]) -> None:
-    started = processes._from_ps(stubborn.pid)
-    assert started
-    assert processes._from_ps(stubborn.pid) == started
-    os.kill(stubborn.pid, signal.SIGKILL)
-    os.waitid(os.P_PID, stubborn.pid, os.WEXITED | os.WNOWAIT)
-    assert processes._from_ps(stubborn.pid) is None
-    assert processes._from_ps(2**22 + 1) is None
 
 
 def test_a_process_that_does_not_listen_is_killed(stubborn: subprocess.Popen[str]) -> None:
@@ -96,3 +84,31 @@ def test_sigterm_becomes_an_exception_and_only_inside() -> None:
     assert left.value.code == 128 + signal.SIGTERM
     assert cleaned
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_second_signal_does_not_interrupt_the_cleanup() -> None:
+    cleaned = []
+
+    def stopped() -> None:
+        try:
+            os.kill(os.getpid(), signal.SIGHUP)
+            time.sleep(5)
+        finally:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(0.05)
+            cleaned.append(True)
+
+    with processes.raised_on_sigterm(), pytest.raises(SystemExit) as left:
+        stopped()
+    assert left.value.code == 128 + signal.SIGHUP
+    assert cleaned
+
+
+def test_an_ignored_signal_stays_ignored() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with processes.raised_on_sigterm():
+            os.kill(os.getpid(), signal.SIGHUP)
+            time.sleep(0.05)
+    finally:
+        signal.signal(signal.SIGHUP, before)
