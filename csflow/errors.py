@@ -53,3 +53,7 @@ class StoreUnreachableError(StorageError):
 
 class DamagedObjectError(StorageError):
     """An object, or a copy of it, is not what was stored."""
+
+
+class DamagedFileError(CsflowError):
+    """A file that csflow keeps cannot be read, or is not what was written."""

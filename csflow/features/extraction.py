@@ -18,12 +18,13 @@ from torch import Tensor
 
 from csflow.config import FeatureConfig
 from csflow.data.images import decode_image, normalisation, to_pyramid_levels
-from csflow.errors import CacheError, CsflowError, DataError, ModelError
+from csflow.errors import CacheError, CsflowError, DamagedFileError, DataError, ModelError
 from csflow.features.backbone import Backbone
 from csflow.features.entries import Half
 from csflow.system.cores import cores
 from csflow.system.files import write_atomic
 from csflow.system.onnx_session import open_session
+from csflow.system.seals import check, put_aside
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
@@ -124,9 +125,9 @@ def _checked_graph(path: Path, backbone: Backbone, features: FeatureConfig, prob
 
 
 def _new_graph(path: Path, backbone: Backbone, features: FeatureConfig) -> InferenceSession:
-    from csflow.features.trunk_graph import trunk_graph
+    from csflow.features.trunk_graph import sealed_bytes, trunk_graph
 
-    content = trunk_graph(backbone, features).SerializeToString()
+    content = sealed_bytes(trunk_graph(backbone, features))
     try:
         write_atomic(path, content)
     except CsflowError as error:
@@ -135,13 +136,21 @@ def _new_graph(path: Path, backbone: Backbone, features: FeatureConfig) -> Infer
 
 
 def _kept_graph(path: Path, probe: Levels, expected: NDArray[np.float32]) -> InferenceSession | None:
-    """Open the graph of an earlier call; ``None`` if it is missing, damaged or another trunk's."""
-    if not path.is_file():
+    """Open the graph of an earlier call; ``None`` if it is missing, damaged or another trunk's.
+
+    A changed bit of a weight may alter features by less than :data:`AGREEMENT`, so the seal is compared as well.
+    """
+    if not path.exists():
+        return None
+    try:
+        check(path)
+    except DamagedFileError as error:
+        put_aside(path, str(error))
         return None
     try:
         session = open_session(path, threads=1)
         found = _run(session, probe)
-    except Exception:  # a damaged graph can fail in any way; a new one is written
+    except Exception:  # an older ONNX Runtime may not open it; a new one is written
         return None
     return session if found.shape == expected.shape and _distance(expected, found) <= AGREEMENT else None
 

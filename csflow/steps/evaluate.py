@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from datetime import UTC, datetime
 from pathlib import Path
@@ -10,9 +9,10 @@ from typing import TYPE_CHECKING
 
 from csflow import __version__
 from csflow.runs.context import RunContext, load_manifest, step
-from csflow.runs.fitting import images_to_fit
+from csflow.runs.fitting import MODEL, images_to_fit, read_epochs
 from csflow.runs.identity import detector_code
 from csflow.runs.services import Services
+from csflow.runs.stored_features import load_features
 from csflow.system.progress import say
 
 if TYPE_CHECKING:
@@ -62,15 +62,17 @@ def evaluate(
     if context.unchanged:
         return {}
     with step(services, "evaluate", context):
-        from csflow.features.cache_manifest import CacheManifest
         from csflow.reporting.report import write_report
         from csflow.runs.assembly import assemble
+        from csflow.runs.find_or_fit import checked_copy
 
-        manifest, cached = load_manifest(context, Path(manifest_path)), CacheManifest.load(Path(features_path))
-        model, lineage = Path(model_path) / "model.safetensors", _lineage(context, manifest)
-        detector = assemble(context.line, manifest, cached, model, lineage)
+        manifest = load_manifest(context, Path(manifest_path))
+        cached = load_features(services, context.run_id, Path(features_path))
+        fitted = images_to_fit(context.line, list(manifest.rows(role="fit").frame["sha256"]))
+        checked_copy(context.line, cached, fitted, services.workspace.models, Path(model_path))
+        detector = assemble(context.line, manifest, cached, Path(model_path) / MODEL, _lineage(context, manifest))
         detector.save(Path(detector_out), examples=_examples(manifest))
-        nll = [row["nll"] for row in json.loads((Path(model_path) / "training.json").read_text())]
+        nll = [result.nll for result in read_epochs(Path(model_path))]
         evaluation = judge(detector, manifest, cached, nll=nll, features=_features_shown(context, manifest, cached))
         folder = services.workspace.runs / context.run_id / "report"
         shutil.copyfile(write_report(folder, evaluation), report_out)

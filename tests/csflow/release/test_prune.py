@@ -352,7 +352,7 @@ def test_a_version_says_what_its_run_was_made_from(plant: Plant, tmp_path: Path)
     nothing = calibrate(np.ones(9), np.ones((9, 2, 2)), "none").to_json()
     write_json(tmp_path / "detector" / "calibration.json", nothing)
     line = LineConfig(line="tiles", data=DataConfig(path="data/tiles"))
-    context = RunContext(line, run, "rev", "md5", "digest", "key", "root", unchanged=False)
+    context = RunContext(line, run, "rev", "md5", "digest", "key", "root", unchanged=False, manifest_sha256="")
     tags = _version_tags(plant.services, context, tmp_path / "detector")
     assert [tags[name] for name in ("features_space", "features_digest", "model_key")] == [
         SPACE, cached.digest, "5" * 64,
