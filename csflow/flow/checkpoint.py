@@ -75,6 +75,10 @@ class TrainingProgress:
     first_nll: float | None = None
     finished: tuple[EpochResult, ...] = ()
 
+    def after(self, result: EpochResult) -> TrainingProgress:
+        """Return the position at the start of the epoch that follows a finished one."""
+        return TrainingProgress(result.epoch + 1, first_nll=self.first_nll, finished=(*self.finished, result))
+
     @classmethod
     def from_json(cls, text: str) -> TrainingProgress:
         """Read the progress from the text of its fields as JSON."""

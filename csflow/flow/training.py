@@ -35,7 +35,6 @@ import torch
 from csflow.config import FlowConfig, TrainingConfig
 from csflow.errors import DataError
 from csflow.flow.checkpoint import EpochResult as EpochResult
-from csflow.flow.checkpoint import TrainingProgress
 from csflow.flow.cross_scale import CrossScaleFlow
 from csflow.flow.device import Features, Feed, feed_device
 from csflow.flow.distributed import ALONE, ProcessGroup
@@ -89,11 +88,7 @@ def fit_flow(
             if group.first:
                 on_epoch(result)
             run.leave_if_asked(received)
-            run.progress = TrainingProgress(
-                epoch=result.epoch + 1,
-                first_nll=run.progress.first_nll,
-                finished=(*run.progress.finished, result),
-            )
+            run.progress = run.progress.after(result)
             if run.progress.epoch > training.epochs:
                 run.save()
     return run.finish()
