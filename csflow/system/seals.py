@@ -28,7 +28,7 @@ KEY = "seal"
 _DIGITS = 64
 _ZEROS = b"0" * _DIGITS
 _MARK = b"csflow-sha256:"
-_SEAL = re.compile(_MARK + rb"([0-9a-f]{64})")
+_SEAL = re.compile(_MARK + rb"([0-9a-f]{64})?")
 
 OPEN = (_MARK + _ZEROS).decode()
 """The seal before the digest is known: put it into a file's content, then call :func:`sealed` or :func:`seal`."""
@@ -142,6 +142,8 @@ def _damage(content: bytes | mmap.mmap, *, required: bool) -> str:
     found = _SEAL.search(content)
     if found is None:
         return "it has no seal" if required else ""
+    if found[1] is None:
+        return "its seal is broken"
     start, end = found.span(1)
     with memoryview(content) as view:
         digest = hashlib.sha256(view[:start])

@@ -126,8 +126,11 @@ class TestDamage:
         for damage, content in damages((copied / name).read_bytes(), flips=4):
             shutil.copytree(copied, copied.with_name("damaged"))
             inflict(copied.with_name("damaged") / name, content)
-            with pytest.raises(ModelError):
+            try:
                 load(copied.with_name("damaged"))
+            except ModelError:
+                pass
+            else:
                 pytest.fail(damage)
             shutil.rmtree(copied.with_name("damaged"))
         load(copied)
