@@ -222,15 +222,13 @@ def start_run(
     )
     if training.averaging is not None:
         run.average = {name: parameter.detach().clone() for name, parameter in flow.named_parameters()}
-    if _has_sound_checkpoint(run):
-        run.progress = load_checkpoint(run.checkpoint, flow, run.optimizer, run.identity, run.average)
-    elif config.standardize:
+    if not _resumed(run) and config.standardize:
         flow.set_standardization(*channel_statistics(features, arrange=flow.arrange))
     return run
 
 
-def _has_sound_checkpoint(run: TrainingRun) -> bool:
-    """Tell if all processes can resume the run; the first one puts a damaged checkpoint aside."""
+def _resumed(run: TrainingRun) -> bool:
+    """Load the checkpoint if there is one that all processes can read; the first one puts a damaged one aside."""
     if not run.group.agree(int(run.checkpoint.exists())):
         return False
     why = ""
@@ -238,11 +236,12 @@ def _has_sound_checkpoint(run: TrainingRun) -> bool:
         check_checkpoint(run.checkpoint)
     except DamagedFileError as error:
         why = str(error)
-    if not run.group.agree(int(bool(why))):
-        return True
-    if run.group.first and run.checkpoint.exists():
-        put_aside(run.checkpoint, why or f"Another process cannot read {run.checkpoint}.")
-    return False
+    if run.group.agree(int(bool(why))):
+        if run.group.first:
+            put_aside(run.checkpoint, why or f"Another process cannot read {run.checkpoint}.")
+        return False
+    run.progress = load_checkpoint(run.checkpoint, run.flow, run.optimizer, run.identity, run.average)
+    return True
 
 
 def _optimizer(flow: CrossScaleFlow, training: TrainingConfig) -> Adam:

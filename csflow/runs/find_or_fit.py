@@ -88,8 +88,10 @@ def processes_for(line: LineConfig) -> int:
     return min(wanted, line.training.batch_size)
 
 
-def checked_copy(line: LineConfig, cached: CacheManifest, images: list[str], models: Path, copy: Path) -> None:
-    """Replace a damaged copy of a line's model by the model itself, which is fitted again if it is damaged as well.
+def checked_copy(
+    line: LineConfig, cached: CacheManifest, images: list[str], models: Path, copy: Path
+) -> list[EpochResult]:
+    """Read a copy of a line's model; a damaged one is replaced by the model, which is fitted again if need be.
 
     Args:
         line: The line's configuration.
@@ -97,11 +99,17 @@ def checked_copy(line: LineConfig, cached: CacheManifest, images: list[str], mod
         images: SHA-256 of the images that were fitted.
         models: Folder of all models.
         copy: Folder of the copy.
+
+    Returns:
+        The epochs in which the model was fitted.
     """
-    if _sound_epochs(copy) is None:
-        folder = find_or_fit(line, cached, images, models)
-        with new_directory(copy) as target:
-            shutil.copytree(folder, target, dirs_exist_ok=True)
+    known = _sound_epochs(copy)
+    if known is not None:
+        return known
+    folder = find_or_fit(line, cached, images, models)
+    with new_directory(copy) as target:
+        shutil.copytree(folder, target, dirs_exist_ok=True)
+    return read_epochs(copy)
 
 
 def _sound_epochs(folder: Path) -> list[EpochResult] | None:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 
@@ -120,28 +120,36 @@ def fit_here(
 
     group = group or ALONE
     work = folder.with_suffix(".work")
-    trained = KINDS[line.detector].epochs
     if group.first:
         if work.exists() and not work.is_dir():
             put_aside(work, f"{work} is not a folder.")
+        trained = KINDS[line.detector].epochs
         effort = f", {line.training.epochs} epochs, hidden width {line.flow.hidden}" if trained else ""
         together = f", {group.size} processes" if group.size > 1 else ""
         say(f"train: {line.detector} on {len(images)} images{effort}{together}")
     with counting() as tell:
-        rows: list[dict[str, Any]] = []
-
-        def on_epoch(result: EpochResult) -> None:
-            rows.append(asdict(result))
-            publish(result)
-            tell(
-                f"train: epoch {result.epoch}/{result.epochs}  nll {result.nll:+.4f} per dimension  "
-                f"gradient {result.grad_norm:.2f}  {result.seconds:.1f} s"
-            )
-
-        model = fit_model(line, cached.open(images), directory=work, on_epoch=on_epoch, group=group)
+        curve = _Curve(publish, tell)
+        model = fit_model(line, cached.open(images), directory=work, on_epoch=curve.add, group=group)
     if not group.first:
         return
     with new_directory(folder) as target:
         save_model(model, target / MODEL)  # rounded, so that it is calibrated as it will be stored
-        write_sealed_json(target / TRAINING, {"epochs": rows})
+        write_sealed_json(target / TRAINING, {"epochs": [asdict(result) for result in curve.results]})
     shutil.rmtree(work, ignore_errors=True)
+
+
+@dataclass(frozen=True)
+class _Curve:
+    """The epochs of a training, from its first one: a resumed training reports all of them."""
+
+    publish: OnEpoch
+    tell: Callable[[str], None]
+    results: list[EpochResult] = field(default_factory=list)
+
+    def add(self, result: EpochResult) -> None:
+        self.results.append(result)
+        self.publish(result)
+        self.tell(
+            f"train: epoch {result.epoch}/{result.epochs}  nll {result.nll:+.4f} per dimension  "
+            f"gradient {result.grad_norm:.2f}  {result.seconds:.1f} s"
+        )

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from csflow import __version__
 from csflow.runs.context import RunContext, load_manifest, step
-from csflow.runs.fitting import MODEL, images_to_fit, read_epochs
+from csflow.runs.fitting import MODEL, images_to_fit
 from csflow.runs.identity import detector_code
 from csflow.runs.services import Services
 from csflow.runs.stored_features import load_features
@@ -68,12 +68,12 @@ def evaluate(
 
         manifest = load_manifest(context, Path(manifest_path))
         cached = load_features(services, context.run_id, Path(features_path))
-        fitted = images_to_fit(context.line, list(manifest.rows(role="fit").frame["sha256"]))
-        checked_copy(context.line, cached, fitted, services.workspace.models, Path(model_path))
-        detector = assemble(context.line, manifest, cached, Path(model_path) / MODEL, _lineage(context, manifest))
+        model, images = Path(model_path), _fitted(context, manifest)
+        epochs = checked_copy(context.line, cached, images, services.workspace.models, model)
+        detector = assemble(context.line, manifest, cached, model / MODEL, _lineage(context, manifest))
         detector.save(Path(detector_out), examples=_examples(manifest))
-        nll = [result.nll for result in read_epochs(Path(model_path))]
-        evaluation = judge(detector, manifest, cached, nll=nll, features=_features_shown(context, manifest, cached))
+        shown = _features_shown(context, manifest, cached)
+        evaluation = judge(detector, manifest, cached, nll=[epoch.nll for epoch in epochs], features=shown)
         folder = services.workspace.runs / context.run_id / "report"
         shutil.copyfile(write_report(folder, evaluation), report_out)
         metrics = _metrics(evaluation, _counts(context, manifest))
@@ -119,8 +119,7 @@ def _features_shown(context: RunContext, manifest: Manifest, cached: CacheManife
     """Read some features of the fitted images; None for a single image, which has no distribution."""
     from csflow.reporting.normality import sample_features
 
-    fitted = images_to_fit(context.line, list(manifest.rows(role="fit").frame["sha256"]))
-    pyramids = cached.open(fitted[:FEATURES_SHOWN])
+    pyramids = cached.open(_fitted(context, manifest)[:FEATURES_SHOWN])
     return sample_features(pyramids[i] for i in range(len(pyramids))) if len(pyramids) > 1 else None
 
 
@@ -153,7 +152,12 @@ def _lineage(context: RunContext, manifest: Manifest) -> dict[str, object]:
 def _counts(context: RunContext, manifest: Manifest) -> dict[str, int]:
     """Count the images in each role; for *fit*, only those that were fitted."""
     counts = {role: len(manifest.rows(role=role)) for role in ("calibrate", "gate", "test")}
-    return {"fit": len(images_to_fit(context.line, list(manifest.rows(role="fit").frame["sha256"]))), **counts}
+    return {"fit": len(_fitted(context, manifest)), **counts}
+
+
+def _fitted(context: RunContext, manifest: Manifest) -> list[str]:
+    """Return the SHA-256 of the images that the model was fitted to."""
+    return images_to_fit(context.line, list(manifest.rows(role="fit").frame["sha256"]))
 
 
 def _metrics(evaluation: Evaluation, counts: dict[str, int]) -> dict[str, float]:
