@@ -198,8 +198,7 @@ def start_run(
         group: The processes that train together.
 
     Raises:
-        ModelError: If the device is missing, the features do not fit, or the checkpoint belongs to another
-            configuration.
+        ModelError: If the device is missing, or features or checkpoint do not fit the configuration.
     """
     device = choose_device(training)
     with torch.random.fork_rng(devices=[]):
