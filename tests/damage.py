@@ -15,7 +15,8 @@ def damages(content: bytes, *, flips: int = 8) -> Iterator[tuple[str, bytes | No
         flipped[offset] ^= 1 << (number % 8)
         yield f"bit {number % 8} of byte {offset} flipped", bytes(flipped)
     for length in sorted({1, 7, len(content) // 3, len(content) // 2, len(content) - 1}):
-        yield f"cut to {length} bytes", content[:length]
+        if 0 < length < len(content):
+            yield f"cut to {length} bytes", content[:length]
     yield "bytes after the end", content + b"\0" * 16
     yield "zeros", b"\0" * len(content)
     yield "empty", b""

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from csflow import __version__
 from csflow.runs.context import RunContext, load_manifest, step
+from csflow.runs.find_or_fit import checked_copy
 from csflow.runs.fitting import MODEL, images_to_fit
 from csflow.runs.identity import detector_code
 from csflow.runs.services import Services
@@ -64,16 +65,15 @@ def evaluate(
     with step(services, "evaluate", context):
         from csflow.reporting.report import write_report
         from csflow.runs.assembly import assemble
-        from csflow.runs.find_or_fit import checked_copy
 
         manifest = load_manifest(context, Path(manifest_path))
         cached = load_features(services, context.run_id, Path(features_path))
-        model, images = Path(model_path), _fitted(context, manifest)
-        epochs = checked_copy(context.line, cached, images, services.workspace.models, model)
+        model, models = Path(model_path), services.workspace.models
+        epochs = checked_copy(context.line, cached, _fitted(context, manifest), models, model)
         detector = assemble(context.line, manifest, cached, model / MODEL, _lineage(context, manifest))
         detector.save(Path(detector_out), examples=_examples(manifest))
-        shown = _features_shown(context, manifest, cached)
-        evaluation = judge(detector, manifest, cached, nll=[epoch.nll for epoch in epochs], features=shown)
+        nll, shown = [epoch.nll for epoch in epochs], _features_shown(context, manifest, cached)
+        evaluation = judge(detector, manifest, cached, nll=nll, features=shown)
         folder = services.workspace.runs / context.run_id / "report"
         shutil.copyfile(write_report(folder, evaluation), report_out)
         metrics = _metrics(evaluation, _counts(context, manifest))

@@ -297,6 +297,23 @@ def test_models_and_checkpoints_of_other_trainings_go(plant: Plant) -> None:
     assert {path.name for path in plant.workspace.models.iterdir()} == {"1" * 64, "notes", fresh.name}
 
 
+def test_damaged_files_that_were_put_aside_go_when_they_are_old(plant: Plant) -> None:
+    plant.register("tiles", range(1), model_key="1" * 64)
+    root = plant.workspace.root
+    aside = ["models/1.damaged/model.safetensors", "ablations/.rows/k.json.damaged-2", "features/s/ab/x.damaged"]
+    others = ["data/tiles/d/images/photo.damaged", "models/notes.damaged.txt"]
+    for name in (*aside, *others, "models/2.damaged"):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(bytes(10))
+        if name != "models/2.damaged":
+            os.utime(root / name, LONG_AGO)
+    os.utime(root / "models/1.damaged", LONG_AGO)
+    made = plant.prune(now=datetime.now(UTC))
+    assert {group.what: group.bytes for group in made.removals} == {"damaged files put aside": 30}
+    assert not any((root / name).exists() for name in aside)
+    assert all((root / name).exists() for name in (*others, "models/2.damaged"))
+
+
 def test_an_interrupted_removal_is_taken_up_again(plant: Plant, monkeypatch: pytest.MonkeyPatch) -> None:
     for _ in range(2):
         plant.register("tiles", range(1))
