@@ -60,7 +60,8 @@ def extract_features(
     Raises:
         DataError: If a file is missing, damaged or of another content.
         CacheError: If the trunk's graph cannot be written.
-        ModelError: If a value exceeds the range of half precision, or the trunk's graph disagrees with the trunk.
+        ModelError: If a value is not finite or exceeds the range of half precision, or the trunk's graph disagrees with
+            the trunk.
     """
     if not files:
         return
@@ -70,11 +71,30 @@ def extract_features(
         graph = _checked_graph(folder / TRUNK, backbone, features, first)
     computed = _in_batches(files, features, backbone, batch_size) if graph is None else _by_core(files, features, graph)
     for sha, values in zip(files, computed, strict=True):
-        with np.errstate(over="ignore"):  # infinite then, and refused
-            half = values.astype(np.float16)
-        if not np.isfinite(half).all():
-            raise ModelError(f"Features of {files[sha]} exceed half precision. Use another backbone or stage.")
-        yield sha, half
+        yield sha, _as_half(values, files[sha])
+
+
+def _as_half(values: NDArray[np.float32], file: Path) -> Half:
+    """Round features to half precision.
+
+    Raises:
+        ModelError: If they are NaN, infinite or too large.
+    """
+    with np.errstate(over="ignore"):  # infinite then, and refused
+        half = values.astype(np.float16)
+    if np.isfinite(half).all():
+        return half
+    for what, wrong in (("NaN", np.isnan(values)), ("infinite", np.isinf(values))):
+        if wrong.any():
+            raise ModelError(
+                f"{np.count_nonzero(wrong)} of {values.size} features of {file} are {what}, although all weights of "
+                "the backbone are finite: values inside of it became too large. Use another backbone or stage, or "
+                "other weights."
+            )
+    raise ModelError(
+        f"Features of {file} exceed half precision: {np.abs(values).max():.3g}, at most {np.finfo(np.float16).max:.6g} "
+        "can be stored. Use another backbone or stage."
+    )
 
 
 def _by_core(

@@ -66,10 +66,9 @@ def evaluate(
         from csflow.reporting.report import write_report
         from csflow.runs.assembly import assemble
 
-        manifest = load_manifest(context, Path(manifest_path))
+        manifest, model = load_manifest(context, Path(manifest_path)), Path(model_path)
         cached = load_features(services, context.run_id, Path(features_path))
-        model, models = Path(model_path), services.workspace.models
-        epochs = checked_copy(context.line, cached, _fitted(context, manifest), models, model)
+        epochs = checked_copy(context.line, cached, _fitted(context, manifest), services.workspace.models, model)
         detector = assemble(context.line, manifest, cached, model / MODEL, _lineage(context, manifest))
         detector.save(Path(detector_out), examples=_examples(manifest))
         nll, shown = [epoch.nll for epoch in epochs], _features_shown(context, manifest, cached)
