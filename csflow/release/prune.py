@@ -38,7 +38,7 @@ _MODEL = re.compile(r"([0-9a-f]{64})(\.work)?")
 _ASIDE = re.compile(re.escape(ASIDE) + r"(-\d+)?$")
 _KEPT = (
     *("data/*/*", "features/*/*", "features/*/*/*", "models/*", "models/*/*", "detectors/*/*"),
-    *("ablations/*/*", "ablations/*/*/*"),
+    *("ablations/*/*", "ablations/*/*/*", "endpoints/*", "endpoints/*/*"),
 )
 """What csflow keeps and checks in a workspace; not the files of a checkout, which may have any name."""
 
