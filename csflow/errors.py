@@ -71,3 +71,7 @@ class StoppedError(CsflowError):
     def __init__(self, number: int, message: str) -> None:
         super().__init__(f"Stopped by {signal.Signals(number).name}. {message}")
         self.exit_code = 128 + number
+
+
+class DamagedFileError(CsflowError):
+    """A file that csflow keeps cannot be read, or is not what was written."""

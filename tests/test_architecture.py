@@ -22,7 +22,7 @@ MAY_IMPORT = {
     "config": "errors system",
     "synthetic": "errors system",
     "data": "config errors system",
-    "flow": "config errors",
+    "flow": "config errors system",  # a checkpoint is sealed like everything else that is kept
     "features": "config data errors flow system",
     "detector": "config data errors features flow system",
     "metrics": "data detector errors",

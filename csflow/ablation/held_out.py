@@ -6,14 +6,19 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from csflow.errors import DamagedFileError
 from csflow.system.code_identity import code_version
 from csflow.system.files import new_directory, sha256_file, sha256_json
+from csflow.system.seals import put_aside, read_sealed_json, write_sealed_json
 
 if TYPE_CHECKING:
     from csflow.data.manifest import Manifest
 
 MOST_HELD_OUT = 256
 """Most held-out images that get a synthetic defect: enough to rank detectors, and cheap."""
+
+SUMS = "checksums.json"
+"""File in a set of pasted images with the SHA-256 of each."""
 
 PASTE_SEED = 0
 """Seed of the synthetic defects: the same for every variant."""
@@ -37,7 +42,7 @@ def held_out(manifest: Manifest, fitted: Collection[str]) -> Manifest | None:
 
 
 def paste_on(good: Manifest, root: Path, bit_depth: int | None = None) -> Manifest:
-    """Paste a synthetic defect on every image, unless an earlier call did.
+    """Paste a synthetic defect on every image, unless an earlier call did and its images are sound.
 
     Args:
         good: The images.
@@ -52,7 +57,8 @@ def paste_on(good: Manifest, root: Path, bit_depth: int | None = None) -> Manife
     """
     code = code_version("csflow.synthetic.paste", "csflow.data.images")
     folder = root / sha256_json([list(good.frame["sha256"]), PASTE_SEED, bit_depth, code])[:32]
-    if not folder.is_dir():
+    sums = _sums(folder)
+    if sums is None:
         from csflow.data.images import read_image
         from csflow.synthetic.paste import paste_defects
 
@@ -60,6 +66,25 @@ def paste_on(good: Manifest, root: Path, bit_depth: int | None = None) -> Manife
         with new_directory(folder) as target:
             for sha, picture in zip(good.frame["sha256"], pasted, strict=True):
                 picture.save(target / f"{sha}.png")
+            sums = {file.name: sha256_file(file) for file in sorted(target.iterdir())}
+            write_sealed_json(target / SUMS, {"sha256": sums})
     frame = good.frame[["path", "sha256"]].assign(path=[f"{sha}.png" for sha in good.frame["sha256"]])
-    frame["sha256"] = [sha256_file(folder / name) for name in frame["path"]]
+    frame["sha256"] = [sums[name] for name in frame["path"]]
     return type(good)(frame, folder)
+
+
+def _sums(folder: Path) -> dict[str, str] | None:
+    """Return the SHA-256 of every image of a set by its name; ``None`` if there is no set, or a damaged one."""
+    if not folder.exists():
+        return None
+    try:
+        sums: dict[str, str] = read_sealed_json(folder / SUMS)["sha256"]
+        broken = [
+            name for name, sha in sums.items() if not (folder / name).is_file() or sha256_file(folder / name) != sha
+        ]
+        if broken:
+            raise DamagedFileError(f"{folder} is damaged: {len(broken)} of {len(sums)} images, {broken[0]} the first.")
+    except DamagedFileError as error:
+        put_aside(folder, str(error))
+        return None
+    return sums

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import tempfile
 import time
 from functools import lru_cache
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from csflow.ablation.held_out import held_out, paste_on
 from csflow.ablation.judge import VariantJudge
+from csflow.ablation.kept import read_kept, write_kept
 from csflow.ablation.request import Variant
 from csflow.ablation.rows import AblationRow
 from csflow.ablation.timing import TIMED_IMAGES, Timing, machine, time_served
@@ -18,11 +18,11 @@ from csflow.config import DataConfig, FeatureConfig, LineConfig, RolesConfig
 from csflow.errors import CsflowError
 from csflow.features.weights import weights_digest
 from csflow.runs.find_or_fit import find_or_fit
-from csflow.runs.fitting import OnEpoch, images_to_fit
+from csflow.runs.fitting import TRAINING, OnEpoch, images_to_fit, read_epochs
 from csflow.runs.identity import detector_code
 from csflow.runs.services import Services
 from csflow.system.code_identity import code_version
-from csflow.system.files import sha256_json, write_json
+from csflow.system.files import sha256_json
 
 if TYPE_CHECKING:
     from csflow.adapters.versioning import CheckedOut
@@ -167,7 +167,7 @@ class Bench:
         code = code_version("csflow.ablation.timing")
         name = sha256_json([judge.graph, [picture.size for picture in pictures], machine(), code])
         file = self.workspace.ablations / ".timings" / f"{name}.json"
-        known = Timing.model_validate_json(file.read_text()) if file.exists() else None
+        known = read_kept(file, Timing)
         if known is not None and (name in self._timed or (not self.retime and self._is_trustworthy(known))):
             return known
         with tempfile.TemporaryDirectory() as folder:
@@ -177,7 +177,7 @@ class Bench:
             # Other processes can only make a time too long, so the shorter one is nearer to the truth.
             timing = min(known, timing, key=lambda each: each.median_ms)
         self._timed.add(name)
-        write_json(file, timing.model_dump(mode="json"))
+        write_kept(file, timing)
         return timing
 
     @staticmethod
@@ -187,9 +187,8 @@ class Bench:
 
 def _training_seconds(folder: Path, began: float) -> float | None:
     """Add up the seconds of all epochs; without epochs, only a fit that this process has just done can be timed."""
-    file = folder / "training.json"
-    epochs = json.loads(file.read_text())
+    epochs = read_epochs(folder)
     if epochs:
-        return float(sum(epoch["seconds"] for epoch in epochs))
-    finished = file.stat().st_mtime
+        return float(sum(epoch.seconds for epoch in epochs))
+    finished = (folder / TRAINING).stat().st_mtime
     return finished - began if finished >= began else None

@@ -7,9 +7,10 @@ from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
 from csflow.ablation.groups import variants
+from csflow.ablation.kept import read_kept, write_kept
 from csflow.ablation.measure import Bench
 from csflow.ablation.request import Keys, Request, Variant, changed
 from csflow.adapters.mlflow.runs import ablations_of, flat_params
@@ -17,7 +18,7 @@ from csflow.config import LineConfig, Section
 from csflow.errors import DataError, NotRegisteredError, RegistryError
 from csflow.runs.ownership import close_killed_runs, owner_tags
 from csflow.runs.services import Services
-from csflow.system.files import sha256_json, write_json
+from csflow.system.files import sha256_json
 from csflow.system.progress import say
 from csflow.system.workspace import Workspace
 
@@ -102,26 +103,25 @@ def make_plan(request: Request, services: Services, bench: Bench | None = None) 
         planned=datetime.now(UTC).isoformat(timespec="microseconds"),
         overrides=request.overrides,
     )
-    write_json(folder / PLAN, plan.model_dump(mode="json"))
+    write_kept(folder / PLAN, plan)
     say(f"ablate: {len(plan.keys)} variants of {request.line.line} to measure; tables and rows are written to {folder}")
     return folder
 
 
 def read_plan(folder: Path) -> AblationPlan:
-    """Read the plan in the folder of an ablation.
+    """Read the plan in the folder of an ablation; one that is damaged is put aside.
 
     Raises:
-        DataError: If there is none or it is damaged.
+        DataError: If there is none or it was damaged.
     """
-    file = folder / PLAN
-    try:
-        return AblationPlan.model_validate_json(file.read_text())
-    except (OSError, ValidationError) as error:
-        raise DataError(f"{file} is no plan of an ablation: {error}. Plan it again: csflow ablate LINE.") from error
+    plan = read_kept(folder / PLAN, AblationPlan)
+    if plan is None:
+        raise DataError(f"There is no plan of an ablation in {folder}. Plan it again: csflow ablate LINE.")
+    return plan
 
 
 def newest_ablation(line: str, workspace: Workspace) -> Path:
-    """Find the ablation of a line that was asked for last.
+    """Find the ablation of a line that was asked for last, among those whose plan is sound.
 
     Returns:
         Its folder.
@@ -129,10 +129,11 @@ def newest_ablation(line: str, workspace: Workspace) -> Path:
     Raises:
         DataError: If the line was never ablated in this workspace.
     """
-    plans = sorted((workspace.ablations / line).glob(f"*/{PLAN}"))
-    if not plans:
+    files = sorted((workspace.ablations / line).glob(f"*/{PLAN}"))
+    planned = {file.parent: plan.planned for file in files if (plan := read_kept(file, AblationPlan)) is not None}
+    if not planned:
         raise DataError(f"Line {line} was never ablated in {workspace.root}. Run: csflow ablate {line}")
-    return max(plans, key=lambda file: json.loads(file.read_text())["planned"]).parent
+    return max(planned, key=lambda folder: planned[folder])
 
 
 def _pinned(planned: Sequence[Variant], bench: Bench) -> Iterator[Variant]:

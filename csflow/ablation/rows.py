@@ -5,13 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
+from csflow.ablation.kept import read_kept, write_kept
 from csflow.ablation.request import Variant
 from csflow.ablation.timing import Timing
 from csflow.config import Section
 from csflow.metrics import Measured
-from csflow.system.files import write_json
 from csflow.system.workspace import Workspace
 
 UNFINISHED = (
@@ -83,16 +83,13 @@ def row_file(workspace: Workspace, key: str) -> Path:
 
 def store_row(workspace: Workspace, row: AblationRow) -> None:
     """Write a row to its file."""
-    write_json(row_file(workspace, row.key), row.model_dump(mode="json"))
+    write_kept(row_file(workspace, row.key), row)
 
 
 def stored_row(workspace: Workspace, key: str) -> AblationRow | None:
-    """Read a row.
+    """Read a row; one that is damaged is put aside.
 
     Returns:
-        The row; None if there is none or it cannot be read: the variant is measured again then.
+        The row; None if there is none or it was damaged: the variant is measured again then.
     """
-    try:
-        return AblationRow.model_validate_json(row_file(workspace, key).read_text())
-    except (OSError, ValidationError):
-        return None
+    return read_kept(row_file(workspace, key), AblationRow)

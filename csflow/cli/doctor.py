@@ -19,6 +19,8 @@ from csflow.system.workspace import Workspace
 
 _PACKAGES = ("torch", "timm", "mlflow", "kfp", "dvc", "great-expectations", "kserve", "boto3")
 _FREE_GIGABYTES = 2.0
+_BFLOAT16_SECONDS = 2.0
+"""Time after which the check of bfloat16 begins no further convolution."""
 
 
 def doctor(as_json: JsonOption = False) -> None:
@@ -91,6 +93,26 @@ def _device() -> str:
     return f"trains on {choose_device(training)} in {choose_precision(training, choose_device(training))}"
 
 
+def _bfloat16() -> str:
+    from csflow.config import TrainingConfig
+    from csflow.flow.bfloat16_check import find_faults, most_telling_shapes
+    from csflow.flow.device import choose_device, choose_precision
+
+    faults, done = find_faults(most_telling_shapes(), seconds=_BFLOAT16_SECONDS)
+    if not faults:
+        return f"{done} small convolutions of the flow repeat exactly and agree with float32 on this CPU"
+    found = (
+        f"{len(faults)} of {done} small convolutions of the flow go wrong in bfloat16 on this CPU, the first with "
+        f"{faults[0].shape}: {faults[0].what}. A flow that is trained so on the CPU cannot be trusted: set "
+        "training.precision: float32."
+    )
+    training = TrainingConfig()
+    device = choose_device(training)
+    if device.type == "cpu" and choose_precision(training, device) == "bfloat16":
+        raise CsflowError(found)
+    return f"{found} (This machine does not use it unless a line asks for it.)"
+
+
 def _weights() -> str:
     from csflow.config import FeatureConfig
     from csflow.features.weights import weights_digest
@@ -126,6 +148,7 @@ _CHECKS: dict[str, Callable[[], str]] = {
     "git": _git,
     "disk": _disk,
     "device": _device,
+    "bfloat16": _bfloat16,
     "weights": _weights,
     "project": _project,
     "lines": _lines,

@@ -20,7 +20,7 @@ from csflow.data.images import read_image, to_pyramid_inputs
 from csflow.detector.calibration import Calibration
 from csflow.detector.directory import BACKBONE, MODEL, Description
 from csflow.detector.engine import Engine
-from csflow.detector.graph_file import check_agreement, drawn_examples, write_graph
+from csflow.detector.graph_file import check_agreement, check_directory, drawn_examples, write_graph
 from csflow.detector.model import Model, score_pyramid, score_stored
 from csflow.detector.model_file import load_model, save_model
 from csflow.detector.prediction import Float32Array, judged
@@ -114,6 +114,7 @@ class Detector:
         """
         directory = Path(directory)
         about = Description.read(directory)
+        check_directory(directory)
         backbone = backbone_from_safetensors(about.line.features, directory / BACKBONE)
         model = load_model(directory / MODEL, about.line, backbone.shapes(about.line.features))
         return cls(about.line, backbone.to(device), model.to(device), about.calibration, about.lineage)

@@ -4,7 +4,8 @@
 ``config.json``          ``format``, ``kind``, the line's configuration, channels of the trunk
 ``model.safetensors``    what was fitted: weights in half precision, the rest as it is (:mod:`csflow.detector.model`)
 ``backbone.safetensors`` the trunk, so that serving never needs a model hub
-``graph.onnx``           both as one graph; its weights are in the two files above (from format 2 on)
+``graph.onnx``           both as one graph; its weights are in the two files above (from format 2 on), its properties
+                         have the digest of all other files, and a seal of its own (:mod:`csflow.system.seals`)
 ``calibration.json``     threshold and what it promises; absent fields if none
 ``lineage.json``         data, run, code and seed it was made from
 ======================== ==========================================================
@@ -20,8 +21,9 @@ from typing import Any
 
 from csflow.config import LineConfig, parse_line_json
 from csflow.detector.calibration import Calibration
-from csflow.errors import ConfigError, ModelError
+from csflow.errors import ConfigError, DamagedFileError, ModelError
 from csflow.system.files import sha256_file, sha256_json, write_json
+from csflow.system.seals import check
 
 DETECTOR_FORMAT = 3
 """Format that is written. Format 2 held flows only; format 1 held them in full precision, without a graph."""
@@ -108,6 +110,36 @@ def digest_beside_graph(directory: Path) -> str:
         raise not_a_detector(directory, Path(str(error.filename)).name) from error
     except OSError as error:
         raise ModelError(f"{directory} cannot be read ({error}). Download or publish the detector again.") from error
+
+
+def check_graph(directory: Path) -> None:
+    """Compare the graph of a detector directory with its seal; graphs made before 0.6 have none and are accepted.
+
+    Raises:
+        ModelError: If it is damaged.
+    """
+    try:
+        check(directory / GRAPH, required=False)
+    except DamagedFileError as error:
+        raise ModelError(f"{error} Download or publish the detector again.") from error
+
+
+def compare_digest(directory: Path, noted: str, found: str) -> None:
+    """Refuse a detector directory whose files are not those that its graph was made for.
+
+    Args:
+        directory: The detector directory.
+        noted: The digest in the graph's properties.
+        found: The digest of the files; see :func:`digest_beside_graph`.
+
+    Raises:
+        ModelError: If they differ.
+    """
+    if noted != found:
+        raise ModelError(
+            f"{directory} was changed: {GRAPH} was made for files with the digest {noted[:12]}, found {found[:12]}. "
+            "Download or publish the detector again."
+        )
 
 
 def not_a_detector(directory: Path, missing: str) -> ModelError:

@@ -17,7 +17,14 @@ from PIL import Image
 
 from csflow.config import LineConfig
 from csflow.data.images import read_image, to_pyramid_levels
-from csflow.detector.directory import GRAPH, Description, digest_beside_graph, not_a_detector
+from csflow.detector.directory import (
+    GRAPH,
+    Description,
+    check_graph,
+    compare_digest,
+    digest_beside_graph,
+    not_a_detector,
+)
 from csflow.detector.prediction import Float32Array, Prediction, judged
 from csflow.errors import ModelError
 from csflow.system.cores import cores
@@ -68,6 +75,7 @@ class Engine:
             raise ModelError(
                 f"{not_a_detector(directory, GRAPH)} A csflow before 0.2 wrote it: train again to score without torch."
             )
+        check_graph(directory)
         with ThreadPoolExecutor(1) as aside:
             digest = aside.submit(digest_beside_graph, directory)
             engine = cls(directory, about, threads or cores())
@@ -107,9 +115,5 @@ class Engine:
         return scores, maps
 
     def _check_digest(self, digest: str) -> None:
-        expected = self._together.get_modelmeta().custom_metadata_map.get("digest")
-        if digest != expected:
-            raise ModelError(
-                f"{self._graph.parent} was changed: {GRAPH} was made for files with the digest {str(expected)[:12]}, "
-                f"found {digest[:12]}. Download or publish the detector again."
-            )
+        noted = self._together.get_modelmeta().custom_metadata_map.get("digest", "")
+        compare_digest(self._graph.parent, noted, digest)

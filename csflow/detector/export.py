@@ -16,6 +16,7 @@ from csflow.detector.graph import put_weights_in
 from csflow.detector.graph_file import check_agreement, drawn_examples
 from csflow.detector.prediction import Prediction, judged
 from csflow.detector.sizing import put_sizing_in
+from csflow.features.trunk_graph import sealed_bytes
 from csflow.system.onnx_session import open_session
 
 
@@ -38,7 +39,7 @@ def export_file(detector: Detector, output: Path, examples: Sequence[Image.Image
         put_weights_in(model, directory)
         put_sizing_in(model, detector.line.features)
         single = Path(folder) / "single.onnx"
-        single.write_bytes(model.SerializeToString())
+        single.write_bytes(sealed_bytes(model))
         images = list(examples) or drawn_examples()
         check_agreement(detector.predict(images), _predictions(single, detector, images), detector.calibration)
         single.replace(output)

@@ -10,12 +10,22 @@ import onnx
 from PIL import Image
 
 from csflow.detector.calibration import Calibration
-from csflow.detector.directory import BACKBONE, DETECTOR_FORMAT, GRAPH, MODEL, Description, digest_beside_graph
+from csflow.detector.directory import (
+    BACKBONE,
+    DETECTOR_FORMAT,
+    GRAPH,
+    MODEL,
+    Description,
+    check_graph,
+    compare_digest,
+    digest_beside_graph,
+)
 from csflow.detector.graph import detector_graph, leave_weights_in
 from csflow.detector.model import Model
 from csflow.detector.prediction import Prediction
 from csflow.errors import ModelError
 from csflow.features.backbone import Backbone
+from csflow.features.trunk_graph import sealed_bytes
 from csflow.system.files import write_atomic
 
 NEGLIGIBLE = 0.1
@@ -40,7 +50,26 @@ def write_graph(directory: Path, about: Description, backbone: Backbone, model: 
     graph = detector_graph(backbone, model, about.line.features, about.calibration.threshold)
     leave_weights_in(graph, {"model": directory / MODEL, "backbone": directory / BACKBONE})
     _describe(graph, about, digest_beside_graph(directory))
-    write_atomic(directory / GRAPH, graph.SerializeToString())
+    write_atomic(directory / GRAPH, sealed_bytes(graph))
+
+
+def check_directory(directory: Path) -> None:
+    """Compare all files of a detector directory with the checksums in its graph.
+
+    Directories of format 1 have no graph, and thus no checksums.
+
+    Raises:
+        ModelError: If a file is missing or damaged.
+    """
+    if not (directory / GRAPH).exists():
+        return
+    check_graph(directory)
+    try:
+        graph = onnx.load(directory / GRAPH, load_external_data=False)
+    except Exception as error:  # protobuf's errors have no common base
+        raise ModelError(f"{directory / GRAPH} is damaged: {error}. Download or publish the detector again.") from error
+    noted = next((entry.value for entry in graph.metadata_props if entry.key == "digest"), "")
+    compare_digest(directory, noted, digest_beside_graph(directory))
 
 
 def check_agreement(expected: Sequence[Prediction], found: Sequence[Prediction], calibration: Calibration) -> None:

@@ -1,6 +1,6 @@
 """Save a fitted model as a safetensors file, and restore it.
 
-The file holds the model's parameters in half precision and its buffers as they are, with integers narrowed.
+The file holds the model's parameters in half precision and its buffers as they are, with integers narrowed, and a seal.
 """
 
 from __future__ import annotations
@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from csflow.config import LineConfig
 from csflow.detector.fitting import implementation_of
 from csflow.detector.model import Model
-from csflow.errors import ModelError
+from csflow.errors import DamagedFileError, ModelError
 from csflow.features.entries import Shape
+from csflow.system import seals
 
 
 def round_to_stored(model: nn.Module) -> None:
@@ -41,7 +42,8 @@ def save_model(model: nn.Module, path: Path) -> None:
     Raises:
         ModelError: If a weight exceeds the range of half precision.
     """
-    save_file(_stored(model), path)
+    save_file(_stored(model), path, metadata={seals.KEY: seals.OPEN})
+    seals.seal(path)
     # safetensors makes files that only their owner may read, but another user serves the detector.
     path.chmod(0o644)
 
@@ -58,9 +60,10 @@ def load_model(path: Path, line: LineConfig, shapes: tuple[Shape, ...]) -> Model
         ModelError: If the file is missing, damaged or of another configuration.
     """
     try:
+        seals.check(path, required=False)
         model = implementation_of(line.detector).restore(line, shapes, load_file(path))
-    except FileNotFoundError as error:
-        raise ModelError(f"{path} is missing. Train or download the detector again.") from error
+    except DamagedFileError as error:
+        raise ModelError(f"{error} Train or download the detector again.") from error
     except (SafetensorError, RuntimeError, OSError, TypeError, IndexError, ValueError) as error:
         raise ModelError(f"{path} does not fit the configuration: {error}. Train or download it again.") from error
     return model.eval()

@@ -18,7 +18,13 @@ from torch import Tensor, nn
 
 from csflow.config import FeatureConfig
 from csflow.errors import ConfigError, ModelError
-from csflow.features.trunk_tensors import check_complete, read_safetensors, renamed_to_timm, tensors_needed
+from csflow.features.trunk_tensors import (
+    check_complete,
+    check_finite,
+    read_safetensors,
+    renamed_to_timm,
+    tensors_needed,
+)
 from csflow.features.weights import package_checkpoint, weights_file
 from csflow.flow.pyramid import Pyramid
 
@@ -137,17 +143,17 @@ def load_backbone(features: FeatureConfig, cache: Path | None = None) -> Backbon
 
     Raises:
         ConfigError: If there is no such model or stage, or the image size does not fit it.
-        ModelError: If the weights cannot be read or do not load completely.
+        ModelError: If the weights cannot be read, do not load completely or are not finite.
     """
     if features.weights == "hub":
         model = _create(features.backbone, pretrained=True)
-        backbone = _cut(model, features, _normalisation(model))
+        backbone = _cut(model, features, _normalisation(model), f"{features.backbone} from timm's hub")
     elif features.weights == "package":
         path = package_checkpoint(features)
         model = _create(features.backbone)
         state = torch.load(path, map_location="cpu", weights_only=True)
         model.load_state_dict(renamed_to_timm(state, tensors_needed(model), path), strict=False)
-        backbone = _cut(model, features, ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)))
+        backbone = _cut(model, features, ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)), str(path))
     else:
         backbone = backbone_from_safetensors(features, weights_file(features.weights, cache))
     check_pyramid(features, backbone.stride)
@@ -160,8 +166,8 @@ def backbone_from_safetensors(features: FeatureConfig, path: Path) -> Backbone:
     Needs neither a model hub nor the weights' package.
 
     Raises:
-        ModelError: If the file is damaged, belongs to another backbone, lacks a tensor of the trunk or
-            holds one the model does not know.
+        ModelError: If the file is damaged, belongs to another backbone, lacks a tensor of the trunk, or
+            holds one the model does not know or values that are not finite.
     """
     state, about = read_safetensors(path)
     for key, expected in (("backbone", features.backbone.partition(".")[0]), ("stage", _names(features.stages_read))):
@@ -173,7 +179,7 @@ def backbone_from_safetensors(features: FeatureConfig, path: Path) -> Backbone:
         normalisation = (_colour(json.loads(about["mean"])), _colour(json.loads(about["std"])))
     check_complete(state, tensors_needed(model), features.stages_read[-1], path)
     model.load_state_dict(state, strict=False)
-    return _cut(model, features, normalisation)
+    return _cut(model, features, normalisation, str(path))
 
 
 def save_trunk(backbone: Backbone, path: Path) -> None:
@@ -243,9 +249,9 @@ def _create(name: str, *, pretrained: bool = False) -> nn.Module:
         ) from error
 
 
-def _cut(model: nn.Module, features: FeatureConfig, normalisation: tuple[Colour, Colour]) -> Backbone:
+def _cut(model: nn.Module, features: FeatureConfig, normalisation: tuple[Colour, Colour], source: str) -> Backbone:
     mean, std = normalisation
-    return Backbone(
+    backbone = Backbone(
         model,
         name=features.backbone,
         stages=features.stages_read,
@@ -253,6 +259,8 @@ def _cut(model: nn.Module, features: FeatureConfig, normalisation: tuple[Colour,
         std=std,
         rotations=features.rotations,
     )
+    check_finite(trunk_state(backbone), source)
+    return backbone
 
 
 def _names(stages: Sequence[int]) -> str:

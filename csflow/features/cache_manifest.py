@@ -6,7 +6,6 @@ feature space.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -15,10 +14,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from csflow.errors import CacheError
+from csflow.errors import CacheError, DamagedFileError
 from csflow.features.entries import EXTRACT_AGAIN, FeatureSpace, Shape
 from csflow.flow.pyramid import Pyramid
-from csflow.system.files import sha256_json, write_json
+from csflow.system.files import sha256_json
+from csflow.system.seals import read_sealed_json, write_sealed_json
 
 _OPEN_MAPS = 16384
 """Entries kept mapped at once; Linux allows a process some 65 000 maps."""
@@ -121,7 +121,7 @@ class CacheManifest:
         return CachedFeatures(FeatureSpace(self.store / self.space, self.shapes), shas)
 
     def save(self, path: Path) -> None:
-        """Write the manifest as JSON, atomically."""
+        """Write the manifest as sealed JSON, atomically."""
         content = {
             "store": str(self.store.absolute()),
             "space": self.space,
@@ -130,7 +130,7 @@ class CacheManifest:
             "digest": self.digest,
             "entries": self.entries,
         }
-        write_json(path, content)
+        write_sealed_json(path, content)
 
     @classmethod
     def load(cls, path: Path, *, store: Path | None = None) -> CacheManifest:
@@ -144,12 +144,14 @@ class CacheManifest:
             CacheError: If the file is missing, damaged or was edited.
         """
         try:
-            content = json.loads(path.read_text())
+            content = read_sealed_json(path, required=False)  # runs of an older csflow recorded theirs without a seal
             shapes = tuple((int(c), int(h), int(w)) for c, h, w in content["shapes"])
             root = store or path.parent / content["store"]
             manifest = cls(root, str(content["space"]), shapes, tuple(content["entries"]))
             digest = content["digest"]
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except DamagedFileError as error:
+            raise CacheError(f"{error} Extract the features again.") from error
+        except (ValueError, KeyError, TypeError) as error:
             raise CacheError(f"{path} is no cache manifest: {error!r}. Extract the features again.") from error
         if not shapes or manifest.digest != digest:
             raise CacheError(f"{path} was changed: its digest does not match. Extract the features again.")

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from csflow.errors import CacheError, CsflowError
 from csflow.system.files import write_atomic
+from csflow.system.seals import put_aside
 
 Shape: TypeAlias = tuple[int, int, int]
 """Channels, height and width of a feature map."""
@@ -91,13 +92,8 @@ class FeatureSpace:
         Raises:
             CacheError: If it is missing or damaged.
         """
-        path = self.path(sha)
-        try:
-            content = path.read_bytes()
-        except OSError as error:
-            raise CacheError(f"Cannot read features {path}: {error.strerror or error}. {EXTRACT_AGAIN}") from error
-        if damage := self._damage(sha, content):
-            raise CacheError(f"Features {path} are damaged: {damage}. {EXTRACT_AGAIN}")
+        if damage := self._damage_of(sha):
+            raise CacheError(f"{damage} {EXTRACT_AGAIN}")
 
     def map(self, sha: str) -> Half:
         """Map a verified entry into memory.
@@ -113,11 +109,7 @@ class FeatureSpace:
 
     def intact(self, sha: str) -> bool:
         """Return True if the space has a sound entry of an image."""
-        try:
-            self.verify(sha)
-        except CacheError:
-            return False
-        return True
+        return not self._damage_of(sha)
 
     def mark_used(self, sha: str) -> None:
         """Set the file's time to now: pruning removes entries that have not been used for long."""
@@ -125,10 +117,22 @@ class FeatureSpace:
             os.utime(self.path(sha))
 
     def _put(self, sha: str, content: bytes) -> None:
+        path = self.path(sha)
         try:
-            write_atomic(self.path(sha), content)
+            if path.exists() and (damage := self._damage_of(sha)):  # a sound one: another process was faster
+                put_aside(path, damage)
+            write_atomic(path, content)
         except CsflowError as error:
             raise CacheError(str(error)) from error
+
+    def _damage_of(self, sha: str) -> str:
+        """Say in a sentence why the file of an image cannot be used; an empty text if it can."""
+        path = self.path(sha)
+        try:
+            damage = self._damage(sha, path.read_bytes())
+        except OSError as error:
+            return f"Cannot read features {path}: {error.strerror or error}."
+        return f"Features {path} are damaged: {damage}." if damage else ""
 
     def _damage(self, sha: str, content: bytes) -> str:
         """Say what is wrong with an entry; an empty text if it is sound."""

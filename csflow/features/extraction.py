@@ -18,12 +18,13 @@ from torch import Tensor
 
 from csflow.config import FeatureConfig
 from csflow.data.images import decode_image, normalisation, to_pyramid_levels
-from csflow.errors import CacheError, CsflowError, DataError, ModelError
+from csflow.errors import CacheError, CsflowError, DamagedFileError, DataError, ModelError
 from csflow.features.backbone import Backbone
 from csflow.features.entries import Half
 from csflow.system.cores import cores
 from csflow.system.files import write_atomic
 from csflow.system.onnx_session import open_session
+from csflow.system.seals import check, put_aside
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
@@ -59,7 +60,8 @@ def extract_features(
     Raises:
         DataError: If a file is missing, damaged or of another content.
         CacheError: If the trunk's graph cannot be written.
-        ModelError: If a value exceeds the range of half precision, or the trunk's graph disagrees with the trunk.
+        ModelError: If a value is not finite or exceeds the range of half precision, or the trunk's graph disagrees with
+            the trunk.
     """
     if not files:
         return
@@ -69,11 +71,30 @@ def extract_features(
         graph = _checked_graph(folder / TRUNK, backbone, features, first)
     computed = _in_batches(files, features, backbone, batch_size) if graph is None else _by_core(files, features, graph)
     for sha, values in zip(files, computed, strict=True):
-        with np.errstate(over="ignore"):  # infinite then, and refused
-            half = values.astype(np.float16)
-        if not np.isfinite(half).all():
-            raise ModelError(f"Features of {files[sha]} exceed half precision. Use another backbone or stage.")
-        yield sha, half
+        yield sha, _as_half(values, files[sha])
+
+
+def _as_half(values: NDArray[np.float32], file: Path) -> Half:
+    """Round features to half precision.
+
+    Raises:
+        ModelError: If they are NaN, infinite or too large.
+    """
+    with np.errstate(over="ignore"):  # infinite then, and refused
+        half = values.astype(np.float16)
+    if np.isfinite(half).all():
+        return half
+    for what, wrong in (("NaN", np.isnan(values)), ("infinite", np.isinf(values))):
+        if wrong.any():
+            raise ModelError(
+                f"{np.count_nonzero(wrong)} of {values.size} features of {file} are {what}, although all weights of "
+                "the backbone are finite: values inside of it became too large. Use another backbone or stage, or "
+                "other weights."
+            )
+    raise ModelError(
+        f"Features of {file} exceed half precision: {np.abs(values).max():.3g}, at most {np.finfo(np.float16).max:.6g} "
+        "can be stored. Use another backbone or stage."
+    )
 
 
 def _by_core(
@@ -124,9 +145,9 @@ def _checked_graph(path: Path, backbone: Backbone, features: FeatureConfig, prob
 
 
 def _new_graph(path: Path, backbone: Backbone, features: FeatureConfig) -> InferenceSession:
-    from csflow.features.trunk_graph import trunk_graph
+    from csflow.features.trunk_graph import sealed_bytes, trunk_graph
 
-    content = trunk_graph(backbone, features).SerializeToString()
+    content = sealed_bytes(trunk_graph(backbone, features))
     try:
         write_atomic(path, content)
     except CsflowError as error:
@@ -135,13 +156,21 @@ def _new_graph(path: Path, backbone: Backbone, features: FeatureConfig) -> Infer
 
 
 def _kept_graph(path: Path, probe: Levels, expected: NDArray[np.float32]) -> InferenceSession | None:
-    """Open the graph of an earlier call; ``None`` if it is missing, damaged or another trunk's."""
-    if not path.is_file():
+    """Open the graph of an earlier call; ``None`` if it is missing, damaged or another trunk's.
+
+    A changed bit of a weight may alter features by less than :data:`AGREEMENT`, so the seal is compared as well.
+    """
+    if not path.exists():
+        return None
+    try:
+        check(path)
+    except DamagedFileError as error:
+        put_aside(path, str(error))
         return None
     try:
         session = open_session(path, threads=1)
         found = _run(session, probe)
-    except Exception:  # a damaged graph can fail in any way; a new one is written
+    except Exception:  # an older ONNX Runtime may not open it; a new one is written
         return None
     return session if found.shape == expected.shape and _distance(expected, found) <= AGREEMENT else None
 

@@ -22,6 +22,7 @@ from csflow.config import FeatureConfig
 from csflow.data.images import normalisation
 from csflow.errors import ModelError
 from csflow.features.backbone import Backbone
+from csflow.system import seals
 
 Weights: TypeAlias = Callable[[str], TensorProto]
 """Returns the stored tensor of a name; its type may be narrower than the graph's."""
@@ -195,6 +196,15 @@ def bind_weights(model: onnx.ModelProto, weights: Weights) -> None:
     del graph.input[:]
     graph.input.extend(levels)
     _put_first(graph, casts)
+
+
+def sealed_bytes(model: onnx.ModelProto) -> bytes:
+    """Return the content of a graph's file, with a seal among its properties."""
+    others = [entry for entry in model.metadata_props if entry.key != seals.KEY]
+    del model.metadata_props[:]
+    model.metadata_props.extend(others)
+    model.metadata_props.add(key=seals.KEY, value=seals.OPEN)
+    return seals.sealed(model.SerializeToString())
 
 
 def _put_first(graph: onnx.GraphProto, nodes: Sequence[onnx.NodeProto]) -> None:

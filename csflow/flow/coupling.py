@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from csflow.flow.convolution import convolve, convolve_enlarged
 from csflow.flow.pyramid import Pyramid
+from csflow.flow.small_maps import convolve_by_library
 
 ARCTAN_GAIN = 0.636  # 2 / pi in the paper; the authors' code rounds it, and their weights were trained with it
 OUTPUT_LIMIT = 1e6  # a block's outputs are clamped to ±this, as in the authors' code: far outliers stay finite
@@ -74,12 +75,14 @@ class CrossScaleSubnet(nn.Module):
 
     def forward(self, pyramid: Pyramid) -> Pyramid:
         """Map levels ``(B, inputs, h, w)`` to levels ``(B, outputs, h, w)`` in the precision of ``gamma``."""
-        inner, own, up = (cast("Iterable[nn.Conv2d]", layers) for layers in (self.inner, self.own, self.up))
+        inner, own, up, downs = (
+            cast("Iterable[nn.Conv2d]", layers) for layers in (self.inner, self.own, self.up, self.down)
+        )
         active = [_leaky(convolve(x, layer)) for x, layer in zip(pyramid, inner, strict=True)]
         sums = [convolve(a, layer) for a, layer in zip(active, own, strict=True)]
-        for i, (layer, down) in enumerate(zip(up, self.down, strict=True)):
+        for i, (layer, down) in enumerate(zip(up, downs, strict=True)):
             sums[i] = sums[i] + convolve_enlarged(active[i + 1], layer)
-            sums[i + 1] = sums[i + 1] + down(active[i])
+            sums[i + 1] = sums[i + 1] + convolve_by_library(active[i], down)
         # Autocast leaves bfloat16 here; what follows decides the log-determinant and needs full precision.
         return [h.to(self.gamma.dtype) * gamma for h, gamma in zip(sums, self.gamma, strict=True)]
 

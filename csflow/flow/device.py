@@ -22,6 +22,8 @@ Feed: TypeAlias = Callable[[Sequence[int]], Pyramid]
 RESIDENT_SHARE = 0.5  # of a GPU's free memory that features may take to stay there
 CPUINFO = Path("/proc/cpuinfo")
 
+_COPIED_AT_ONCE = 64  # images
+
 
 class Features(Protocol):
     """Random access to batches of pyramids, which is all that training needs of a feature store."""
@@ -78,10 +80,15 @@ def feed_device(features: Features, device: torch.device) -> Feed:
 
 
 def _resident(features: Features, put: Callable[[Tensor], Tensor]) -> Feed:
-    """Copy all features to the device once and select batches there."""
-    starts = range(0, len(features), 64)
-    parts = [[put(level) for level in features.batch(range(i, min(i + 64, len(features))))] for i in starts]
-    levels = [torch.cat(same_scale) for same_scale in zip(*parts, strict=True)]
+    """Copy all features to the device once, where they need no more than their size, and select batches there."""
+    levels: list[Tensor] = []
+    for start in range(0, len(features), _COPIED_AT_ONCE):
+        rows = range(start, min(start + _COPIED_AT_ONCE, len(features)))
+        for scale, level in enumerate(features.batch(rows)):
+            part = put(level)
+            if not start:
+                levels.append(_room_for(len(features), part))
+            levels[scale][rows.start : rows.stop] = part
 
     def feed(indices: Sequence[int]) -> Pyramid:
         picked = torch.tensor(indices)
@@ -91,6 +98,12 @@ def _resident(features: Features, put: Callable[[Tensor], Tensor]) -> Feed:
         return [level[chosen].contiguous(memory_format=torch.channels_last) for level in levels]
 
     return feed
+
+
+def _room_for(images: int, part: Tensor) -> Tensor:
+    """Return memory for the features of all images, on the device of a part of them."""
+    size = (images, *part.shape[1:])
+    return torch.empty(size, dtype=part.dtype, device=part.device, memory_format=torch.channels_last)
 
 
 def _cpu_multiplies_bfloat16() -> bool:

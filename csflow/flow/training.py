@@ -8,8 +8,9 @@ It is divided by the number ``D`` of latents of an image, which decides what a g
 
 A checkpoint is written every ``training.checkpoint_seconds``, at the end, and on SIGTERM or SIGINT, after which the
 process exits with 128 + signal. The next call with the same configuration resumes from there, on a CPU with exactly the
-result of an uninterrupted run; an epoch that ended after the last checkpoint is then reported again. The last
-checkpoint stays, for the caller to delete once the flow is saved elsewhere.
+result of an uninterrupted run, and reports all epochs again, since the checkpoint remembers them. A damaged checkpoint
+is put aside, and training starts over. The last checkpoint stays, for the caller to delete once the flow is saved
+elsewhere.
 
 In a group of several processes each one calls :func:`fit_flow` with the same arguments and gets the same flow: that of
 one process at the same batch size, up to rounding (:mod:`csflow.flow.distributed`). The first process writes the
@@ -26,7 +27,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -34,33 +34,12 @@ import torch
 
 from csflow.config import FlowConfig, TrainingConfig
 from csflow.errors import DataError
-from csflow.flow.checkpoint import TrainingProgress
+from csflow.flow.checkpoint import EpochResult as EpochResult
 from csflow.flow.cross_scale import CrossScaleFlow
 from csflow.flow.device import Features, Feed, feed_device
 from csflow.flow.distributed import ALONE, ProcessGroup
 from csflow.flow.stop_signals import collect_stop_signals
 from csflow.flow.training_run import UNREAD_STEPS, TrainingRun, start_run
-
-
-@dataclass(frozen=True)
-class EpochResult:
-    """One finished epoch.
-
-    Attributes:
-        epoch: Counted from 1.
-        epochs: Epochs of the whole run.
-        nll: Mean exact negative log-likelihood a dimension over the epoch's batches, in nats.
-        grad_norm: Mean gradient norm before clipping.
-        seconds: Time the epoch took, interruptions not counted.
-        learning_rate: Of the epoch's last step.
-    """
-
-    epoch: int
-    epochs: int
-    nll: float
-    grad_norm: float
-    seconds: float
-    learning_rate: float
 
 
 def fit_flow(
@@ -83,7 +62,7 @@ def fit_flow(
         channels: Channels of every level.
         scales: Number of levels.
         directory: For the checkpoint; created if needed.
-        on_epoch: Called after every epoch, in the first process.
+        on_epoch: Called after every epoch, in the first process; after a resumption first for the epochs before it.
         group: The processes that train together.
 
     Returns:
@@ -92,7 +71,7 @@ def fit_flow(
     Raises:
         DataError: If there are no features.
         ModelError: If the features do not fit the flow, training diverges, the device is missing, or ``directory``
-            holds a damaged checkpoint or one of another configuration.
+            holds a checkpoint of another configuration.
         SystemExit: After a signal, with the checkpoint written.
     """
     if not len(features):
@@ -100,13 +79,16 @@ def fit_flow(
     run = start_run(features, flow, training, channels=channels, scales=scales, directory=directory, group=group)
     feed = feed_device(features, run.device)
     cudnn = torch.backends.cudnn.flags(enabled=True, benchmark=True, allow_tf32=run.precision != "float32")
+    for result in run.progress.finished if group.first else ():
+        on_epoch(result)
     with collect_stop_signals() as received, cudnn:
         while run.progress.epoch <= training.epochs:
             _train_epoch(run, feed, received)
+            result = _result(run)
             if group.first:
-                on_epoch(_result(run))
-            run.leave_if_asked(received)  # before moving on, so that the resumed run reports this epoch again
-            run.progress = TrainingProgress(epoch=run.progress.epoch + 1, first_nll=run.progress.first_nll)
+                on_epoch(result)
+            run.leave_if_asked(received)
+            run.progress = run.progress.after(result)
             if run.progress.epoch > training.epochs:
                 run.save()
     return run.finish()

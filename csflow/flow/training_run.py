@@ -13,13 +13,21 @@ from torch import Tensor
 from torch.optim import Adam
 
 from csflow.config import FlowConfig, TrainingConfig
-from csflow.errors import ModelError
-from csflow.flow.checkpoint import CHECKPOINT_FILE, Json, TrainingProgress, load_checkpoint, save_checkpoint
+from csflow.errors import DamagedFileError, ModelError
+from csflow.flow.checkpoint import (
+    CHECKPOINT_FILE,
+    Json,
+    TrainingProgress,
+    check_checkpoint,
+    load_checkpoint,
+    save_checkpoint,
+)
 from csflow.flow.cross_scale import CrossScaleFlow
 from csflow.flow.device import Features, Feed, Precision, choose_device, choose_precision
 from csflow.flow.distributed import ProcessGroup
 from csflow.flow.learning_rate import learning_rate_at
 from csflow.flow.standardization import channel_statistics
+from csflow.system.seals import put_aside
 
 DIVERGED = 10.0  # nats a dimension above the untrained flow: the flow is then far worse than none at all
 UNREAD_STEPS = 64  # steps a GPU may be ahead of the divergence check; many more than it needs to stay busy
@@ -178,6 +186,8 @@ def start_run(
 ) -> TrainingRun:
     """Start a training run, or resume the one whose checkpoint is in ``directory``.
 
+    A damaged checkpoint is put aside, and the run starts over.
+
     Args:
         features: Of the good images to fit.
         config: Shape of the flow.
@@ -188,7 +198,7 @@ def start_run(
         group: The processes that train together.
 
     Raises:
-        ModelError: If the device is missing, the features do not fit, or the checkpoint cannot be used.
+        ModelError: If the device is missing, or features or checkpoint do not fit the configuration.
     """
     device = choose_device(training)
     with torch.random.fork_rng(devices=[]):
@@ -211,11 +221,26 @@ def start_run(
     )
     if training.averaging is not None:
         run.average = {name: parameter.detach().clone() for name, parameter in flow.named_parameters()}
-    if run.checkpoint.exists():
-        run.progress = load_checkpoint(run.checkpoint, flow, run.optimizer, run.identity, run.average)
-    elif config.standardize:
+    if not _resumed(run) and config.standardize:
         flow.set_standardization(*channel_statistics(features, arrange=flow.arrange))
     return run
+
+
+def _resumed(run: TrainingRun) -> bool:
+    """Load the checkpoint if there is one that all processes can read; the first one puts a damaged one aside."""
+    if not run.group.agree(int(run.checkpoint.exists())):
+        return False
+    why = ""
+    try:
+        check_checkpoint(run.checkpoint)
+    except DamagedFileError as error:
+        why = str(error)
+    if run.group.agree(int(bool(why))):
+        if run.group.first:
+            put_aside(run.checkpoint, why or f"Another process cannot read {run.checkpoint}.")
+        return False
+    run.progress = load_checkpoint(run.checkpoint, run.flow, run.optimizer, run.identity, run.average)
+    return True
 
 
 def _optimizer(flow: CrossScaleFlow, training: TrainingConfig) -> Adam:

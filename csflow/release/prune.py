@@ -26,13 +26,21 @@ from csflow.release.publication import DETECTORS
 from csflow.release.retention import kept
 from csflow.runs.services import Services
 from csflow.runs.stored_features import DIGEST, SPACE, recorded_features
+from csflow.system.seals import ASIDE
 
 if TYPE_CHECKING:
     from csflow.adapters.mlflow.versions import Version
     from csflow.adapters.storage import Store, Stored
+    from csflow.system.workspace import Workspace
 
 _SHA = re.compile(r"[0-9a-f]{64}")
 _MODEL = re.compile(r"([0-9a-f]{64})(\.work)?")
+_ASIDE = re.compile(re.escape(ASIDE) + r"(-\d+)?$")
+_KEPT = (
+    *("data/*/*", "features/*/*", "features/*/*/*", "models/*", "models/*/*", "detectors/*/*"),
+    *("ablations/*/*", "ablations/*/*/*", "endpoints/*", "endpoints/*/*"),
+)
+"""What csflow keeps and checks in a workspace; not the files of a checkout, which may have any name."""
 
 Needed = dict[str, set[str]]
 """Entries that live versions need, by feature space."""
@@ -61,6 +69,7 @@ def plan_pruning(services: Services, policy: PrunePolicy) -> PrunePlan:
     leftovers.add_runs(made, services.workspace, {version.run_id for version in live})
     leftovers.add_checkouts(made, services.workspace)
     leftovers.add_unfinished(made, services.workspace)
+    _add_put_aside(made, services.workspace)
     needed = _needed(made, services, live)
     if needed is not None:
         _add_local_features(made, services, needed)
@@ -190,6 +199,13 @@ def _add_models(made: PrunePlan, services: Services, needed: set[str]) -> None:
     for what, suffix in (("fitted models", None), ("checkpoints", ".work")):
         some = [p for p, m in folders if m[2] == suffix and m[1] not in needed and made.policy.is_old(p)]
         made.add(Removal(what, "workspace", sum(size_of(path) for path in some), paths=tuple(sorted(some))))
+
+
+def _add_put_aside(made: PrunePlan, workspace: Workspace) -> None:
+    """Add old files and folders that were damaged; what they held was made again."""
+    found = [path for pattern in _KEPT for path in workspace.root.glob(pattern) if _ASIDE.search(path.name)]
+    some = tuple(sorted(path for path in found if made.policy.is_old(path)))
+    made.add(Removal("damaged files put aside", "workspace", sum(size_of(path) for path in some), paths=some))
 
 
 def _entries(space: Path) -> Iterator[Path]:

@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from csflow.config import LineConfig, parse_line_json
-from csflow.errors import CsflowError
-from csflow.system.files import explain_full_disk, write_atomic, write_json
+from csflow.errors import CsflowError, DamagedFileError, DataError
+from csflow.system.files import explain_full_disk, sha256_file, write_atomic
 from csflow.system.processes import raised_on_sigterm
+from csflow.system.seals import put_aside, read_sealed_json, write_sealed_json
 
 if TYPE_CHECKING:
     from csflow.data.manifest import Manifest
@@ -37,6 +38,7 @@ class RunContext:
         content_key: Digest of data, configuration, code and seed: equal keys give equal detectors.
         data_root: Folder with the line's images.
         unchanged: True if this key has been decided before, so that nothing needs to be done.
+        manifest_sha256: SHA-256 of the manifest's file.
     """
 
     line: LineConfig
@@ -47,24 +49,45 @@ class RunContext:
     content_key: str
     data_root: str
     unchanged: bool
+    manifest_sha256: str
 
     def save(self, path: Path) -> None:
-        """Write the context as JSON."""
+        """Write the context as sealed JSON."""
         plain: dict[str, Any] = {name: getattr(self, name) for name in self.__dataclass_fields__}
-        write_json(path, plain | {"line": self.line.model_dump(mode="json")})
+        write_sealed_json(path, plain | {"line": self.line.model_dump(mode="json")})
 
     @classmethod
     def load(cls, path: Path) -> RunContext:
-        """Read the context that :meth:`save` wrote."""
-        plain = json.loads(Path(path).read_text())
+        """Read the context that :meth:`save` wrote.
+
+        Raises:
+            DataError: If the file is damaged. Nothing else says what the run is about, so only a new run helps.
+        """
+        try:
+            plain = read_sealed_json(Path(path))
+        except DamagedFileError as error:
+            raise DataError(f"{error} Run the line again: features and models that are complete are kept.") from error
         return cls(**plain | {"line": parse_line_json(json.dumps(plain["line"]), source=path)})
 
 
 def load_manifest(context: RunContext, path: Path) -> Manifest:
-    """Load the run's manifest, whose paths are relative to ``context.data_root``."""
-    from csflow.data.manifest import Manifest
+    """Load the run's manifest, whose paths are relative to ``context.data_root``.
 
-    return Manifest.load(path, Path(context.data_root))
+    If the file is damaged, it is put aside and made again from the images.
+
+    Raises:
+        DataError: If the images are not those of the run any more.
+    """
+    from csflow.data.manifest import Manifest, build_manifest
+
+    root = Path(context.data_root)
+    if not path.is_file() or sha256_file(path) != context.manifest_sha256:
+        manifest = build_manifest(root, line=context.line.line, roles=context.line.roles)
+        if manifest.digest != context.data_digest:
+            raise DataError(f"{path} is damaged, and the images below {root} have changed. Run the line again.")
+        put_aside(path, f"{path} is damaged.")
+        manifest.save(path)
+    return Manifest.load(path, root)
 
 
 @contextmanager

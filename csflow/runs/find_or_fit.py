@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-import json
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from csflow.runs.fitting import OnEpoch, fit_here, model_folder
+from csflow.errors import DamagedFileError
+from csflow.runs.fitting import OnEpoch, fit_here, model_folder, read_epochs
 from csflow.runs.torchrun import fit_together
+from csflow.system.files import new_directory
 from csflow.system.locks import held
 from csflow.system.progress import say
+from csflow.system.seals import put_aside
 
 if TYPE_CHECKING:
     from csflow.config import LineConfig
     from csflow.features.cache_manifest import CacheManifest
+    from csflow.flow.training import EpochResult
 
 
 def find_or_fit(
@@ -27,7 +31,7 @@ def find_or_fit(
 ) -> Path:
     """Find the model that was fitted to equal inputs before, or fit a new one; resume a training that was killed.
 
-    While another process fits the same model, this one waits for it.
+    A damaged model is put aside and fitted again. While another process fits the same model, this one waits for it.
 
     Args:
         line: The line's configuration.
@@ -60,9 +64,11 @@ def _found_or_fitted(
     processes: int | None,
 ) -> Path:
     """Find or fit the model while no other process does."""
-    if (folder / "training.json").exists():
+    known = _sound_epochs(folder) if folder.exists() else None
+    if known is not None:
         say(f"train: found the model of these {len(images)} images, configuration and seed")
-        _republish(folder / "training.json", publish)
+        for result in known:
+            publish(result)
         return folder
     count = processes_for(line) if processes is None else processes
     if count == 1:
@@ -96,8 +102,34 @@ def processes_for(line: LineConfig) -> int:
     return min(wanted, line.training.batch_size)
 
 
-def _republish(history: Path, publish: OnEpoch) -> None:
-    from csflow.flow.training import EpochResult
+def checked_copy(
+    line: LineConfig, cached: CacheManifest, images: list[str], models: Path, copy: Path
+) -> list[EpochResult]:
+    """Read a copy of a line's model; a damaged one is replaced by the model, which is fitted again if need be.
 
-    for row in json.loads(history.read_text()):
-        publish(EpochResult(**row))
+    Args:
+        line: The line's configuration.
+        cached: Features of at least the images.
+        images: SHA-256 of the images that were fitted.
+        models: Folder of all models.
+        copy: Folder of the copy.
+
+    Returns:
+        The epochs in which the model was fitted.
+    """
+    known = _sound_epochs(copy)
+    if known is not None:
+        return known
+    folder = find_or_fit(line, cached, images, models)
+    with new_directory(copy) as target:
+        shutil.copytree(folder, target, dirs_exist_ok=True)
+    return read_epochs(copy)
+
+
+def _sound_epochs(folder: Path) -> list[EpochResult] | None:
+    """Read the epochs of a fitted model; put the model aside and return ``None`` if it is damaged."""
+    try:
+        return read_epochs(folder)
+    except DamagedFileError as error:
+        put_aside(folder, str(error))
+        return None

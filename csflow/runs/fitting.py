@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 
 from csflow.errors import DataError
 from csflow.runs.identity import model_code
-from csflow.system.files import new_directory, sha256_json, write_json
+from csflow.system.files import new_directory, sha256_json
 from csflow.system.progress import counting, say
+from csflow.system.seals import check, put_aside, read_sealed_json, write_sealed_json
 
 if TYPE_CHECKING:
     from csflow.config import LineConfig
@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 
 OnEpoch: TypeAlias = "Callable[[EpochResult], None]"
 """Receives the result of every epoch."""
+
+MODEL, TRAINING = "model.safetensors", "training.json"
+"""Files in the folder of a fitted model: what was fitted, and one row per epoch."""
 
 
 def images_to_fit(line: LineConfig, candidates: list[str]) -> list[str]:
@@ -67,6 +70,24 @@ def model_folder(line: LineConfig, cached: CacheManifest, images: list[str], mod
     return models / sha256_json([cached.space, images, line.training_digest(), model_code(line)])
 
 
+def read_epochs(folder: Path) -> list[EpochResult]:
+    """Read the epochs in which a model was fitted, after comparing the files of its folder with their seals.
+
+    Args:
+        folder: Folder of the model, or a copy of it.
+
+    Returns:
+        One result per epoch; none for kinds of detector without epochs.
+
+    Raises:
+        DamagedFileError: If a file is missing or damaged.
+    """
+    from csflow.flow.training import EpochResult
+
+    check(folder / MODEL)
+    return [EpochResult(**row) for row in read_sealed_json(folder / TRAINING)["epochs"]]
+
+
 def fit_here(
     line: LineConfig,
     cached: CacheManifest,
@@ -83,7 +104,7 @@ def fit_here(
         cached: Features of at least the images.
         images: SHA-256 of the images to fit.
         folder: Where to write the model; while it trains, the checkpoint is kept in the same folder with the suffix
-            ``.work``.
+            ``.work``. A damaged checkpoint is put aside, and training starts over.
         publish: Receives the result of every epoch.
         group: The processes that train together; this process alone by default.
 
@@ -99,54 +120,36 @@ def fit_here(
 
     group = group or ALONE
     work = folder.with_suffix(".work")
-    trained = KINDS[line.detector].epochs
     if group.first:
+        if work.exists() and not work.is_dir():
+            put_aside(work, f"{work} is not a folder.")
+        trained = KINDS[line.detector].epochs
         effort = f", {line.training.epochs} epochs, hidden width {line.flow.hidden}" if trained else ""
         together = f", {group.size} processes" if group.size > 1 else ""
         say(f"train: {line.detector} on {len(images)} images{effort}{together}")
     with counting() as tell:
-        history = _History(work / "history.json", publish, tell)
-        model = fit_model(line, cached.open(images), directory=work, on_epoch=history.add, group=group)
+        curve = _Curve(publish, tell)
+        model = fit_model(line, cached.open(images), directory=work, on_epoch=curve.add, group=group)
     if not group.first:
         return
-    if trained:
-        history.finish(line.training.epochs)
     with new_directory(folder) as target:
-        save_model(model, target / "model.safetensors")  # rounded, so that it is calibrated as it will be stored
-        write_json(target / "training.json", history.rows)
+        save_model(model, target / MODEL)  # rounded, so that it is calibrated as it will be stored
+        write_sealed_json(target / TRAINING, {"epochs": [asdict(result) for result in curve.results]})
     shutil.rmtree(work, ignore_errors=True)
 
 
-class _History:
-    """The epochs so far, stored on disk so that a resumed training still shows its whole curve."""
+@dataclass(frozen=True)
+class _Curve:
+    """The epochs of a training, from its first one: a resumed training reports all of them."""
 
-    def __init__(self, path: Path, publish: OnEpoch, tell: Callable[[str], None] = say) -> None:
-        self.path = path
-        self.publish = publish
-        self.tell = tell
-        self.rows: list[dict[str, Any]] = []
+    publish: OnEpoch
+    tell: Callable[[str], None]
+    results: list[EpochResult] = field(default_factory=list)
 
     def add(self, result: EpochResult) -> None:
-        if not self.rows:
-            self._restore(before=result.epoch)
-        self.rows.append(asdict(result))
-        write_json(self.path, self.rows)
+        self.results.append(result)
         self.publish(result)
         self.tell(
             f"train: epoch {result.epoch}/{result.epochs}  nll {result.nll:+.4f} per dimension  "
             f"gradient {result.grad_norm:.2f}  {result.seconds:.1f} s"
         )
-
-    def finish(self, epochs: int) -> None:
-        """Restore the epochs of a run that was killed after its last one: training does not report them again."""
-        if not self.rows:
-            self._restore(before=epochs + 1)
-
-    def _restore(self, *, before: int) -> None:
-        """Read the killed run's epochs up to its checkpoint; later ones are trained again."""
-        from csflow.flow.training import EpochResult
-
-        rows = json.loads(self.path.read_text()) if self.path.exists() else []
-        self.rows = [row for row in rows if row["epoch"] < before]
-        for row in self.rows:
-            self.publish(EpochResult(**row))

@@ -6,6 +6,9 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from csflow.errors import CacheError
+from csflow.system.seals import put_aside
+
 if TYPE_CHECKING:
     from csflow.features.cache_manifest import CacheManifest
     from csflow.features.shared_tier import FeatureTier
@@ -54,3 +57,21 @@ def recorded_features(services: Services, run_id: str) -> CacheManifest:
 
     with tempfile.TemporaryDirectory(prefix="csflow-features.") as scratch:
         return CacheManifest.load(services.tracker.fetch_artifact(run_id, _RECORD, Path(scratch)))
+
+
+def load_features(services: Services, run_id: str, path: Path) -> CacheManifest:
+    """Read a run's cache manifest; replace a damaged file by the copy that :func:`record_features` stored.
+
+    Raises:
+        CacheError: If that one is damaged as well.
+        RegistryError: If it cannot be read.
+    """
+    from csflow.features.cache_manifest import CacheManifest
+
+    try:
+        return CacheManifest.load(path)
+    except CacheError as error:
+        recorded = recorded_features(services, run_id)
+        put_aside(path, str(error))
+        recorded.save(path)
+        return recorded

@@ -29,12 +29,13 @@ from typing import TYPE_CHECKING
 
 from csflow import errors
 from csflow.config import LineConfig, load_line, parse_line_json
-from csflow.errors import CsflowError, UsageError
+from csflow.errors import CsflowError, DamagedFileError, UsageError
 from csflow.runs.fitting import OnEpoch, fit_here, images_to_fit, model_folder
 from csflow.system.cores import cores
 from csflow.system.files import write_json
 from csflow.system.process_family import guarded
 from csflow.system.progress import say
+from csflow.system.seals import read_sealed_json, write_sealed_json
 from csflow.system.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -67,7 +68,7 @@ class Job:
             "images": self.images,
             "folder": str(self.folder.absolute()),
         }
-        write_json(path, plain)
+        write_sealed_json(path, plain)
 
     @classmethod
     def load(cls, path: Path) -> Job:
@@ -77,10 +78,10 @@ class Job:
             UsageError: If the file is missing or is not a job.
         """
         try:
-            plain = json.loads(path.read_text())
+            plain = read_sealed_json(path)
             line = parse_line_json(json.dumps(plain["line"]), source=path)
             return cls(line, list(plain["images"]), Path(plain["folder"]))
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (DamagedFileError, KeyError, TypeError) as error:
             raise UsageError(
                 f"{path} is no training job ({error!r}). Make one: python -m csflow.runs.torchrun prepare LINE {path}"
             ) from error

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from datetime import UTC, datetime
 from pathlib import Path
@@ -10,9 +9,11 @@ from typing import TYPE_CHECKING
 
 from csflow import __version__
 from csflow.runs.context import RunContext, load_manifest, step
-from csflow.runs.fitting import images_to_fit
+from csflow.runs.find_or_fit import checked_copy
+from csflow.runs.fitting import MODEL, images_to_fit
 from csflow.runs.identity import detector_code
 from csflow.runs.services import Services
+from csflow.runs.stored_features import load_features
 from csflow.system.progress import say
 
 if TYPE_CHECKING:
@@ -63,16 +64,16 @@ def evaluate(
     if context.unchanged:
         return {}
     with step(services, "evaluate", context):
-        from csflow.features.cache_manifest import CacheManifest
         from csflow.reporting.report import write_report
         from csflow.runs.assembly import assemble
 
-        manifest, cached = load_manifest(context, Path(manifest_path)), CacheManifest.load(Path(features_path))
-        model, lineage = Path(model_path) / "model.safetensors", _lineage(context, manifest)
-        detector = assemble(context.line, manifest, cached, model, lineage)
+        manifest, model = load_manifest(context, Path(manifest_path)), Path(model_path)
+        cached = load_features(services, context.run_id, Path(features_path))
+        epochs = checked_copy(context.line, cached, _fitted(context, manifest), services.workspace.models, model)
+        detector = assemble(context.line, manifest, cached, model / MODEL, _lineage(context, manifest))
         detector.save(Path(detector_out), examples=_examples(context.line, manifest))
-        nll = [row["nll"] for row in json.loads((Path(model_path) / "training.json").read_text())]
-        evaluation = judge(detector, manifest, cached, nll=nll, features=_features_shown(context, manifest, cached))
+        nll, shown = [epoch.nll for epoch in epochs], _features_shown(context, manifest, cached)
+        evaluation = judge(detector, manifest, cached, nll=nll, features=shown)
         folder = services.workspace.runs / context.run_id / "report"
         shutil.copyfile(write_report(folder, evaluation), report_out)
         metrics = _metrics(evaluation, _counts(context, manifest))
@@ -119,8 +120,7 @@ def _features_shown(context: RunContext, manifest: Manifest, cached: CacheManife
     """Read some features of the fitted images; None for a single image, which has no distribution."""
     from csflow.reporting.normality import sample_features
 
-    fitted = images_to_fit(context.line, list(manifest.rows(role="fit").frame["sha256"]))
-    pyramids = cached.open(fitted[:FEATURES_SHOWN])
+    pyramids = cached.open(_fitted(context, manifest)[:FEATURES_SHOWN])
     return sample_features(pyramids[i] for i in range(len(pyramids))) if len(pyramids) > 1 else None
 
 
@@ -154,7 +154,12 @@ def _lineage(context: RunContext, manifest: Manifest) -> dict[str, object]:
 def _counts(context: RunContext, manifest: Manifest) -> dict[str, int]:
     """Count the images in each role; for *fit*, only those that were fitted."""
     counts = {role: len(manifest.rows(role=role)) for role in ("calibrate", "gate", "test")}
-    return {"fit": len(images_to_fit(context.line, list(manifest.rows(role="fit").frame["sha256"]))), **counts}
+    return {"fit": len(_fitted(context, manifest)), **counts}
+
+
+def _fitted(context: RunContext, manifest: Manifest) -> list[str]:
+    """Return the SHA-256 of the images that the model was fitted to."""
+    return images_to_fit(context.line, list(manifest.rows(role="fit").frame["sha256"]))
 
 
 def _metrics(evaluation: Evaluation, counts: dict[str, int]) -> dict[str, float]:

@@ -19,7 +19,7 @@ from csflow.runs.context import RunContext, step
 from csflow.runs.identity import detector_code
 from csflow.runs.ownership import close_killed_runs, owner_tags
 from csflow.runs.services import Services
-from csflow.system.files import sha256_json
+from csflow.system.files import sha256_file, sha256_json
 from csflow.system.progress import say
 
 if TYPE_CHECKING:
@@ -49,8 +49,8 @@ def ingest(
     with step(services, "ingest"):
         line = parse_line_json(line_json)
         manifest, checked_out = materialise(line, services.workspace)
-        context = _open_run(services, line, manifest, checked_out, force=force)
         manifest.save(Path(manifest_out))
+        context = _open_run(services, line, manifest, checked_out, sha256_file(Path(manifest_out)), force=force)
         context.save(Path(context_out))
     with step(services, "ingest", context):
         services.tracker.log_dataset(
@@ -69,7 +69,13 @@ def ingest(
 
 
 def _open_run(
-    services: Services, line: LineConfig, manifest: Manifest, checked_out: CheckedOut, *, force: bool
+    services: Services,
+    line: LineConfig,
+    manifest: Manifest,
+    checked_out: CheckedOut,
+    manifest_sha256: str,
+    *,
+    force: bool,
 ) -> RunContext:
     """Tell if anything is new, and open the MLflow run that every later step writes into."""
     versions = _known_versions(services, line)
@@ -96,7 +102,14 @@ def _open_run(
     run_id = services.tracker.start_run(
         line.line, params=flat_params(line), tags={**identity, **forced, **owner_tags()}
     )
-    return RunContext(line=line, run_id=run_id, data_root=str(manifest.root), unchanged=unchanged, **identity)
+    return RunContext(
+        line=line,
+        run_id=run_id,
+        data_root=str(manifest.root),
+        unchanged=unchanged,
+        manifest_sha256=manifest_sha256,
+        **identity,
+    )
 
 
 def _line_to_train(

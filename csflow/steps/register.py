@@ -26,12 +26,16 @@ def register(services: Services, context_path: str | Path, manifest_path: str | 
         The version; 0 if nothing changed, so that nothing was registered.
 
     Raises:
+        ModelError: If a file of the detector directory is damaged.
         RegistryError: If the registry cannot be reached.
     """
     context = RunContext.load(Path(context_path))
     if context.unchanged:
         return 0
     with step(services, "register", context):
+        from csflow.detector.graph_file import check_directory
+
+        check_directory(Path(detector_path))
         example = load_manifest(context, Path(manifest_path)).files[0]
         version = services.registry.register(
             Path(detector_path),

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from csflow.runs.context import RunContext, load_manifest, step
 from csflow.runs.services import Services
+from csflow.runs.stored_features import load_features
 
 
 def train(
@@ -38,12 +39,11 @@ def train(
     if context.unchanged:
         return
     with step(services, "train", context):
-        from csflow.features.cache_manifest import CacheManifest
         from csflow.runs.find_or_fit import find_or_fit
         from csflow.runs.fitting import images_to_fit
 
         manifest = load_manifest(context, Path(manifest_path)).rows(role="fit")
-        cached = CacheManifest.load(Path(features_path))
+        cached = load_features(services, context.run_id, Path(features_path))
         images = images_to_fit(context.line, list(manifest.frame["sha256"]))
         with services.tracker.epoch_log(context.run_id) as publish:
             folder = find_or_fit(context.line, cached, images, services.workspace.models, publish)

@@ -130,7 +130,7 @@ class ClusterEndpoints:
 
     def named_digests(self, line: str) -> set[str]:
         """See :meth:`csflow.adapters.deployment.endpoints.Endpoints.named_digests`."""
-        local = [file.read_text() for file in local_state_files(self.workspace, line)]
+        local = [file.read_text(errors="replace") for file in local_state_files(self.workspace, line)]
         return digests_in(*local, json.dumps(self._found(line), default=str))
 
     def _found(self, line: str) -> Document | None:

@@ -21,7 +21,7 @@ BATCH = 16
 LOG_LINES = 15
 """Last lines of a server's log that an error message shows."""
 
-_DIGEST = re.compile(r"(?<![0-9a-f])[0-9a-f]{64}(?![0-9a-f])")
+_DIGEST = re.compile(r"(?<![0-9a-f])(?<!csflow-sha256:)[0-9a-f]{64}(?![0-9a-f])")  # not the seal of a state file
 
 
 class Endpoint(Protocol):
@@ -224,4 +224,4 @@ def digests_in(*texts: str) -> set[str]:
 def local_state_files(workspace: Workspace, line: str) -> list[Path]:
     """Return the state files of a line's local processes that exist."""
     files = [workspace.endpoints / f"{line}.json", *(workspace.endpoints / f"{line}.processes").glob("*.json")]
-    return [file for file in files if file.exists()]
+    return [file for file in files if file.is_file()]

@@ -34,7 +34,8 @@ from csflow.adapters.deployment.inference_service import DesiredService, documen
 from csflow.adapters.deployment.local_process import READY_SECONDS, LocalEndpoint, alive, launch, ready, state_file
 from csflow.config import LineConfig
 from csflow.errors import DeployError
-from csflow.system.files import exclusive, write_json
+from csflow.system.files import exclusive
+from csflow.system.seals import write_sealed_json
 from csflow.system.workspace import Workspace
 
 REQUEST_SECONDS = 120.0
@@ -144,7 +145,7 @@ class LocalEndpoints:
 
     def named_digests(self, line: str) -> set[str]:
         """See :meth:`csflow.adapters.deployment.endpoints.Endpoints.named_digests`."""
-        return digests_in(*(file.read_text() for file in local_state_files(self.workspace, line)))
+        return digests_in(*(file.read_text(errors="replace") for file in local_state_files(self.workspace, line)))
 
     def start_candidate(
         self, line: str, directory: Path, version: str, *, port: int = 0, deadline: float = READY_SECONDS
@@ -192,7 +193,7 @@ class LocalEndpoints:
                 READY_SECONDS,
                 digest=endpoint.digest,
             )
-        write_json(state_file(self.workspace, endpoint.line), asdict(endpoint))
+        write_sealed_json(state_file(self.workspace, endpoint.line), asdict(endpoint))
         self.sweep(endpoint.line)
         return endpoint
 

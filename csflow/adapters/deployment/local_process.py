@@ -20,11 +20,12 @@ from pathlib import Path
 from typing import IO
 
 from csflow.adapters.deployment.endpoints import LOG_LINES
-from csflow.errors import DeployError
+from csflow.errors import DamagedFileError, DeployError
 from csflow.system import processes
-from csflow.system.files import sha256_json, sha256_tree, write_json
+from csflow.system.files import sha256_json, sha256_tree
 from csflow.system.ports import bind, free_port
 from csflow.system.process_family import FAMILY, Family
+from csflow.system.seals import put_aside, read_sealed_json, write_sealed_json
 from csflow.system.workspace import Workspace
 
 HOST = "127.0.0.1"
@@ -107,7 +108,7 @@ def launch(
         process = _spawn([*command, f"--grpc-port={grpc_port}"], listeners, output, family_of(workspace, line))
     started = processes.start_time(process.pid) or ""
     endpoint = LocalEndpoint(line, public, f"{HOST}:{grpc_port}", process.pid, started, digest, version, str(log))
-    write_json(_record_file(workspace, endpoint), asdict(endpoint))
+    write_sealed_json(_record_file(workspace, endpoint), asdict(endpoint))
     try:
         _wait_until_ready(replace(endpoint, url=private), process, deadline, offset)
     except BaseException:
@@ -220,11 +221,21 @@ def alive(endpoint: LocalEndpoint) -> bool:
 
 
 def read_state(path: Path) -> LocalEndpoint | None:
-    """Read a state file; return ``None`` if there is none or another version of csflow wrote it."""
-    try:
-        return LocalEndpoint(**json.loads(path.read_text()))
-    except (OSError, ValueError, TypeError):
+    """Read a state file.
+
+    Returns:
+        The endpoint; ``None`` if there is none, or another version of csflow wrote the file, or it was damaged, for
+        which it is put aside.
+    """
+    if not path.exists():
         return None
+    try:
+        return LocalEndpoint(**read_sealed_json(path, required=False))
+    except DamagedFileError as error:
+        put_aside(path, str(error))
+    except TypeError:
+        pass
+    return None
 
 
 def state_file(workspace: Workspace, line: str) -> Path:

@@ -12,6 +12,7 @@ from csflow.adapters.mlflow.model_files import write_model
 from csflow.adapters.mlflow.versions import Version, model_name
 from csflow.errors import NotRegisteredError, RegistryError
 from csflow.system.files import new_directory, scratch_directory, sha256_tree
+from csflow.system.seals import put_aside
 from csflow.system.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -23,14 +24,17 @@ if TYPE_CHECKING:
 def download(workspace: Workspace, version: Version, target_parent: Path) -> Path:
     """Copy a version's detector directory to ``target_parent/DIGEST``, unless there is an undamaged copy already.
 
+    A damaged copy is put aside.
+
     Raises:
         RegistryError: If the version's files are missing or are not those registered.
     """
     expected = version.tags.get("detector_digest", "")
-    if expected and (target_parent / expected).is_dir():
-        if sha256_tree(target_parent / expected) == expected:
-            return target_parent / expected
-        shutil.rmtree(target_parent / expected)
+    kept = target_parent / expected
+    if expected and kept.exists():
+        if kept.is_dir() and sha256_tree(kept) == expected:
+            return kept
+        put_aside(kept, f"{kept} is damaged: its digest is not its name.")
     target_parent.mkdir(parents=True, exist_ok=True)
     with scratch_directory(target_parent, "download") as scratch:
         fetched = _fetch(workspace, version, scratch)

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
-import shutil
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -23,15 +21,19 @@ from csflow.adapters.versioning.tracked import (
     tracked_folder,
 )
 from csflow.config import DataConfig
-from csflow.errors import DataError
-from csflow.system.files import new_directory, sha256_json, write_json
+from csflow.errors import DamagedFileError, DataError
+from csflow.system.files import new_directory, sha256_json
 from csflow.system.progress import track
+from csflow.system.seals import put_aside, read_sealed_json, write_sealed_json
 from csflow.system.wording import shorten
 
 if TYPE_CHECKING:
     from dvc.api import DVCFileSystem
 
 SITE_CACHE = ".dvc-site"
+LISTING = "listing.json"
+"""File of a checkout with the md5 of every image."""
+
 _REMEDY = (
     "Where the images are complete, run 'dvc push'; delete damaged copies from the remote and the cache first "
     "(files/md5/XX/REST below each)."
@@ -57,7 +59,7 @@ def checkout(data: DataConfig, target_parent: Path) -> CheckedOut:
     """Check out the files of ``data.path`` at ``data.rev`` below ``target_parent`` and check every one.
 
     Only committed files count: uncommitted changes in the repository are ignored. An earlier checkout is checked again
-    and used, without calling DVC; a damaged one is replaced.
+    and used, without calling DVC; a damaged one is put aside.
 
     Args:
         data: Repository (folder or URL), revision, path.
@@ -73,8 +75,8 @@ def checkout(data: DataConfig, target_parent: Path) -> CheckedOut:
     out = tracked_folder(repository, commit, path)
     inside = path.removeprefix(out.folder).strip("/")
     target = target_parent / "-".join([out.md5.removesuffix(".dir"), *filter(None, inside.split("/"))])
-    if not _is_intact(target):
-        shutil.rmtree(target, ignore_errors=True)
+    if damage := _damage(target):
+        put_aside(target, damage)
         with new_directory(target) as temporary:
             _fetch(repository, commit, out, inside, temporary, target_parent / SITE_CACHE)
     with suppress(OSError):
@@ -165,17 +167,20 @@ def _exists(clone: Path, rev: str) -> bool:
     return True
 
 
-def _is_intact(target: Path) -> bool:
-    """Return True if an earlier checkout still has exactly its files."""
+def _damage(target: Path) -> str:
+    """Say in a sentence why an earlier checkout cannot be used; an empty text if it has exactly its files."""
     try:
-        listing: Listing = json.loads((target / "listing.json").read_text())
-    except (OSError, ValueError):
-        return False
-    return not differing_files(target / "images", listing)
+        value = read_sealed_json(target / LISTING, required=False)
+    except DamagedFileError as error:
+        return str(error)
+    # Before 0.6 the file was the listing alone, without a seal.
+    listing: Listing = value["files"] if isinstance(value.get("files"), dict) else value
+    differing = differing_files(target / "images", listing)
+    return f"{target} is damaged: {shorten(differing)} changed, missing or surplus." if differing else ""
 
 
 def _fetch(repository: Path, commit: str, out: TrackedFolder, inside: str, target: Path, site_cache: Path) -> None:
-    """Fill ``target`` with ``images/`` and ``listing.json``."""
+    """Fill ``target`` with ``images/`` and the listing."""
     with quiet_dvc(repository, site_cache, f"Reading {out.folder} at {commit[:12]} from {repository}"):
         from dvc.api import DVCFileSystem
 
@@ -187,7 +192,7 @@ def _fetch(repository: Path, commit: str, out: TrackedFolder, inside: str, targe
             folders = sorted({name.split("/")[0] for name in entries})
             raise DataError(f"{out.folder} at {commit[:12]} has no folder {inside!r}, only {shorten(folders)}.")
         _fetch_files(system, f"{out.folder}/{prefix}", wanted, target / "images")
-    write_json(target / "listing.json", {name: entry.md5 for name, entry in wanted.items()})
+    write_sealed_json(target / LISTING, {"files": {name: entry.md5 for name, entry in wanted.items()}})
 
 
 @dataclass(frozen=True)

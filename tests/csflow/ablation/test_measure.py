@@ -135,6 +135,9 @@ def test_a_time_is_kept_unless_the_machine_was_busy(tmp_path: Path, monkeypatch:
     assert timed(served_in(60, load=2.0), Bench(Services.of(workspace))) == 50, "both are too long"
     assert timed(served_in(55), Bench(Services.of(workspace))) == 55, "in peace"
     assert timed(None, Bench(Services.of(workspace))) == 55
+    (file,) = (workspace.ablations / ".timings").iterdir()
+    file.write_bytes(file.read_bytes()[:-20])
+    assert timed(served_in(55), Bench(Services.of(workspace))) == 55, "a damaged time is measured again"
     again = Bench(Services.of(workspace), retime=True)
     assert timed(served_in(70, load=1.0), again) == 70
     assert timed(None, again) == 70

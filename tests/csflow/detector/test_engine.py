@@ -10,13 +10,16 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 from PIL import Image
 
 from csflow.detector.detector import Detector
+from csflow.detector.directory import BACKBONE, CALIBRATION, CONFIG, GRAPH, LINEAGE, MODEL
 from csflow.detector.engine import CHUNK, Engine
 from csflow.detector.prediction import Prediction
 from csflow.errors import ModelError
+from tests.damage import damages, inflict
 
 SIZES = [(200, 160), (64, 64), (31, 300), (500, 400)]
 
@@ -110,11 +113,38 @@ class TestDamage:
         with pytest.raises(ModelError):
             Engine.load(copied)
 
-    @pytest.mark.parametrize("content", [b"", b"nothing of the kind"])
-    def test_no_graph_at_all(self, copied: Path, content: bytes) -> None:
+    @pytest.mark.parametrize(("content", "expected"), [(b"", "it is empty"), (b"nothing of the kind", "cannot open")])
+    def test_no_graph_at_all(self, copied: Path, content: bytes, expected: str) -> None:
         (copied / "graph.onnx").write_bytes(content)
-        with pytest.raises(ModelError, match="cannot open"):
+        with pytest.raises(ModelError, match=expected):
             Engine.load(copied)
+
+    @pytest.mark.parametrize("name", [CONFIG, MODEL, BACKBONE, GRAPH, CALIBRATION, LINEAGE])
+    @pytest.mark.parametrize("load", [Engine.load, Detector.load], ids=["engine", "torch"])
+    def test_every_file_is_compared(self, copied: Path, name: str, load: Callable[[Path], object]) -> None:
+        """A detector with one changed bit judges nothing, in the server as in torch."""
+        for damage, content in damages((copied / name).read_bytes(), flips=4):
+            shutil.copytree(copied, copied.with_name("damaged"))
+            inflict(copied.with_name("damaged") / name, content)
+            try:
+                load(copied.with_name("damaged"))
+            except ModelError:
+                pass
+            else:
+                pytest.fail(damage)
+            shutil.rmtree(copied.with_name("damaged"))
+        load(copied)
+
+    def test_a_graph_of_an_older_csflow(self, copied: Path) -> None:
+        """It has no seal."""
+        graph = onnx.load(copied / GRAPH, load_external_data=False)
+        others = [entry for entry in graph.metadata_props if entry.key != "seal"]
+        assert len(others) == len(graph.metadata_props) - 1
+        del graph.metadata_props[:]
+        graph.metadata_props.extend(others)
+        (copied / GRAPH).write_bytes(graph.SerializeToString())
+        Engine.load(copied)
+        Detector.load(copied)
 
     def test_truncated_weights(self, copied: Path) -> None:
         content = (copied / "model.safetensors").read_bytes()

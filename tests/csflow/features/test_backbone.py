@@ -237,6 +237,27 @@ class TestFile:
         with pytest.raises(ModelError, match=f"altered.safetensors does not load completely: {message}"):
             load_backbone(features)
 
+    @pytest.mark.parametrize(
+        ("name", "value", "message"),
+        [
+            ("bn1.running_var", float("nan"), r"1 of \d+ tensors, bn1\.running_var \(1 NaN of 32 values\)"),
+            ("bn1.running_var", -2.0, r"bn1\.running_var \(1 negative of 32 values\)"),
+            ("conv_stem.weight", float("-inf"), r"conv_stem\.weight \(1 infinite of 864 values\)"),
+        ],
+    )
+    def test_values_that_compute_nothing_are_named(
+        self, complete_file: Path, tmp_path: Path, name: str, value: float, message: str
+    ) -> None:
+        tensor = load_file(complete_file)[name].clone()
+        tensor.view(-1)[5] = value
+        features = self.altered(complete_file, tmp_path / "altered.safetensors", {name: tensor})
+        with pytest.raises(ModelError, match=rf"weights of .*altered\.safetensors are damaged: .*{message}.*again"):
+            load_backbone(features)
+
+    def test_weights_of_the_head_need_not_be_finite(self, complete_file: Path, tmp_path: Path) -> None:
+        head = torch.full_like(load_file(complete_file)["classifier.weight"], float("nan"))
+        load_backbone(self.altered(complete_file, tmp_path / "headless.safetensors", {"classifier.weight": head}))
+
     def test_lost_head_does_not_matter(self, complete_file: Path, tmp_path: Path, backbone: Backbone) -> None:
         features = self.altered(complete_file, tmp_path / "headless.safetensors", {"classifier.weight": None})
         assert load_backbone(features).fingerprint == backbone.fingerprint

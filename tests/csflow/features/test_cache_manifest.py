@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from csflow.errors import CacheError
 from csflow.features.cache_manifest import CacheManifest
 from csflow.features.store import FeatureStore
 from tests.csflow.features.toy_features import FEATURES, shas, toy
+from tests.damage import damages, inflict
 
 
 class TestManifest:
@@ -47,16 +49,40 @@ class TestManifest:
         digests = [store.extract(part, FEATURES, toy()).digest for part in (images, fewer, shuffled)]
         assert digests[0] == digests[2] != digests[1]
 
-    @pytest.mark.parametrize("content", [None, "{", "[]", '{"store": "x"}'])
-    def test_no_manifest(self, tmp_path: Path, content: str | None) -> None:
+    @pytest.mark.parametrize(
+        ("content", "expected"),
+        [
+            (None, "is missing"),
+            ("{", "is damaged"),
+            ("[]", "it holds list, expected an object"),
+            ('{"store": "x"}', "is no cache manifest"),
+        ],
+    )
+    def test_no_manifest(self, tmp_path: Path, content: str | None, expected: str) -> None:
         if content is not None:
             (tmp_path / "cache.json").write_text(content)
-        with pytest.raises(CacheError, match=r"cache\.json is no cache manifest: .*Extract the features again"):
+        with pytest.raises(CacheError, match=rf"cache\.json.* {expected}.*Extract the features again"):
             CacheManifest.load(tmp_path / "cache.json")
 
-    def test_edited(self, cached: CacheManifest, tmp_path: Path) -> None:
+    @pytest.mark.parametrize("has_seal", [True, False], ids=["sealed", "of an older csflow"])
+    def test_edited(self, cached: CacheManifest, tmp_path: Path, has_seal: bool) -> None:
         path = tmp_path / "cache.json"
         cached.save(path)
+        if not has_seal:
+            path.write_text(json.dumps({k: v for k, v in json.loads(path.read_text()).items() if k != "seal"}))
+            assert CacheManifest.load(path) == cached
         path.write_text(path.read_text().replace(cached.entries[0], "0" * 64))
-        with pytest.raises(CacheError, match="its digest does not match"):
+        with pytest.raises(CacheError, match="is damaged: its SHA-256" if has_seal else "its digest does not match"):
             CacheManifest.load(path)
+
+    def test_every_damage_is_seen(self, cached: CacheManifest, tmp_path: Path) -> None:
+        """The digest alone would not see other shapes, or another store."""
+        path = tmp_path / "cache.json"
+        cached.save(path)
+        for damage, content in damages(path.read_bytes(), flips=200):
+            inflict(path, content)
+            try:
+                found = CacheManifest.load(path)
+            except CacheError:
+                continue
+            assert (found, found.store) == (cached, cached.store), damage

@@ -72,8 +72,19 @@ class TestValues:
         assert opened._map(opened.shas[0]) is mapped
 
     def test_beyond_half_precision_is_refused(self, store: FeatureStore, images: Manifest) -> None:
-        with pytest.raises(ModelError, match=r"Features of .*0\.png exceed half precision"):
+        with pytest.raises(ModelError, match=r"Features of .*0\.png exceed half precision: .*e\+.*, at most 65504 can"):
             store.extract(images, FEATURES, toy(gain=1e7))
+
+    @pytest.mark.parametrize(("value", "what"), [(float("inf"), "infinite"), (float("nan"), "NaN")])
+    def test_what_is_no_number_is_not_called_too_large(
+        self, store: FeatureStore, images: Manifest, value: float, what: str
+    ) -> None:
+        trunk = toy()
+        next(trunk.blocks[1].parameters()).data[0].fill_(value)  # after it was checked, as activations may overflow
+        with pytest.raises(
+            ModelError, match=rf"\d+ of \d+ features of .*0\.png are (NaN|{what}), although all weights"
+        ):
+            store.extract(images, FEATURES, trunk)
 
 
 class TestSpace:

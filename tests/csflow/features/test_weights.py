@@ -21,6 +21,7 @@ from csflow.features.backbone import (
     load_backbone,
 )
 from csflow.features.weights import PACKAGE, weights_digest, weights_file
+from tests.damage import damages, inflict
 
 LITE0 = FeatureConfig()
 
@@ -108,6 +109,19 @@ class TestS3:
             path = weights_file("s3://b/k", tmp_path)
             before = path.stat()
             assert weights_file("s3://b/k", tmp_path).stat() == before
+
+    def test_a_damaged_file_is_put_aside_and_downloaded_again(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        with object_store({"/b/k": b"a good many weights"}) as endpoint:
+            monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
+            path = weights_file("s3://b/k", tmp_path)
+            for damage, content in damages(b"a good many weights"):
+                inflict(path, content)
+                capsys.readouterr()
+                assert weights_file("s3://b/k", tmp_path) == path
+                assert path.read_bytes() == b"a good many weights", damage
+                assert f"put aside as {path.name}.damaged" in capsys.readouterr().err, damage
 
     def test_user_cache_by_default(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -80,6 +82,42 @@ def test_resident_features_are_those_of_the_store() -> None:
     feed = device_module._resident(images, lambda level: level)
     for found, expected in zip(feed([149, 3, 64, 3]), images.batch([149, 3, 64, 3]), strict=True):
         assert torch.equal(found, expected)
+
+
+def test_features_are_laid_on_a_device_without_a_second_copy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only the part that is being copied is there twice."""
+    alive, most = 0, 0
+
+    def put(level: torch.Tensor) -> torch.Tensor:
+        nonlocal alive, most
+        part = level.clone(memory_format=torch.channels_last)
+        alive += part.nbytes
+        most = max(most, alive)
+        weakref.finalize(part, gone, part.nbytes)
+        return part
+
+    def gone(size: int) -> None:
+        nonlocal alive
+        alive -= size
+
+    allocated = []
+    empty = torch.empty
+
+    def counted(*arguments: Any, **keywords: Any) -> torch.Tensor:
+        made = empty(*arguments, **keywords)
+        allocated.append(made.nbytes)
+        return made
+
+    monkeypatch.setattr(device_module, "_COPIED_AT_ONCE", 10)
+    monkeypatch.setattr(torch, "empty", counted)
+    images = Images()
+    feed = device_module._resident(images, put)
+    whole = sum(level.nbytes for level in images.levels)
+    assert sum(allocated) == whole
+    assert most <= 2 * whole * 10 / 150, "at most the part before and the present one"
+    for found, expected in zip(feed(range(150)), images.levels, strict=True):
+        assert torch.equal(found, expected)
+        assert found.is_contiguous(memory_format=torch.channels_last)
 
 
 def test_a_cpu_is_fed_from_the_store_channels_last() -> None:

@@ -27,6 +27,8 @@ from csflow.flow.pyramid import Pyramid, latent_count
 from csflow.flow.standardization import channel_statistics
 from csflow.flow.training import EpochResult, fit_flow
 from csflow.flow.training_run import TrainingRun
+from csflow.system import seals
+from tests.damage import damages, inflict, remove
 
 CHANNELS, SCALES = 6, 2
 FLOW = FlowConfig(blocks=2, hidden=8, standardize=True)
@@ -182,10 +184,8 @@ def test_resume_gives_the_same_bits_and_epochs(tmp_path: Path, crash: int, flow:
     resumed = run(tmp_path / "run", images, flow=flow, on_epoch=seen.append)
     assert_same_bits(resumed, expected)
     assert len(images.asked) == 9 - (crash - 1), "batches were trained again, or left out"
-    assert sorted({r.epoch for r in seen}) == [1, 2, 3]
-    by_epoch = {r.epoch: r for r in seen}
-    assert [by_epoch[r.epoch].nll for r in whole] == [r.nll for r in whole]
-    assert [by_epoch[r.epoch].grad_norm for r in whole] == [r.grad_norm for r in whole]
+    whole_again = [(r.epoch, r.nll, r.grad_norm) for r in seen[(crash - 1) // 3 :]]
+    assert whole_again == [(r.epoch, r.nll, r.grad_norm) for r in whole], "a resumed run reports the whole curve"
 
 
 def test_averaging_is_the_mean_of_the_weights_after_each_of_the_last_steps(tmp_path: Path) -> None:
@@ -268,15 +268,16 @@ def test_sigterm_during_the_last_on_epoch_is_not_lost(tmp_path: Path) -> None:
     seen: list[EpochResult] = []
     resumed = run(tmp_path / "run", images, on_epoch=seen.append)
     assert not images.asked
-    assert [result.epoch for result in seen] == [3]
+    assert [result.epoch for result in seen] == [1, 2, 3]
     assert_same_bits(resumed, run(tmp_path / "whole"))
 
 
 def test_a_finished_run_is_found_again(tmp_path: Path) -> None:
-    expected = run(tmp_path)
+    whole: list[EpochResult] = []
+    expected = run(tmp_path, on_epoch=whole.append)
     images, seen = Images(), []
     assert_same_bits(run(tmp_path, images, on_epoch=seen.append), expected)
-    assert (images.asked, seen) == ([], []), "nothing is trained again, whenever the process was killed"
+    assert (images.asked, seen) == ([], whole), "nothing is trained again, whenever the process was killed"
 
 
 def test_steps_are_read_late_but_all_of_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -303,9 +304,9 @@ def test_trains_outside_the_main_thread(tmp_path: Path) -> None:
     assert len(flows) == 1
 
 
-def interrupted(directory: Path) -> Path:
+def interrupted(directory: Path, flow: FlowConfig = PLAIN) -> Path:
     with pytest.raises(Killed):
-        run(directory, Images(on_batch=crash_at(5)), checkpoint_seconds=EVERY_STEP)
+        run(directory, Images(on_batch=crash_at(5)), flow=flow, checkpoint_seconds=EVERY_STEP)
     return directory / CHECKPOINT_FILE
 
 
@@ -323,7 +324,7 @@ def test_checkpoint_of_another_configuration_is_refused(tmp_path: Path) -> None:
 
 def test_checkpoint_holds_tensors_and_json_only(tmp_path: Path) -> None:
     with safe_open(interrupted(tmp_path), framework="pt") as file:
-        assert set(file.metadata()) == {"format", "identity", "progress"}
+        assert set(file.metadata()) == {"format", "identity", "progress", "seal"}
         assert {name.split(".")[0] for name in file.keys()} == {"flow", "adam"}  # noqa: SIM118 (not a mapping)
     assert [path.name for path in tmp_path.iterdir()] == [CHECKPOINT_FILE]
 
@@ -340,7 +341,7 @@ def test_a_checkpoint_is_written_without_a_copy_of_the_state(tmp_path: Path, mon
     for parameter in flow.parameters():
         parameter.grad = torch.ones_like(parameter)
     optimizer.step()
-    (tmp_path / f"{CHECKPOINT_FILE}.part").touch()
+    (tmp_path / f"{CHECKPOINT_FILE}.part").write_text(seals.OPEN)
     checkpoint_module.save_checkpoint(
         tmp_path / CHECKPOINT_FILE, flow, optimizer, checkpoint_module.TrainingProgress(), {}, {}
     )
@@ -349,21 +350,41 @@ def test_a_checkpoint_is_written_without_a_copy_of_the_state(tmp_path: Path, mon
         assert written[f"adam.{name}.exp_avg"] == optimizer.state[parameter]["exp_avg"].data_ptr()
 
 
-def test_a_checkpoint_of_another_format_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(checkpoint_module, "CHECKPOINT_FORMAT", "1")
-    interrupted(tmp_path)
+def test_a_checkpoint_of_another_csflow_is_put_aside(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    expected = run(tmp_path / "whole")
+    monkeypatch.setattr(checkpoint_module, "CHECKPOINT_FORMAT", "2")
+    content = interrupted(tmp_path / "run").read_bytes()
     monkeypatch.undo()
-    with pytest.raises(ModelError, match="written by another csflow"):
-        run(tmp_path)
+    assert_same_bits(run(tmp_path / "run"), expected)
+    assert "has format 2, not 3: another csflow wrote it. It was put aside as" in capsys.readouterr().err
+    assert (tmp_path / "run" / f"{CHECKPOINT_FILE}.damaged").read_bytes() == content
 
 
-def test_damaged_checkpoint_is_named(tmp_path: Path) -> None:
-    checkpoint = interrupted(tmp_path)
-    content = checkpoint.read_bytes()
-    for damaged in (b"", content[:100], content[:-10]):
-        checkpoint.write_bytes(damaged)
-        with pytest.raises(ModelError, match=r"is damaged .*Delete it to start over"):
-            run(tmp_path)
+@pytest.mark.parametrize("flow", [FLOW, PLAIN], ids=["standardised", "plain"])
+def test_a_damaged_checkpoint_is_put_aside_and_the_run_starts_over(
+    tmp_path: Path, flow: FlowConfig, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole: list[EpochResult] = []
+    expected = run(tmp_path / "whole", flow=flow, on_epoch=whole.append)
+    checkpoint = interrupted(tmp_path / "run", flow=flow)
+    sound = checkpoint.read_bytes()
+    for number, (damage, content) in enumerate(damages(sound)):
+        remove(checkpoint)
+        inflict(checkpoint, content)
+        images = Images()
+        seen: list[EpochResult] = []
+        assert_same_bits(run(tmp_path / "run", images, flow=flow, on_epoch=seen.append), expected)
+        assert [(r.epoch, r.nll) for r in seen] == [(r.epoch, r.nll) for r in whole], damage
+        assert len(images.asked) >= 9, damage
+        assert "was put aside as checkpoint.safetensors.damaged" in capsys.readouterr().err, damage
+        assert len(list(checkpoint.parent.glob("*.damaged*"))) == number + 1, "all of them are kept"
+    remove(checkpoint)
+    checkpoint.write_bytes(sound)
+    images = Images()
+    assert_same_bits(run(tmp_path / "run", images, flow=flow), expected)
+    assert len(images.asked) < 9, "a sound one is resumed"
 
 
 def test_full_disk_is_named_and_the_old_checkpoint_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

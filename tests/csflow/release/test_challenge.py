@@ -242,6 +242,6 @@ def test_the_promote_step_attaches_the_comparison_to_the_run(
     monkeypatch.setattr(challenge, "decide", decide)
     monkeypatch.setattr(Registry, "set_version_tags", lambda *_: None)
     monkeypatch.setattr(Tracker, "log_artifact", lambda _, run, path: logged.append((run, path)))
-    context = RunContext(LINE, "run7", "", "", "", "", "", unchanged=False)
+    context = RunContext(LINE, "run7", "", "", "", "", "", unchanged=False, manifest_sha256="")
     assert promote._judge(services, context, 2, labelled).outcome == "promoted"
     assert logged == ([("run7", services.workspace.runs / "run7" / "comparison")] if has_champion else [])

@@ -341,6 +341,23 @@ def test_what_runs_leave_behind_goes_and_what_versions_and_the_next_run_need_sta
     assert all(path.exists() for path in staying)
 
 
+def test_damaged_files_that_were_put_aside_go_when_they_are_old(plant: Plant) -> None:
+    plant.register("tiles", range(1), model_key="1" * 64)
+    root = plant.workspace.root
+    aside = ["models/1.damaged/model.safetensors", "ablations/.rows/k.json.damaged-2", "features/s/ab/x.damaged"]
+    others = ["data/tiles/d/images/photo.damaged", "models/notes.damaged.txt"]
+    for name in (*aside, *others, "models/2.damaged"):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(bytes(10))
+        if name != "models/2.damaged":
+            os.utime(root / name, LONG_AGO)
+    os.utime(root / "models/1.damaged", LONG_AGO)
+    made = plant.prune(now=datetime.now(UTC))
+    assert {group.what: group.bytes for group in made.removals} == {"damaged files put aside": 30}
+    assert not any((root / name).exists() for name in aside)
+    assert all((root / name).exists() for name in (*others, "models/2.damaged"))
+
+
 def test_an_interrupted_removal_is_taken_up_again(plant: Plant, monkeypatch: pytest.MonkeyPatch) -> None:
     for _ in range(2):
         plant.register("tiles", range(1))
@@ -396,7 +413,7 @@ def test_a_version_says_what_its_run_was_made_from(plant: Plant, tmp_path: Path)
     nothing = calibrate(np.ones(9), np.ones((9, 2, 2)), "none").to_json()
     write_json(tmp_path / "detector" / "calibration.json", nothing)
     line = LineConfig(line="tiles", data=DataConfig(path="data/tiles"))
-    context = RunContext(line, run, "rev", "md5", "digest", "key", "root", unchanged=False)
+    context = RunContext(line, run, "rev", "md5", "digest", "key", "root", unchanged=False, manifest_sha256="")
     tags = _version_tags(plant.services, context, tmp_path / "detector")
     assert [tags[name] for name in ("features_space", "features_digest", "model_key")] == [
         SPACE, cached.digest, "5" * 64,

@@ -17,6 +17,7 @@ from csflow.features.cache_manifest import CacheManifest
 from csflow.runs.context import RunContext
 from csflow.runs.services import Services
 from csflow.steps.cache_features import cache_features, extract_shard, plan_shards, shard_of
+from csflow.system.files import sha256_file
 from csflow.system.workspace import Workspace
 
 IMAGES = 9
@@ -47,7 +48,8 @@ def inputs(images: Path, home: Path, tmp_path: Path) -> Callable[..., Inputs]:
         manifest = build_manifest(images, line="plates", roles=LINE.roles)
         context, table = tmp_path / "context.json", tmp_path / "manifest.csv"
         manifest.save(table)
-        RunContext(LINE, run, "0" * 40, "m", manifest.digest, "k", str(images), unchanged).save(context)
+        digest = sha256_file(table)
+        RunContext(LINE, run, "0" * 40, "m", manifest.digest, "k", str(images), unchanged, digest).save(context)
         return context, table
 
     return make

@@ -22,6 +22,7 @@ from csflow.system import processes
 from csflow.system.files import sha256_tree
 from csflow.system.ports import bind, free_port
 from csflow.system.workspace import Workspace
+from tests.damage import inflict
 
 STAND_IN = '''
 """Answers like the model server; the file ``behaviour`` in the detector directory says how it fails."""
@@ -147,7 +148,7 @@ def test_an_endpoint_is_a_detached_process_with_a_state_file(workspace: Workspac
     directory = detector(workspace)
     endpoint = ensure(workspace, "tiles", directory, "3")
     state = json.loads((workspace.endpoints / "tiles.json").read_text())
-    assert state == asdict(endpoint)
+    assert state == asdict(endpoint) | {"seal": state["seal"]}
     assert (state["line"], state["version"], state["digest"]) == ("tiles", "3", sha256_tree(directory))
     assert set(state) >= {"url", "grpc_url", "pid", "started", "log"}
     assert os.getsid(endpoint.pid) == endpoint.pid
@@ -272,10 +273,15 @@ def test_a_number_used_again_by_another_process_is_no_endpoint(workspace: Worksp
     assert not running(first)
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", '{"line": "tiles"}'])
-def test_a_damaged_state_is_no_endpoint_and_its_process_is_not_forgotten(workspace: Workspace, content: str) -> None:
+@pytest.mark.parametrize("damage", ["", "{", "[]", '{"line": "tiles"}', "another version", "a folder"])
+def test_a_damaged_state_is_no_endpoint_and_its_process_is_not_forgotten(workspace: Workspace, damage: str) -> None:
     first = ensure(workspace, "tiles", detector(workspace), "3")
-    (workspace.endpoints / "tiles.json").write_text(content)
+    state = workspace.endpoints / "tiles.json"
+    content = damage.encode()
+    if damage == "another version":
+        content = state.read_bytes().replace(b'"version": "3"', b'"version": "7"')
+    inflict(state, None if damage == "a folder" else content)
+    assert LocalEndpoints(workspace).named_digests("tiles") == {first.digest}, "its record still names it"
     assert LocalEndpoints(workspace).status("tiles") is None
     second = ensure(workspace, "tiles", detector(workspace), "3")
     assert not running(first)

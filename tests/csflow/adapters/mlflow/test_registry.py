@@ -6,6 +6,7 @@ import base64
 import io
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -220,6 +221,11 @@ def test_damaged_copy_is_fetched_again_and_a_sound_one_kept(
     register(workspace, line, detector, "one")
     target = Registry(workspace).download_detector(line, 1, tmp_path / "copies")
     (target / "config.json").write_text("damaged")
+    assert Registry(workspace).download_detector(line, 1, tmp_path / "copies") == target
+    assert (target / "config.json").read_text() == "{}"
+    assert (tmp_path / "copies" / f"{target.name}.damaged" / "config.json").read_text() == "damaged"
+    shutil.rmtree(target)
+    target.write_text("a file in its place")
     assert Registry(workspace).download_detector(line, 1, tmp_path / "copies") == target
     assert (target / "config.json").read_text() == "{}"
     before = target.stat().st_ino

@@ -18,10 +18,12 @@ from csflow.adapters.versioning import (
     create_data_repository,
     open_working_copy,
 )
+from csflow.adapters.versioning.checkout import LISTING
 from csflow.adapters.versioning.git import git
 from csflow.config import DataConfig
 from csflow.errors import DataError
 from tests.csflow.adapters.versioning.files import files_of, write
+from tests.damage import damages, inflict, remove
 
 TILE = {"train/good/a.png": "a", "train/good/部品 1.png": "b", "test/crack/x.png": "x"}
 CUP = {"train/good/c.png": "c"}
@@ -119,6 +121,33 @@ def test_second_checkout_needs_no_dvc_and_mends_what_was_changed(clone: Path, tm
         assert files_of(checkout(data, tmp_path).root) == TILE
     (first.root / "test/crack/x.png").unlink()
     assert files_of(checkout(data, tmp_path).root) == TILE
+
+
+def test_a_damaged_checkout_is_put_aside_and_made_again(
+    clone: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = DataConfig(repo=str(clone), path="data/tile")
+    first = checkout(data, tmp_path)
+    folder = first.root.parent
+    listing, image = folder / LISTING, first.root / "test/crack/x.png"
+    for file in (listing, image):
+        for damage, content in damages(file.read_bytes(), flips=3):
+            inflict(file, content)
+            capsys.readouterr()
+            assert files_of(checkout(data, tmp_path).root) == TILE, damage
+            assert f"put aside as {folder.name}.damaged" in capsys.readouterr().err, damage
+    remove(folder)
+    folder.write_text("stray")
+    assert files_of(checkout(data, tmp_path).root) == TILE
+
+
+def test_a_checkout_of_an_older_csflow_is_used(clone: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = DataConfig(repo=str(clone), path="data/tile")
+    listing = checkout(data, tmp_path).root.parent / LISTING
+    listing.write_text(json.dumps(json.loads(listing.read_text())["files"], indent=2))
+    before = listing.stat().st_ino
+    assert files_of(checkout(data, tmp_path).root) == TILE
+    assert (listing.stat().st_ino, capsys.readouterr().err.count("damaged")) == (before, 0)
 
 
 def test_head_is_what_is_committed(origin: tuple[Path, Recorded], clone: Path, tmp_path: Path) -> None:
