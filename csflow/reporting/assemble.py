@@ -92,4 +92,4 @@ def _sample(
     group: SampleGroup, result: ImageResult, file: Path, map2d: npt.NDArray[np.float32], calibration: Calibration
 ) -> Sample:
     image = read_image(file)
-    return Sample(group, result, image, overlay(image, map2d, calibration.map_range, calibration.region_threshold))
+    return Sample(group, result, image, overlay(image, map2d, calibration.scale, calibration.region_threshold))

@@ -32,7 +32,7 @@ def paint_views(
 ) -> Views:  # fmt: skip
     """Overlay an image with the map of each detector, in the colours of the detector's own calibration."""
     painted = [
-        overlay(image, map2d, side.calibration.map_range, side.calibration.region_threshold)
+        overlay(image, map2d, side.calibration.scale, side.calibration.region_threshold)
         for side, map2d in ((comparison.champion, champion_map), (comparison.challenger, challenger_map))
     ]
     return Views(image, *painted)
