@@ -39,7 +39,7 @@ def test_the_region_threshold_has_its_fixed_colour_in_every_image() -> None:
         image, heat, _ = three_views(example("hole", threshold, size), CALIBRATION)
         assert image.size == heat.size == size
         expected = colours(np.array([MARK_POSITION]))[0].astype(int)
-        assert np.abs(np.asarray(heat, dtype=int) - expected).max() <= 1
+        assert np.abs(np.asarray(heat, dtype=int) - expected).max() <= 2
 
 
 def test_a_good_part_is_not_painted_and_a_defect_is() -> None:
