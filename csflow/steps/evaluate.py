@@ -114,8 +114,12 @@ def judge(
 
 
 def _features_shown(context: RunContext, manifest: Manifest, cached: CacheManifest) -> FeatureSample | None:
-    """Read some features of the fitted images; None for a single image, which has no distribution."""
+    """Read some features of the fitted images; None for a single image, and for kinds of detector without a flow."""
+    from csflow.config import KINDS
     from csflow.reporting.normality import sample_features
+
+    if "flow" not in KINDS[context.line.detector].sections:
+        return None
 
     fitted = images_to_fit(context.line, list(manifest.rows(role="fit").frame["sha256"]))
     pyramids = cached.open(fitted[:FEATURES_SHOWN])
@@ -178,5 +182,8 @@ def _text(value: float | None) -> str:
 
 
 def _say_results(evaluation: Evaluation) -> None:
+    if evaluation.detections and evaluation.detections.trials:
+        few = ": few, see the report" if evaluation.finds_too_few else ""
+        say(f"evaluate: defects found at the threshold: {evaluation.detections.text}{few}")
     say(f"evaluate: image AUROC {_text(evaluation.image_auroc)}, pixel AUROC {_text(evaluation.pixel_auroc)}")
     say(f"evaluate: {evaluation.calibration.statement}")
