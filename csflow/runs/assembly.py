@@ -19,7 +19,6 @@ from csflow.features.backbone import load_backbone
 from csflow.features.cache_manifest import CacheManifest
 from csflow.synthetic.paste import MIN_SIDE, paste_defects
 
-
 REACH_IMAGES = 24
 """Most held-out images on which defects are drawn to fix the colours of the maps."""
 

@@ -161,16 +161,11 @@ def _counts(context: RunContext, manifest: Manifest) -> dict[str, int]:
 def _metrics(evaluation: Evaluation, counts: dict[str, int]) -> dict[str, float]:
     """Return the final metrics of a run by name, the same for every run; missing ones are left out."""
     calibration = evaluation.calibration
-    rates = {"false_alarm_rate": evaluation.false_alarms, "miss_rate": evaluation.misses}
-    measured = {
-        f"{name}{suffix}": value
-        for name, found in evaluation.metrics.items()
-        for suffix, value in zip(("", "_low", "_high"), found, strict=True)
-    }
+    rates = {"false_alarm_rate": evaluation.false_alarms, "defects_found": evaluation.detections}
     values = {
-        **measured,
+        **{name: found.value for name, found in evaluation.metrics.items()},
         "threshold": calibration.threshold,
-        "calibration_images": float(calibration.n),
+        "images_calibration": float(calibration.n),
         **{f"images_{role}": float(count) for role, count in counts.items()},
         **{name: rate.events / rate.trials if rate and rate.trials else None for name, rate in rates.items()},
     }

@@ -57,9 +57,7 @@ def test_good_parts_are_dark_and_drawn_defects_reach_the_light_end(
     assert loud.max() > MARK_POSITION
 
 
-def test_the_engine_paints_what_the_detector_paints(
-    manifest: Manifest, store: FeatureStore, tmp_path: Path
-) -> None:
+def test_the_engine_paints_what_the_detector_paints(manifest: Manifest, store: FeatureStore, tmp_path: Path) -> None:
     detector, held_out = made("patchcore", manifest, store, tmp_path)
     detector.save(tmp_path / "detector")
     engine = Engine.load(tmp_path / "detector")

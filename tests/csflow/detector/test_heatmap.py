@@ -73,7 +73,7 @@ def test_an_empty_colour_scale_is_refused(map_range: tuple[float, float]) -> Non
 def test_the_region_threshold_is_in_the_middle_whatever_the_ends() -> None:
     for map_range in ((0.5, 100.0), (0.2, 1.3), (1.0 / 100 ** (1 / 3), 100.0)):  # the last is that of csflow 0.5
         scale = ColourScale.of(map_range, 1.0)
-        assert scale.positions(np.array([[map_range[0], 1.0, map_range[1]]])) [0] == pytest.approx([0, MARK_POSITION, 1])
+        assert scale.positions(np.array([[map_range[0], 1.0, map_range[1]]]))[0] == pytest.approx([0, MARK_POSITION, 1])
 
 
 def test_without_region_threshold_the_range_remembers_its_mark() -> None:

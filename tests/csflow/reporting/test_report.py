@@ -118,7 +118,8 @@ def test_the_page_says_what_was_found(written: Path) -> None:
     assert found.image_auroc is not None
     assert found.misses is not None
     for fact in (f"{found.image_auroc:.4f}", found.calibration.statement, "crack", "hole", "abc123",
-                 f"{25 - found.misses.events} of 25 defective test images were found at the threshold", "Missed defects", "test/good/000.png"):  # fmt: skip
+                 f"{25 - found.misses.events} of 25 defective test images were found at the threshold",
+                 "Missed defects", "test/good/000.png"):  # fmt: skip
         assert fact in page
 
 
