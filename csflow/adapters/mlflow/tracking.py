@@ -79,7 +79,7 @@ class Tracker:
             self._experiment_id(line),
             run_name=name or f"{datetime.now(UTC):%m-%d %H:%M:%S} {line}",  # differs even if the page cuts it
             tags={
-                **page.run_labels(f"csflow run {line}"), **_tag_texts(tags), **({_PARENT: parent} if parent else {})
+                **page.run_labels(_command(line)), **_tag_texts(tags), **({_PARENT: parent} if parent else {})
             },
         )  # fmt: skip
         self._log(run.info.run_id, params=params)
@@ -306,6 +306,12 @@ class Tracker:
             f"Line {line!r} never ran: MLflow at {self.workspace.tracking_uri} has no experiment of that name. "
             f"Run its pipeline first: csflow run {line}"
         )
+
+
+def _command(experiment: str) -> str:
+    """Return the command that makes runs of an experiment."""
+    line, _, ablations = experiment.partition(".")
+    return f"csflow ablate {line}" if ablations else f"csflow run {line}"
 
 
 def _tag_texts(tags: Mapping[str, object]) -> dict[str, str]:

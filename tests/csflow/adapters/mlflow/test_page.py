@@ -72,6 +72,9 @@ def test_who_and_how_are_in_the_columns_that_the_page_has(workspace: Workspace) 
     (run, _) = client_of(workspace).search_runs([experiment(workspace)])
     assert run.info.user_id == run.data.tags["mlflow.user"] == page.user()
     assert run.data.tags["mlflow.source.name"] == "csflow run tiles"
+    ablation = Tracker(workspace).start_run("tiles.ablations", params={}, tags={})
+    assert client_of(workspace).get_run(ablation).data.tags["mlflow.source.name"] == "csflow ablate tiles"
+    client_of(workspace).delete_experiment(client_of(workspace).get_run(ablation).info.experiment_id)
 
 
 def test_names_of_runs_differ_in_what_the_table_shows(workspace: Workspace) -> None:
