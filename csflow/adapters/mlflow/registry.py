@@ -120,10 +120,10 @@ class Registry:
             RegistryError: If an alias names the version, or the registry refuses.
         """
         present = self.find_version(version.line, version.version)
-        if present.aliases:
+        if keeping := present.keeping_aliases:
             raise RegistryError(
                 f"{model_name(version.line)} version {version.version} is not deleted: the alias "
-                f"{', '.join(present.aliases)} names it. Move the alias first."
+                f"{', '.join(keeping)} names it. Move the alias first."
             )
         client, store = client_of(self.workspace), detector_files.artifacts_of(self.workspace, version)
         model_id = client.get_model_version(model_name(version.line), str(version.version)).model_id

@@ -69,6 +69,11 @@ class Version:
         return CHAMPION in self.aliases
 
     @property
+    def keeping_aliases(self) -> tuple[str, ...]:
+        """Return the aliases for which the version must stay: all but ``challenger``, which only says it is new."""
+        return tuple(alias for alias in self.aliases if alias != CHALLENGER)
+
+    @property
     def decision(self) -> str:
         """Return the gate's decision: ``promoted``, ``kept_worse`` or ``kept_insufficient``; empty before the gate."""
         return self.tags.get("decision", "")
