@@ -165,7 +165,6 @@ def _metrics(evaluation: Evaluation, counts: dict[str, int]) -> dict[str, float]
     values = {
         **{name: found.value for name, found in evaluation.metrics.items()},
         "threshold": calibration.threshold,
-        "images_calibration": float(calibration.n),
         **{f"images_{role}": float(count) for role, count in counts.items()},
         **{name: rate.events / rate.trials if rate and rate.trials else None for name, rate in rates.items()},
     }

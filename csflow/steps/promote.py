@@ -75,7 +75,7 @@ def _defects_found(services: Services, context: RunContext, version: int) -> str
     if found is None or not found.trials:
         return ""
     few = " (few: see the report)" if found.events < LOW_RECALL * found.trials else ""
-    return f"version {version} finds {found.text} of the defects at the threshold{few}. "
+    return f"version {version}, defects found at the threshold: {found.text}{few}. "
 
 
 def _judge(services: Services, context: RunContext, version: int, manifest: Manifest) -> GateDecision:

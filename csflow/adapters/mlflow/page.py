@@ -1,6 +1,7 @@
 """Arrange runs, experiments and versions so that MLflow's own page is a good place to compare them.
 
-* The page groups charts by the part of a metric's name before ``/``: ``seconds_train`` is stored as ``seconds/train``.
+* The page groups charts by the part of a metric's name before ``/`` and sorts the groups by name, so ``image_auroc`` is
+  stored as ``accuracy/image_auroc``, ``train_nll`` as ``curves/nll`` and ``seconds_train`` as ``seconds/train``.
 * It shows every tag but those whose name begins with ``mlflow.``: digests and keys, which csflow reads and people do
   not, are stored as ``mlflow.csflow.NAME``. People find them in the run's artifact ``digests.json``.
 * It opens in the view for generative models unless the address says otherwise (:func:`runs_address`).
@@ -42,13 +43,22 @@ if TYPE_CHECKING:
 NOTE = "mlflow.note.content"
 """Tag of a run or experiment: its description, in Markdown."""
 
-GROUPS = ("seconds", "peak_memory_mb", "images", "train")
-"""Beginnings of names of metrics that the page shows as one group."""
+_ACCURACY = frozenset(
+    {
+        "image_auroc", "average_precision", "f1_max", "fpr_at_95_tpr", "pixel_auroc", "pixel_ap", "aupro",
+        "defects_found", "false_alarm_rate",
+    }
+)  # fmt: skip
+"""Metrics that the page shows first, in the group ``accuracy``."""
+
+_GROUPS = {"train_": "curves/", "seconds_": "seconds/", "peak_memory_mb_": "peak_memory_mb/", "images_": "images/"}
+"""Further groups of metrics by the beginning of the name: as csflow knows it, and as MLflow stores it."""
 
 HIDDEN = frozenset(
     {
         "content_key", "data_md5", "data_digest", "detector_digest", "features_space", "features_digest", "model_key",
-        "gate_settings", "decision_evidence", "champion_since", "image_auroc_low", "image_auroc_high", "owner",
+        "gate_settings", "decision_evidence", "champion_since", "image_auroc_low", "image_auroc_high", "pixel_auroc",
+        "promise", "alpha", "backbone", "seed", "owner",
     }
 )  # fmt: skip
 """Tags that csflow reads and that MLflow's page does not show."""
@@ -58,8 +68,8 @@ VIEW = "csflow"
 
 _PREFIX = "mlflow.csflow."
 _VIEW_TAG = f"mlflow.sharedViewState.{VIEW}"
-_FIRST_COLUMNS = ("attributes.`Duration`", "metrics.`image_auroc`", "metrics.`defects_found`",
-                  "metrics.`false_alarm_rate`", "tags.`outcome`", "params.`detector`")  # fmt: skip
+_FIRST_COLUMNS = ("attributes.`Duration`", "metrics.`accuracy/image_auroc`", "metrics.`accuracy/defects_found`",
+                  "metrics.`accuracy/false_alarm_rate`", "tags.`outcome`", "params.`detector`")  # fmt: skip
 _MOST_PARAMS = 8
 _DEFAULT_EXPERIMENT = "0"
 
@@ -68,15 +78,17 @@ def stored_metric(name: str) -> str:
     """Return the name under which MLflow stores a metric.
 
     >>> stored_metric("seconds_train"), stored_metric("image_auroc")
-    ('seconds/train', 'image_auroc')
+    ('seconds/train', 'accuracy/image_auroc')
     """
-    group = next((group for group in GROUPS if name.startswith(f"{group}_")), None)
-    return name if group is None else f"{group}/{name.removeprefix(f'{group}_')}"
+    if name in _ACCURACY:
+        return f"accuracy/{name}"
+    known = next((known for known in _GROUPS if name.startswith(known)), None)
+    return name if known is None else _GROUPS[known] + name.removeprefix(known)
 
 
 def read_metrics(stored: Mapping[str, float]) -> dict[str, float]:
     """Return metrics under the names by which csflow knows them."""
-    return {name.replace("/", "_"): value for name, value in stored.items()}
+    return {_known_metric(name): value for name, value in stored.items()}
 
 
 def stored_tags(tags: Mapping[str, str]) -> dict[str, str]:
@@ -169,6 +181,13 @@ def hide_default_experiment(client: MlflowClient) -> None:
             client.delete_experiment(_DEFAULT_EXPERIMENT)
     except MlflowException:
         return  # there is none, or another process was faster
+
+
+def _known_metric(stored: str) -> str:
+    for known, group in _GROUPS.items():
+        if stored.startswith(group):
+            return known + stored.removeprefix(group)
+    return stored.removeprefix("accuracy/")
 
 
 def _fragment(route: str) -> str:

@@ -52,7 +52,7 @@ def test_a_metric_is_read_under_the_name_it_was_logged_by(name: str) -> None:
 
 def test_single_values_are_grouped(workspace: Workspace) -> None:
     (run, _) = client_of(workspace).search_runs([experiment(workspace)])
-    assert {"seconds/train", "images/fit", "image_auroc"} == set(run.data.metrics)
+    assert {"seconds/train", "images/fit", "accuracy/image_auroc"} == set(run.data.metrics)
 
 
 def test_tags_of_machines_are_hidden_and_still_read(workspace: Workspace) -> None:
@@ -91,7 +91,11 @@ def test_the_experiment_is_one_of_trained_models_and_described(workspace: Worksp
 def test_the_comparison_opens_on_what_people_compare(workspace: Workspace) -> None:
     tags = client_of(workspace).get_experiment(experiment(workspace)).tags
     columns = json.loads(tags["mlflow.sharedViewState.csflow"])["selectedColumns"]
-    assert columns[:3] == ["attributes.`Duration`", "metrics.`image_auroc`", "metrics.`defects_found`"]
+    assert columns[:3] == [
+        "attributes.`Duration`",
+        "metrics.`accuracy/image_auroc`",
+        "metrics.`accuracy/defects_found`",
+    ]
     assert columns[-1] == "params.`training.seed`", "the only parameter that differs"
     assert "params.`training.epochs`" not in columns
 
@@ -137,7 +141,7 @@ def test_epochs_are_written_together() -> None:
     assert written == []
     curves.flush()
     assert [(point.metric, point.epoch) for point in written[0]][:4] == [
-        ("train/nll", 1), ("train/grad_norm", 1), ("train/epoch_seconds", 1), ("train/learning_rate", 1),
+        ("curves/nll", 1), ("curves/grad_norm", 1), ("curves/epoch_seconds", 1), ("curves/learning_rate", 1),
     ]  # fmt: skip
     assert len(written[0]) == 12
 
