@@ -28,7 +28,7 @@ MAY_IMPORT = {
     "metrics": "data detector errors",
     "reporting": "config data detector errors flow metrics system",
     "adapters": "config data detector errors flow system",
-    "runs": "adapters config data detector errors features flow system",
+    "runs": "adapters config data detector errors features flow synthetic system",
     "release": "adapters config data detector errors metrics reporting runs synthetic system",
     "ablation": "adapters config data detector errors features metrics reporting runs synthetic system",
     "steps": "adapters config data detector errors features release reporting runs system",

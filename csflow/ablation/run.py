@@ -179,8 +179,7 @@ def _nested_run(services: Services, plan: AblationPlan, key: str) -> str:
 
 def _log_row(services: Services, run_id: str, row: AblationRow) -> None:
     values: dict[str, float | None] = {"parameters": row.parameters, "training_seconds": row.training_seconds}
-    for name, (value, low, high) in row.metrics.items():
-        values |= {name: value, f"{name}_low": low, f"{name}_high": high}
+    values |= {name: found.value for name, found in row.metrics.items()}
     if row.timing is not None:
         values |= {"milliseconds": row.timing.median_ms, "milliseconds_p95": row.timing.p95_ms}
     values |= {f"images_{name}": float(count) for name, count in row.images.items()}

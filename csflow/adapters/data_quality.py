@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from importlib import resources
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Literal
 
 import pandas as pd
@@ -81,12 +81,13 @@ class QualityReport:
         }
 
     def html(self) -> str:
-        """Render the report as one self-contained page."""
-        from jinja2 import Environment
+        """Render the report as one self-contained page that names the present time."""
+        from jinja2 import Environment, PackageLoader
 
-        template = (resources.files("csflow.reporting") / "templates" / "quality.html.j2").read_text()
-        environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-        return environment.from_string(template).render(report=self)
+        loader = PackageLoader("csflow.reporting")
+        environment = Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
+        created = f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC"
+        return environment.get_template("quality.html.j2").render(report=self, created=created)
 
 
 @dataclass(frozen=True)

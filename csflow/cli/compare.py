@@ -28,6 +28,7 @@ class RunColumn:
     alias: str
     image_auroc: float | None
     image_auroc_interval: tuple[float, float] | None
+    defects_found: float | None
     pixel_auroc: float | None
     threshold: float | None
     seconds: float
@@ -71,7 +72,7 @@ def differing_params(columns: list[RunColumn]) -> dict[str, list[str]]:
 
 
 def _column(run: Run, version: Version | None) -> RunColumn:
-    low, high = run.metrics.get("image_auroc_low"), run.metrics.get("image_auroc_high")
+    low, high = _interval_ends(run, version)
     return RunColumn(
         run_id=run.run_id,
         started=f"{run.started.astimezone():%Y-%m-%d %H:%M}",
@@ -80,12 +81,20 @@ def _column(run: Run, version: Version | None) -> RunColumn:
         alias=", ".join(version.aliases) if version else "",
         image_auroc=run.metrics.get("image_auroc"),
         image_auroc_interval=None if low is None or high is None else (low, high),
+        defects_found=_defects_found(run),
         pixel_auroc=run.metrics.get("pixel_auroc"),
         threshold=run.metrics.get("threshold"),
         seconds=run.seconds,
         error=run.tags.get("error", ""),
         params=dict(run.params),
     )
+
+
+def _interval_ends(run: Run, version: Version | None) -> tuple[float | None, float | None]:
+    """Return the ends of the AUROC's interval: of the version, or as csflow 0.5 and older logged it with the run."""
+    names = ("image_auroc_low", "image_auroc_high")
+    low, high = (version.number(name) if version else None for name in names)
+    return (low, high) if low is not None else (run.metrics.get(names[0]), run.metrics.get(names[1]))
 
 
 def _print(line: str, columns: list[RunColumn]) -> None:
@@ -110,11 +119,22 @@ def _rows(columns: list[RunColumn]) -> dict[str, list[str]]:
         "alias": [column.alias or "-" for column in columns],
         "image AUROC": [_number(column.image_auroc, ".4f") for column in columns],
         "  interval": [_interval(column.image_auroc_interval) for column in columns],
+        "defects found": [_share(column.defects_found) for column in columns],
         "pixel AUROC": [_number(column.pixel_auroc, ".4f") for column in columns],
         "threshold": [_number(column.threshold, ".4f") for column in columns],
         "seconds": [_number(column.seconds, ".1f") for column in columns],
     }
     return rows | {label: [column.params.get(name, "-") for column in columns] for label, name in _ALWAYS.items()}
+
+
+def _defects_found(run: Run) -> float | None:
+    """Return the share of defective test images found at the threshold; csflow 0.5 and older logged the rest."""
+    missed = run.metrics.get("miss_rate")
+    return run.metrics.get("defects_found") if missed is None else 1.0 - missed
+
+
+def _share(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:.1f} %"
 
 
 def _number(value: float | None, form: str) -> str:

@@ -49,7 +49,7 @@ def score(
             failures.append(outcome)
             continue
         image, prediction = outcome
-        picture = overlay(image, prediction.anomaly_map, calibration.map_range, calibration.region_threshold)
+        picture = overlay(image, prediction.anomaly_map, calibration.scale, calibration.region_threshold)
         write_overlay(path, picture)
         rows.append(
             {

@@ -100,6 +100,7 @@ def _run(version: Version, run: Run | None) -> Facts:
             "epochs": run.params.get("training.epochs"),
             "seed": tags.get("seed"),
             "seconds": ", ".join(steps),
+            "defects found": tags.get("defects_found"),
             "image AUROC": _with_interval(version),
             "pixel AUROC": _decimal(version, "pixel_auroc"),
             "threshold": _decimal(version, "threshold"),

@@ -19,12 +19,23 @@ import numpy.typing as npt
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from csflow.config import CalibrationConfig
-from csflow.detector.heatmap import SCALE_TOP, THRESHOLD_POSITION
+from csflow.detector.heatmap import ColourScale
 from csflow.detector.p_values import p_values
 from csflow.errors import DataError, ModelError
 
 CalibrationKind = Literal["conformal", "tolerance", "none"]
 Decision = Literal["good", "defective"]
+
+_SPREAD = (1.05, 5.0)
+"""Least and largest ratio of region threshold and median pixel that the colours follow."""
+
+_HEADROOM = 1.25
+"""How far the colours reach, in units of the logarithmic distance between region threshold and strongest defect."""
+
+_LEAST_ABOVE = 1.25
+"""Least ratio of the top of the scale and the region threshold, for detectors that hardly answer to defects."""
+
+_TINY = 1e-12
 
 # Slack of the binomial tail, for floating point only: 1 - 0.5**2 must reach a confidence of 0.75.
 _ROUNDING = 1e-12
@@ -40,7 +51,7 @@ class Calibration:
         confidence: Probability that the promise holds for this very threshold; None unless ``tolerance``.
         threshold: Scores above it are defective.
         region_threshold: Map values above it belong to a defective region; the same rule on image maxima.
-        map_range: Map values at the bottom and top of the colour scale, the same for all images.
+        map_range: Map values at the bottom and top of the colour scale, the same for all images; see :attr:`scale`.
         scores: Scores of the calibration images, ascending; p-values are computed from them.
     """
 
@@ -58,6 +69,11 @@ class Calibration:
     def n(self) -> int:
         """Return the number of calibration images."""
         return len(self.scores)
+
+    @property
+    def scale(self) -> ColourScale:
+        """Return the fixed colours of the maps."""
+        return ColourScale.of(self.map_range, self.region_threshold)
 
     @property
     def statement(self) -> str:
@@ -140,33 +156,42 @@ class Calibration:
         return calibration
 
 
-def calibrate(scores: npt.ArrayLike, maps: npt.ArrayLike, config: CalibrationConfig | Literal["none"]) -> Calibration:
+def calibrate(
+    scores: npt.ArrayLike,
+    maps: npt.ArrayLike,
+    config: CalibrationConfig | Literal["none"],
+    *,
+    reach: float | None = None,
+) -> Calibration:
     """Derive thresholds and the colour scale from held-out good images.
 
-    The logarithmic colour scale ends at :data:`csflow.detector.heatmap.SCALE_TOP` region thresholds and has the region
-    threshold at :data:`csflow.detector.heatmap.THRESHOLD_POSITION`, so the same colour means the same on every image.
+    The colour scale begins at the median pixel of these images, has the region threshold in its middle, and ends a
+    little above ``reach``, because kinds of detector differ by orders of magnitude in how they answer to a defect.
 
     Args:
         scores: Anomaly scores ``(n,)``.
         maps: Anomaly maps ``(n, h, w)`` at the resolution of the finest latent.
         config: The rule, or ``"none"`` for scores without decisions.
+        reach: Largest map value of defects drawn on these images; guessed from the spread of the maps if it is None.
 
     Raises:
         DataError: If there are fewer images than the promise needs, or a value is not finite.
     """
     ordered, maxima = _checked(scores, maps)
     if config == "none":
-        scale = _colour_scale(float(maxima[-1]))
-        return Calibration("none", None, None, None, None, scale, tuple(ordered.tolist()))
+        _, mark, top = _colour_scale(float(maxima[-1]), maps, reach)
+        unmarked = ColourScale.range_around(mark, top)
+        return Calibration("none", None, None, None, None, unmarked, tuple(ordered.tolist()))
     rank = threshold_rank(ordered.size, config.alpha, config.confidence)
     threshold, region = float(ordered[rank - 1]), float(maxima[rank - 1])
+    bottom, _, top = _colour_scale(region, maps, reach)
     return Calibration(
         kind="conformal" if config.confidence is None else "tolerance",
         alpha=config.alpha,
         confidence=config.confidence,
         threshold=threshold,
         region_threshold=region,
-        map_range=_colour_scale(region),
+        map_range=(bottom, top),
         scores=tuple(ordered.tolist()),
     )
 
@@ -235,8 +260,14 @@ def _checked(scores: npt.ArrayLike, maps: npt.ArrayLike) -> tuple[npt.NDArray[np
     return np.sort(values), np.sort(stack.max(axis=(1, 2)))
 
 
-def _colour_scale(mark: float) -> tuple[float, float]:
-    """Return the ends of the logarithmic scale that puts ``mark`` at the fixed position of the threshold."""
-    mark = max(mark, 1e-12)
-    below = SCALE_TOP ** (THRESHOLD_POSITION / (1.0 - THRESHOLD_POSITION))
-    return mark / below, mark * SCALE_TOP
+def _colour_scale(mark: float, maps: npt.ArrayLike, reach: float | None) -> ColourScale:
+    """Return the scale from the median pixel of good images to a quarter more than ``reach``, logarithmically."""
+    mark = max(mark, _TINY)
+    spread = mark / max(float(np.median(np.asarray(maps))), _TINY)
+    spread = min(max(spread, _SPREAD[0]), _SPREAD[1])
+    above = spread**3 if reach is None else (reach / mark) ** _HEADROOM if reach > mark else 0.0
+    return ColourScale(_rounded(mark / spread), mark, _rounded(mark * max(above, _LEAST_ABOVE)))
+
+
+def _rounded(value: float) -> float:
+    return float(f"{value:.4g}")

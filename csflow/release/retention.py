@@ -33,7 +33,7 @@ def kept(
     ordered = sorted(versions, key=lambda version: version.version, reverse=True)
     for version in ordered:
         why = reasons[version.version]
-        why += version.aliases
+        why += version.keeping_aliases
         if version.tags.get("detector_digest") in served:
             why.append("endpoint")
         if version.created >= before:

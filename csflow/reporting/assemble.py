@@ -97,4 +97,4 @@ def _sample(
     map2d: npt.NDArray[np.float32],
     calibration: Calibration,
 ) -> Sample:
-    return Sample(group, result, image, overlay(image, map2d, calibration.map_range, calibration.region_threshold))
+    return Sample(group, result, image, overlay(image, map2d, calibration.scale, calibration.region_threshold))

@@ -23,11 +23,12 @@ from csflow.metrics import (
     PixelCounts,
     PixelMetric,
     binning_error,
+    clopper_pearson,
     paired_bootstrap,
     paired_pixel_bootstrap,
 )
 from csflow.metrics.ranking import Floats
-from csflow.reporting.findings import ImageResult
+from csflow.reporting.findings import ImageResult, Rate
 
 
 class Side(NamedTuple):
@@ -49,6 +50,15 @@ class Side(NamedTuple):
 
         ranked = stats.rankdata(self.scores) - 1.0
         return np.asarray(ranked / max(1, len(self.images) - 1), dtype=np.float64)
+
+    @property
+    def detections(self) -> Rate | None:
+        """Return the rate of defective images found at the threshold; None without one or without such images."""
+        bad = [result for result in self.images if result.label == "defective"]
+        if self.calibration.threshold is None or not bad:
+            return None
+        found = sum(result.decision == "defective" for result in bad)
+        return Rate(found, len(bad), clopper_pearson(found, len(bad)))
 
     @property
     def threshold_rank(self) -> float | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,7 +15,7 @@ from PIL import Image
 from csflow.detector.heatmap import overlay
 from csflow.metrics import roc_curve
 from csflow.reporting.comparison import Comparison
-from csflow.reporting.page import data_uri, encoded, render_page, thumbnail
+from csflow.reporting.page import LARGE, data_uri, encoded, render_page, thumbnail
 from csflow.system.files import write_atomic, write_json
 
 
@@ -32,7 +33,7 @@ def paint_views(
 ) -> Views:  # fmt: skip
     """Overlay an image with the map of each detector, in the colours of the detector's own calibration."""
     painted = [
-        overlay(image, map2d, side.calibration.map_range, side.calibration.region_threshold)
+        overlay(image, map2d, side.calibration.scale, side.calibration.region_threshold)
         for side, map2d in ((comparison.champion, champion_map), (comparison.challenger, challenger_map))
     ]
     return Views(image, *painted)
@@ -71,9 +72,11 @@ def _render(comparison: Comparison, figures: Mapping[str, bytes], pictures: Mapp
         "comparison.html.j2",
         comparison=comparison,
         figures={name: data_uri(content, "png") for name, content in figures.items()},
-        pictures={index: [thumbnail(view) for view in seen] for index, seen in pictures.items()},
+        pictures={index: [thumbnail(view, LARGE) for view in seen] for index, seen in pictures.items()},
         moved=[index for index in pictures if index not in changed],
         shifts=(ranks[1] - ranks[0]).tolist(),
+        found=[side.detections for side in (comparison.champion, comparison.challenger)],
+        created=f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC",
     )
 
 

@@ -25,6 +25,9 @@ from csflow.metrics import (
 )
 from csflow.reporting.normality import FeatureSample
 
+LOW_RECALL = 0.5
+"""Share of the defects below which a report warns that few are found at the threshold."""
+
 SampleGroup = Literal["miss", "false_alarm", "least_certain", "most_certain"]
 
 
@@ -93,6 +96,14 @@ class Rate(NamedTuple):
     events: int
     trials: int
     interval: Interval | None
+
+    @property
+    def text(self) -> str:
+        """Return the rate in words: "25 of 30 (83.3 %, 95 % interval 65.3 to 94.4 %)"."""
+        if self.interval is None:
+            return f"{self.events} of {self.trials}"
+        share, low, high = (100 * value for value in (self.events / self.trials, *self.interval))
+        return f"{self.events} of {self.trials} ({share:.1f} %, 95 % interval {low:.1f} to {high:.1f} %)"
 
 
 class DefectRow(NamedTuple):
@@ -180,6 +191,17 @@ class Evaluation:
     def false_alarms(self) -> Rate | None:
         """Return the rate of good test images called defective; None without a threshold."""
         return self._rate("good", "defective")
+
+    @cached_property
+    def detections(self) -> Rate | None:
+        """Return the rate of defective test images found at the threshold; None without a threshold."""
+        return self._rate("defective", "defective")
+
+    @property
+    def finds_too_few(self) -> bool:
+        """Return True if fewer than :data:`LOW_RECALL` of the defective test images are found at the threshold."""
+        rate = self.detections
+        return rate is not None and rate.events < LOW_RECALL * rate.trials
 
     @cached_property
     def misses(self) -> Rate | None:

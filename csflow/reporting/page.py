@@ -11,7 +11,8 @@ from PIL import Image
 
 from csflow.detector.heatmap import colours
 
-_THUMBNAIL = 320
+SMALL, LARGE = 320, 560
+"""Longest sides of pictures in a page, in pixels: to recognise a part, and to see a defect in it."""
 
 
 def render_page(template: str, **values: object) -> str:
@@ -33,10 +34,10 @@ def css_gradient(stops: int = 11) -> str:
     return ", ".join(f"rgb({r} {g} {b})" for r, g, b in colours(np.linspace(0.0, 1.0, stops)).tolist())
 
 
-def thumbnail(picture: Image.Image) -> str:
-    """Shrink a picture and return it as a JPEG in the form of a ``src`` attribute."""
+def thumbnail(picture: Image.Image, side: int = SMALL) -> str:
+    """Shrink a picture to ``side`` pixels and return it as a JPEG in the form of a ``src`` attribute."""
     small = picture.convert("RGB")
-    small.thumbnail((_THUMBNAIL, _THUMBNAIL))
+    small.thumbnail((side, side))
     return data_uri(encoded(small, "JPEG"), "jpeg")
 
 

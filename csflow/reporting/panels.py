@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from csflow.detector.calibration import Calibration
-from csflow.detector.heatmap import THRESHOLD_POSITION, colours, heatmap_png, overlay
+from csflow.detector.heatmap import MARK_POSITION, colours, heatmap_png, overlay
 from csflow.reporting.figures import FAINT, INK
 from csflow.reporting.findings import Example, ImageResult, Sample, times_threshold
 
@@ -39,8 +39,8 @@ class PictureCell(NamedTuple):
 
 def three_views(example: Example, calibration: Calibration) -> tuple[Image.Image, Image.Image, Image.Image]:
     """Return an image, its map in the fixed colours, and the map painted over the image."""
-    heat = Image.open(io.BytesIO(heatmap_png(example.map2d, calibration.map_range, example.image.size)))
-    painted = overlay(example.image, example.map2d, calibration.map_range, calibration.region_threshold)
+    heat = Image.open(io.BytesIO(heatmap_png(example.map2d, calibration.scale, example.image.size)))
+    painted = overlay(example.image, example.map2d, calibration.scale, calibration.region_threshold)
     return example.image, heat, painted
 
 
@@ -128,12 +128,12 @@ def _show(axes: Axes, cell: PictureCell) -> None:
 
 def _colour_strip(axes: Axes, calibration: Calibration) -> None:
     """Draw the fixed colour scale, with the value at which a region becomes defective."""
-    low, high = calibration.map_range
+    bottom, mark, top = calibration.scale
     axes.imshow(colours(np.linspace(0.0, 1.0, 512))[None], aspect="auto", extent=(0.0, 1.0, 0.0, 1.0))
-    ticks, labels = [0.0, 1.0], [f"{low:.3g}", f"{high:.3g}"]
+    ticks, labels = [0.0, 1.0], [f"{bottom:.3g}", f"{top:.3g}"]
     if calibration.region_threshold is not None:
-        ticks.append(THRESHOLD_POSITION)
-        labels.append(f"region threshold {calibration.region_threshold:.3g}")
+        ticks.append(MARK_POSITION)
+        labels.append(f"region threshold {mark:.3g}")
     axes.set_xticks(ticks, labels, fontsize=8.5)
     axes.set_yticks([])
     axes.set_xlabel("map value (logarithmic): the same colours for every image", fontsize=8.5, color=INK)

@@ -9,6 +9,7 @@ from pathlib import Path
 from csflow.reporting.findings import Evaluation as Evaluation
 from csflow.reporting.normality import Normality, judge_normality
 from csflow.reporting.page import css_gradient, data_uri, encoded, render_page, thumbnail
+from csflow.reporting.verdict import unjudged
 from csflow.system.files import write_atomic, write_json
 
 
@@ -58,6 +59,8 @@ def render_report(evaluation: Evaluation, figures: Mapping[str, bytes], normalit
         "report.html.j2",
         evaluation=evaluation,
         calibration=evaluation.calibration,
+        scale=evaluation.calibration.scale,
+        unjudged=unjudged(),
         figures={name: data_uri(content, "png") for name, content in figures.items()},
         samples=samples,
         examples=_examples(evaluation),
@@ -127,6 +130,7 @@ def _facts(evaluation: Evaluation, normality: Normality | None, samples: Mapping
         "binning_error": dict(evaluation.pixels.error) if evaluation.pixels else None,
         "calibration": {**calibration, "statement": evaluation.calibration.statement},
         "false_alarms": evaluation.false_alarms and evaluation.false_alarms._asdict(),
+        "defects_found": evaluation.detections and evaluation.detections._asdict(),
         "misses": evaluation.misses and evaluation.misses._asdict(),
         "promise_refuted": evaluation.promise_refuted,
         "defects": [

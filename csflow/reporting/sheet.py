@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from csflow.detector.calibration import Calibration
-from csflow.detector.heatmap import THRESHOLD_POSITION, colours, overlay
+from csflow.detector.heatmap import MARK_POSITION, colours, overlay
 from csflow.detector.prediction import Prediction
 from csflow.errors import DataError
 
@@ -139,7 +139,7 @@ def _draw_part(sheet: Image.Image, part: Part, calibration: Calibration, corner:
     x, y = corner
     _write(pen, (x, y), part.title, bold=True)
     y += _LINE
-    marked = overlay(part.image, part.prediction.anomaly_map, calibration.map_range, calibration.region_threshold)
+    marked = overlay(part.image, part.prediction.anomaly_map, calibration.scale, calibration.region_threshold)
     for picture in (_fitted(part.image), _fitted(marked)):
         sheet.paste(picture, (x + (_CELL - picture.width) // 2, y + (height - picture.height) // 2))
         y += height + _GAP
@@ -184,7 +184,7 @@ def _draw_check(pen: ImageDraw.ImageDraw, corner: Point, right: bool, colour: st
 
 
 def _legend(calibration: Calibration) -> list[_LegendItem]:
-    items = [_LegendItem("colour", "colour: yellow is more unusual")]
+    items = [_LegendItem("colour", "colour: red is unusual, yellow more so")]
     if calibration.region_threshold is not None:
         items.insert(0, _LegendItem("frame", "a frame marks a region above the region threshold"))
     if calibration.threshold is not None:
@@ -216,7 +216,7 @@ def _draw_legend(sheet: Image.Image, lines: Sequence[Sequence[_LegendItem]], top
                 pen.rectangle(area, fill="#5d6f86")
                 pen.rectangle((area[0] + 8, area[1] + 6, area[2] - 8, area[3] - 6), outline="#ffffff", width=3)
             elif item.symbol == "colour":
-                ramp = colours(np.linspace(THRESHOLD_POSITION, 1.0, _SYMBOL)[None, :].repeat(_LINE - 4, axis=0))
+                ramp = colours(np.linspace(MARK_POSITION, 1.0, _SYMBOL)[None, :].repeat(_LINE - 4, axis=0))
                 sheet.paste(Image.fromarray(ramp), area[:2])
             _write(pen, (x + indent, y), item.text, width=None)
             x += item.width + 3 * _GAP

@@ -8,12 +8,16 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from csflow.adapters.mlflow.page import runs_address
 from csflow.adapters.mlflow.versions import model_name
 from csflow.runs.context import RunContext
 from csflow.runs.line_state import read_line_state
 from csflow.runs.services import Services
 from csflow.system.files import write_json
 from csflow.system.workspace import Workspace
+
+_LOCAL_PAGE = "http://127.0.0.1:5000"
+"""Where ``mlflow ui`` serves its page by default."""
 
 OUTCOMES = {
     "promoted": "the new version is champion and served",
@@ -42,6 +46,7 @@ class RunSummary:
     data_md5: str
     data_digest: str
     git_rev: str
+    defects_found: str
     image_auroc: float | None
     image_auroc_interval: tuple[float, float] | None
     pixel_auroc: float | None
@@ -55,6 +60,7 @@ class RunSummary:
     endpoint: str | None
     report: str
     run_id: str
+    experiment: str
     scores: list[dict[str, Any]] = field(default_factory=list)
     overlay: str | None = None
     seconds: dict[str, float] = field(default_factory=dict)
@@ -72,7 +78,7 @@ def summarise_run(context: RunContext, outcome: str, services: Services) -> RunS
     made = [v for v in services.registry.versions(line) if v.tags.get("content_key") == context.content_key]
     version = champion if outcome == "unchanged" and champion else made[0]
     low, high = version.number("image_auroc_low"), version.number("image_auroc_high")
-    metrics = services.tracker.read_run(context.run_id).metrics
+    run = services.tracker.read_run(context.run_id)
     report = services.workspace.runs / version.run_id / "report"
     return RunSummary(
         line=line,
@@ -81,6 +87,7 @@ def summarise_run(context: RunContext, outcome: str, services: Services) -> RunS
         data_md5=context.data_md5,
         data_digest=context.data_digest,
         git_rev=context.git_rev,
+        defects_found=version.tags.get("defects_found", ""),
         image_auroc=version.number("image_auroc"),
         image_auroc_interval=None if low is None or high is None else (low, high),
         pixel_auroc=version.number("pixel_auroc"),
@@ -94,7 +101,8 @@ def summarise_run(context: RunContext, outcome: str, services: Services) -> RunS
         endpoint=endpoint.url if endpoint else None,
         report=str(report / "report.html"),
         run_id=context.run_id,
-        seconds={name.removeprefix("seconds_"): s for name, s in metrics.items() if name.startswith("seconds_")},
+        experiment=run.experiment,
+        seconds={name.removeprefix("seconds_"): s for name, s in run.metrics.items() if name.startswith("seconds_")},
     )
 
 
@@ -130,6 +138,7 @@ def _facts(summary: RunSummary) -> list[tuple[str, str]]:
     return [
         ("outcome", f"{summary.outcome}: {OUTCOMES.get(summary.outcome, '')}"),
         ("because", summary.reason or "-"),
+        ("defects found", summary.defects_found or "-"),
         ("image AUROC", f"{_percent(summary.image_auroc)}{between}"),
         ("pixel AUROC", _percent(summary.pixel_auroc)),
         ("threshold", f"{summary.threshold:.4f}" if summary.threshold is not None else "none"),
@@ -149,17 +158,19 @@ def _next_commands(summary: RunSummary, workspace: Workspace) -> list[tuple[str,
         (f"{csflow} why {line}", "data, run, gate and decision behind the champion"),
         (f"{csflow} compare {line}", "all runs of the line side by side"),
         (f"{csflow} serve {line} --port 8080", "serve the champion, with a curl line to try"),
-        (_runs_page(workspace.tracking_uri), "the same runs in the browser"),
+        *_runs_page(workspace.tracking_uri, summary.experiment),
     ]
 
 
-def _runs_page(tracking_uri: str) -> str:
-    """Return the address of the runs page, or for a database the command that starts a server with the page."""
+def _runs_page(tracking_uri: str, experiment: str) -> list[tuple[str, str]]:
+    """Return the address of the page with the runs, after the command that starts its server if there is none."""
     if not tracking_uri.startswith("sqlite:///"):
-        return tracking_uri
-    return (
-        f"{_program('mlflow')} ui --backend-store-uri {_short(tracking_uri.removeprefix('sqlite:///'), 'sqlite:///')}"
-    )
+        return [(runs_address(tracking_uri, experiment), "the same runs in the browser")]
+    database = _short(tracking_uri.removeprefix("sqlite:///"), "sqlite:///")
+    return [
+        (f"{_program('mlflow')} ui --backend-store-uri {database}", "then the same runs in the browser:"),
+        (runs_address(_LOCAL_PAGE, experiment), ""),
+    ]
 
 
 def _program(name: str) -> str:

@@ -117,9 +117,12 @@ def judge(
 
 
 def _features_shown(context: RunContext, manifest: Manifest, cached: CacheManifest) -> FeatureSample | None:
-    """Read some features of the fitted images; None for a single image, which has no distribution."""
+    """Read some features of the fitted images; None for a single image, and for kinds of detector without a flow."""
+    from csflow.config import KINDS
     from csflow.reporting.normality import sample_features
 
+    if "flow" not in KINDS[context.line.detector].sections:
+        return None
     pyramids = cached.open(_fitted(context, manifest)[:FEATURES_SHOWN])
     return sample_features(pyramids[i] for i in range(len(pyramids))) if len(pyramids) > 1 else None
 
@@ -165,16 +168,10 @@ def _fitted(context: RunContext, manifest: Manifest) -> list[str]:
 def _metrics(evaluation: Evaluation, counts: dict[str, int]) -> dict[str, float]:
     """Return the final metrics of a run by name, the same for every run; missing ones are left out."""
     calibration = evaluation.calibration
-    rates = {"false_alarm_rate": evaluation.false_alarms, "miss_rate": evaluation.misses}
-    measured = {
-        f"{name}{suffix}": value
-        for name, found in evaluation.metrics.items()
-        for suffix, value in zip(("", "_low", "_high"), found, strict=True)
-    }
+    rates = {"false_alarm_rate": evaluation.false_alarms, "defects_found": evaluation.detections}
     values = {
-        **measured,
+        **{name: found.value for name, found in evaluation.metrics.items()},
         "threshold": calibration.threshold,
-        "calibration_images": float(calibration.n),
         **{f"images_{role}": float(count) for role, count in counts.items()},
         **{name: rate.events / rate.trials if rate and rate.trials else None for name, rate in rates.items()},
     }
@@ -186,5 +183,8 @@ def _text(value: float | None) -> str:
 
 
 def _say_results(evaluation: Evaluation) -> None:
+    if evaluation.detections and evaluation.detections.trials:
+        few = ": few, see the report" if evaluation.finds_too_few else ""
+        say(f"evaluate: defects found at the threshold: {evaluation.detections.text}{few}")
     say(f"evaluate: image AUROC {_text(evaluation.image_auroc)}, pixel AUROC {_text(evaluation.pixel_auroc)}")
     say(f"evaluate: {evaluation.calibration.statement}")

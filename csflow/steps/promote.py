@@ -46,10 +46,36 @@ def promote(services: Services, context_path: str | Path, manifest_path: str | P
             judge = partial(_judge, services, context, version, manifest)
             result = promotion.promote(services, context.line, version, judge, samples)
             outcome, reason = result.outcome, result.reason
+            _publish_decision(services, context, version, outcome, reason)
         services.tracker.set_tags(context.run_id, {"decision_reason": reason})
-        say(f"promote: {outcome}: {reason}")
+        say(f"promote: {outcome}: {_defects_found(services, context, version)}{reason}")
     services.tracker.finish(context.run_id, outcome)
     return outcome
+
+
+def _publish_decision(services: Services, context: RunContext, version: int, outcome: str, reason: str) -> None:
+    """Put the decision into the model card and at the top of the report."""
+    from csflow.release.description import describe_version, read_facts, stamp_report
+    from csflow.reporting.model_card import Decision
+
+    decision = Decision(outcome, reason)
+    describe_version(services, context, version, read_facts(services, context.run_id), decision)
+    stamp_report(services, context.run_id, version, decision)
+
+
+def _defects_found(services: Services, context: RunContext, version: int) -> str:
+    """Return a sentence that says how many defects the version finds; empty if that was not measured."""
+    if context.unchanged:
+        return ""
+    from csflow.release.description import read_facts
+    from csflow.reporting.findings import LOW_RECALL
+    from csflow.reporting.model_card import defects_found
+
+    found = defects_found(read_facts(services, context.run_id))
+    if found is None or not found.trials:
+        return ""
+    few = " (few: see the report)" if found.events < LOW_RECALL * found.trials else ""
+    return f"version {version}, defects found at the threshold: {found.text}{few}. "
 
 
 def _judge(services: Services, context: RunContext, version: int, manifest: Manifest) -> GateDecision:

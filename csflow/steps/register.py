@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from csflow.adapters.mlflow.versions import model_name
 from csflow.runs.context import RunContext, load_manifest, step
@@ -11,6 +13,9 @@ from csflow.runs.services import Services
 from csflow.runs.stored_features import DIGEST, MODEL_KEY, SPACE
 from csflow.system.files import sha256_tree
 from csflow.system.progress import say
+
+_DIGESTS = ("content_key", "git_rev", "data_md5", "data_digest", "detector_digest", SPACE, DIGEST, MODEL_KEY)
+"""Tags of a version that identify what it was made from; the run has them as ``digests.json``."""
 
 
 def register(services: Services, context_path: str | Path, manifest_path: str | Path, detector_path: str | Path) -> int:
@@ -34,26 +39,37 @@ def register(services: Services, context_path: str | Path, manifest_path: str | 
         return 0
     with step(services, "register", context):
         from csflow.detector.graph_file import check_directory
+        from csflow.release.description import describe_line, describe_version, read_facts
 
         check_directory(Path(detector_path))
         example = load_manifest(context, Path(manifest_path)).files[0]
+        facts = read_facts(services, context.run_id)
+        tags = _version_tags(services, context, Path(detector_path), facts)
         version = services.registry.register(
             Path(detector_path),
             line=context.line.line,
             run_id=context.run_id,
-            tags=_version_tags(services, context, Path(detector_path)),
+            tags=tags,
             example=example.read_bytes(),
         )
+        services.tracker.log_json(context.run_id, {name: tags[name] for name in _DIGESTS}, "digests.json")
+        describe_line(services, context)
+        describe_version(services, context, version, facts)
         say(f"register: {model_name(context.line.line)} version {version}")
         return version
 
 
-def _version_tags(services: Services, context: RunContext, detector: Path) -> dict[str, object]:
+def _version_tags(
+    services: Services, context: RunContext, detector: Path, facts: Mapping[str, Any]
+) -> dict[str, object]:
     from csflow.detector.calibration import Calibration
+    from csflow.reporting.model_card import defects_found
 
     run = services.tracker.read_run(context.run_id)
     metrics = run.metrics
     line = context.line
+    low, high = facts.get("image_auroc_interval") or (None, None)
+    found = defects_found(facts)
     return {
         "content_key": context.content_key,
         "data_md5": context.data_md5,
@@ -61,8 +77,9 @@ def _version_tags(services: Services, context: RunContext, detector: Path) -> di
         "git_rev": context.git_rev,
         "detector_digest": sha256_tree(detector),
         "image_auroc": metrics.get("image_auroc"),
-        "image_auroc_low": metrics.get("image_auroc_low"),
-        "image_auroc_high": metrics.get("image_auroc_high"),
+        "image_auroc_low": low,
+        "image_auroc_high": high,
+        "defects_found": found.text if found and found.trials else None,
         "pixel_auroc": metrics.get("pixel_auroc"),
         "threshold": metrics.get("threshold"),
         "promise": Calibration.from_json(json.loads((detector / "calibration.json").read_text())).statement,

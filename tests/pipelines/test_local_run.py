@@ -185,7 +185,7 @@ def test_a_terminated_training_resumes(factory: Factory) -> None:
     run = json.loads((factory.home / "summary.json").read_text())
     from mlflow import MlflowClient
 
-    curve = MlflowClient(f"sqlite:///{factory.home}/mlflow.db").get_metric_history(run["run_id"], "train_nll")
+    curve = MlflowClient(f"sqlite:///{factory.home}/mlflow.db").get_metric_history(run["run_id"], "curves/nll")
     assert sorted({point.step for point in curve}) == list(range(1, 41)), "the run shows the whole curve"
 
 

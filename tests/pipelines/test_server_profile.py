@@ -105,7 +105,7 @@ def test_the_server_keeps_the_whole_run(site: Site) -> None:
     assert (run.info.status, run.data.tags["outcome"]) == ("FINISHED", "promoted")
     assert run.inputs.dataset_inputs[0].dataset.name == "plates"
     assert run.data.metrics["image_auroc"] == site.first["image_auroc"]
-    curve = client.get_metric_history(site.first["run_id"], "train_nll")
+    curve = client.get_metric_history(site.first["run_id"], "curves/nll")
     assert sorted(point.step for point in curve) == [1, 2, 3]
     assert {item.path for item in client.list_artifacts(site.first["run_id"])} >= {"data", "report"}
 

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING
 
 from csflow.adapters.mlflow import detector_files
 from csflow.adapters.mlflow.connection import client_of, quiet, refused, require_database, typed_errors
-from csflow.adapters.mlflow.versions import CHAMPION, LONGEST_TAG, Version, model_name
+from csflow.adapters.mlflow.page import read_tags, stored_tags
+from csflow.adapters.mlflow.versions import CHALLENGER, CHAMPION, LONGEST_TAG, Version, model_name
 from csflow.errors import NotRegisteredError, RegistryError
 from csflow.system.files import exclusive
 from csflow.system.retry import database_is_locked, retried
@@ -64,7 +65,7 @@ class Registry:
             try:
                 _ensure_model(client, name)
                 for version in self.versions(line):
-                    if version.tags.get("content_key") == texts["content_key"]:
+                    if version.tags.get("content_key") == str(tags["content_key"]):
                         return version.version
                 stored = detector_files.upload(client, detector, run_id, example)
                 # The location itself, because MLflow would look up "models:/ID" in its process-wide registry.
@@ -73,6 +74,7 @@ class Registry:
                 )
                 link = json.dumps([{"name": name, "version": made.version}])
                 client.set_logged_model_tags(stored.model_id, {"mlflow.modelVersions": link})
+                client.set_registered_model_alias(name, CHALLENGER, made.version)
             except MlflowException as error:
                 raise refused(self.workspace, error) from error
         return int(made.version)
@@ -118,10 +120,10 @@ class Registry:
             RegistryError: If an alias names the version, or the registry refuses.
         """
         present = self.find_version(version.line, version.version)
-        if present.aliases:
+        if keeping := present.keeping_aliases:
             raise RegistryError(
                 f"{model_name(version.line)} version {version.version} is not deleted: the alias "
-                f"{', '.join(present.aliases)} names it. Move the alias first."
+                f"{', '.join(keeping)} names it. Move the alias first."
             )
         client, store = client_of(self.workspace), detector_files.artifacts_of(self.workspace, version)
         model_id = client.get_model_version(model_name(version.line), str(version.version)).model_id
@@ -163,13 +165,15 @@ class Registry:
     @typed_errors
     @retried(database_is_locked)
     def set_alias(self, line: str, version: int, alias: str = CHAMPION) -> None:
-        """Move an alias to a version.
+        """Move an alias to a version; a challenger that becomes champion is challenger no more.
 
         Raises:
             RegistryError: If there is no such version.
         """
-        self.find_version(line, version)
-        client_of(self.workspace).set_registered_model_alias(model_name(line), alias, str(version))
+        chosen, client = self.find_version(line, version), client_of(self.workspace)
+        client.set_registered_model_alias(model_name(line), alias, str(version))
+        if alias == CHAMPION and CHALLENGER in chosen.aliases:
+            client.delete_registered_model_alias(model_name(line), CHALLENGER)
 
     @typed_errors
     @retried(database_is_locked)
@@ -178,6 +182,16 @@ class Registry:
         client = client_of(self.workspace)
         for key, value in _texts(tags).items():
             client.set_model_version_tag(model_name(line), str(version), key, value)
+
+    @typed_errors
+    @retried(database_is_locked)
+    def describe(self, line: str, *, version: int | None = None, text: str) -> None:
+        """Set the description of a version, or of the line's registered model, in Markdown."""
+        client, name = client_of(self.workspace), model_name(line)
+        if version is None:
+            client.update_registered_model(name, text)
+        else:
+            client.update_model_version(name, str(version), text)
 
     def get_hold(self, line: str) -> dict[str, str] | None:
         """Return the note of the person who rolled back; ``None`` if retrains may promote."""
@@ -254,9 +268,9 @@ def _version(line: str, made: ModelVersion, aliases: Mapping[str, str | int]) ->
         run_id=made.run_id or "",
         created=datetime.fromtimestamp(made.creation_timestamp / 1000, UTC),
         aliases=tuple(sorted(alias for alias, of in aliases.items() if int(of) == number)),
-        tags=dict(made.tags),
+        tags=read_tags(made.tags),
     )
 
 
 def _texts(tags: Mapping[str, object]) -> dict[str, str]:
-    return {key: str(value)[:LONGEST_TAG] for key, value in tags.items() if value is not None}
+    return stored_tags({key: str(value)[:LONGEST_TAG] for key, value in tags.items() if value is not None})

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
+from csflow.adapters.mlflow import page
 from csflow.config import CalibrationConfig, LineConfig
 
 if TYPE_CHECKING:
@@ -21,6 +22,7 @@ class Run:
         run_id: MLflow's id.
         status: ``RUNNING``, ``FINISHED``, ``FAILED`` or ``KILLED``.
         started: When the first step opened it, in UTC.
+        experiment: MLflow's id of its experiment.
     """
 
     run_id: str
@@ -29,6 +31,7 @@ class Run:
     params: Mapping[str, str] = field(default_factory=dict)
     metrics: Mapping[str, float] = field(default_factory=dict)
     tags: Mapping[str, str] = field(default_factory=dict)
+    experiment: str = ""
 
     @classmethod
     def of(cls, run: MlflowRun) -> Run:
@@ -38,8 +41,9 @@ class Run:
             status=run.info.status,
             started=datetime.fromtimestamp(run.info.start_time / 1000, UTC),
             params=dict(run.data.params),
-            metrics=dict(run.data.metrics),
-            tags={name: value for name, value in run.data.tags.items() if not name.startswith("mlflow.")},
+            metrics=page.read_metrics(run.data.metrics),
+            tags=page.read_tags(run.data.tags),
+            experiment=str(run.info.experiment_id),
         )
 
     @property

@@ -3,22 +3,7 @@
 Every run of a line has the same parameter names (:func:`csflow.adapters.mlflow.runs.flat_params`) and metric names, so
 that the MLflow page and ``csflow compare`` can show runs side by side. The experiment is named after the line.
 
-============================= =====================================================================
-metric                        meaning
-============================= =====================================================================
-``train_nll``                 mean negative log-likelihood per dimension in nats, one value per epoch
-``grad_norm``                 gradient norm before clipping, one value per epoch
-``epoch_seconds``             duration of the epoch
-``learning_rate``             of the epoch
-``seconds_STEP``              duration of a pipeline step
-``image_auroc``,              of the test images; each also with ``_low`` and ``_high``, the ends of its 95 %
-``average_precision``,        interval
-``f1_max``, ``fpr_at_95_tpr``
-``pixel_auroc``,              of the test images' anomaly maps, likewise; absent without masks
-``pixel_ap``, ``aupro``
-``threshold``                 score above which a part is defective; absent without calibration
-``images_ROLE``               number of images, for instance ``images_fit``
-============================= =====================================================================
+:mod:`csflow.adapters.mlflow.page` lists the metrics and says how MLflow's page shows them.
 """
 
 from __future__ import annotations
@@ -30,9 +15,11 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
+from csflow.adapters.mlflow import page
 from csflow.adapters.mlflow.connection import client_of, initialise, is_server, require_database, typed_errors
+from csflow.adapters.mlflow.curves import Curves, Point
 from csflow.adapters.mlflow.runs import Run
 from csflow.adapters.mlflow.versions import LONGEST_TAG
 from csflow.errors import NotRegisteredError, RegistryError
@@ -44,16 +31,6 @@ if TYPE_CHECKING:
     from csflow.flow.training import EpochResult
 
 _PARENT = "mlflow.parentRunId"
-_LARGEST_BATCH = 1000  # number of metrics that MLflow accepts in one request
-
-
-class _Point(NamedTuple):
-    """One value of a metric; ``time`` in milliseconds since 1970."""
-
-    metric: str
-    value: float
-    time: int
-    epoch: int
 
 
 @dataclass(frozen=True)
@@ -100,10 +77,13 @@ class Tracker:
         initialise(self.workspace)
         run = client_of(self.workspace).create_run(
             self._experiment_id(line),
-            run_name=name or f"{line} {datetime.now(UTC):%Y-%m-%d %H:%M:%S}",
-            tags={"line": line, **_tag_texts(tags), **({_PARENT: parent} if parent else {})},
-        )
+            run_name=name or f"{datetime.now(UTC):%m-%d %H:%M:%S} {line}",  # differs even if the page cuts it
+            tags={
+                **page.run_labels(_command(line)), **_tag_texts(tags), **({_PARENT: parent} if parent else {})
+            },
+        )  # fmt: skip
         self._log(run.info.run_id, params=params)
+        self._offer_comparison(str(run.info.experiment_id))
         return str(run.info.run_id)
 
     @contextmanager
@@ -141,7 +121,7 @@ class Tracker:
 
     def log_metrics(self, run_id: str, metrics: Mapping[str, float | None]) -> None:
         """Log final figures; those that are ``None`` are left out."""
-        points = [_Point(name, float(value), _now(), 0) for name, value in metrics.items() if value is not None]
+        points = [Point.now(name, value) for name, value in metrics.items() if value is not None]
         self._log(run_id, points=points)
 
     def set_tags(self, run_id: str, tags: Mapping[str, object]) -> None:
@@ -155,36 +135,27 @@ class Tracker:
         Epochs are written together every ``every`` seconds and when the block ends, even by an error, so that the
         tracker does not slow down short epochs.
         """
-        waiting: list[_Point] = []
-        written = time.monotonic()
-
-        def flush() -> None:
-            nonlocal written
-            for start in range(0, len(waiting), _LARGEST_BATCH):
-                self._log(run_id, points=waiting[start : start + _LARGEST_BATCH])
-            waiting.clear()
-            written = time.monotonic()
-
-        def on_epoch(result: EpochResult) -> None:
-            values = {
-                "train_nll": result.nll,
-                "grad_norm": result.grad_norm,
-                "epoch_seconds": result.seconds,
-                "learning_rate": result.learning_rate,
-            }
-            waiting.extend(_Point(name, value, _now(), result.epoch) for name, value in values.items())
-            if time.monotonic() - written >= every:
-                flush()
-
+        curves = Curves(lambda points: self._log(run_id, points=points), every)
         try:
-            yield on_epoch
+            yield curves.add
         finally:
-            flush()
+            curves.flush()
 
     @typed_errors
     def log_artifact(self, run_id: str, path: Path, *, folder: str | None = None) -> None:
         """Attach a file, or a directory under its own name, to the run, in the artifact folder ``folder``."""
         client_of(self.workspace).log_artifact(run_id, str(path), folder)
+
+    @typed_errors
+    def log_json(self, run_id: str, values: Mapping[str, object], name: str) -> None:
+        """Attach JSON values to the run as the file ``name``."""
+        client_of(self.workspace).log_dict(run_id, dict(values), name)
+
+    @typed_errors
+    @retried(database_is_locked)
+    def describe_line(self, line: str, description: str) -> None:
+        """Set the description of a line's experiment, in Markdown."""
+        page.describe_experiment(client_of(self.workspace), self._experiment_id(line), {page.NOTE: description})
 
     def fetch_artifact(self, run_id: str, path: str, target: Path) -> Path:
         """Copy one of the run's artifacts into the folder ``target``.
@@ -279,7 +250,7 @@ class Tracker:
         self,
         run_id: str,
         *,
-        points: Sequence[_Point] = (),
+        points: Sequence[Point] = (),
         params: Mapping[str, str] | None = None,
         tags: Mapping[str, str] | None = None,
     ) -> None:
@@ -304,6 +275,13 @@ class Tracker:
             for tag in {"failed_step", "error"} & run.data.tags.keys():
                 client.delete_tag(run_id, tag)
 
+    def _offer_comparison(self, experiment: str) -> None:
+        """Store the columns by which the page compares the last runs; a page that cannot be arranged hinders no run."""
+        with suppress(Exception):
+            client = client_of(self.workspace)
+            last = client.search_runs([experiment], max_results=20, order_by=["attributes.start_time DESC"])
+            page.store_view(client, experiment, [run.data.params for run in last])
+
     def _experiment_id(self, line: str) -> str:
         client = client_of(self.workspace)
         from mlflow.exceptions import MlflowException
@@ -311,7 +289,10 @@ class Tracker:
         if (experiment := client.get_experiment_by_name(line)) is None:
             location = None if is_server(self.workspace) else (self.workspace.root / "mlartifacts" / line).as_uri()
             try:
-                return client.create_experiment(line, artifact_location=location)
+                made = client.create_experiment(line, artifact_location=location)
+                if not is_server(self.workspace):
+                    page.hide_default_experiment(client)
+                return made
             except MlflowException:
                 # Another process may have created it first; if not, the server refuses.
                 if (experiment := client.get_experiment_by_name(line)) is None:
@@ -327,13 +308,15 @@ class Tracker:
         )
 
 
+def _command(experiment: str) -> str:
+    """Return the command that makes runs of an experiment."""
+    line, _, ablations = experiment.partition(".")
+    return f"csflow ablate {line}" if ablations else f"csflow run {line}"
+
+
 def _tag_texts(tags: Mapping[str, object]) -> dict[str, str]:
-    return {name: _text(value)[:LONGEST_TAG] for name, value in tags.items() if value is not None}
+    return page.stored_tags({name: _text(value)[:LONGEST_TAG] for name, value in tags.items() if value is not None})
 
 
 def _text(value: object) -> str:
     return "none" if value is None else str(value)
-
-
-def _now() -> int:
-    return int(time.time() * 1000)

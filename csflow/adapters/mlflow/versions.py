@@ -6,6 +6,7 @@
 ``detector_digest``                  SHA-256 over the detector directory
 ``image_auroc (_low, _high)``,       measured on the test images at that time
 ``pixel_auroc``
+``defects_found``                    how many defective test images were found at the threshold, in words
 ``threshold, alpha``                 threshold of its decisions, and the false-alarm rate promised for it
 ``backbone, seed``                   how it was trained
 ``features_space, features_digest``  the features it was made from; the list is an artifact of its run
@@ -15,7 +16,8 @@
 ``champion_since``                   when it last became champion, in UTC
 ==================================== ==============================================================
 
-The alias ``champion`` names the version that should be served. The registered model's tag ``hold`` says that a person
+The alias ``champion`` names the version that should be served, ``challenger`` the one that was registered last and is
+not champion. The registered model's tag ``hold`` says that a person
 rolled back and that no retrain may replace the champion.
 """
 
@@ -31,6 +33,9 @@ from csflow.errors import ConfigError
 
 CHAMPION = "champion"
 """The alias of the version that should be served."""
+
+CHALLENGER = "challenger"
+"""The alias of the version that was registered last, until it becomes champion."""
 
 CHAMPION_SINCE = "champion_since"
 """Tag of a version: when it last became champion, in UTC as ISO 8601 with microseconds."""
@@ -62,6 +67,11 @@ class Version:
     def is_champion(self) -> bool:
         """Return True if it is the version that should be served."""
         return CHAMPION in self.aliases
+
+    @property
+    def keeping_aliases(self) -> tuple[str, ...]:
+        """Return the aliases for which the version must stay: all but ``challenger``, which only says it is new."""
+        return tuple(alias for alias in self.aliases if alias != CHALLENGER)
 
     @property
     def decision(self) -> str:

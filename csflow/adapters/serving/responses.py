@@ -54,7 +54,7 @@ def describe_prediction(
         "version": version,
     }
     if image.heatmap:
-        png = heatmap_png(prediction.anomaly_map, calibration.map_range, prediction.image_size)
+        png = heatmap_png(prediction.anomaly_map, calibration.scale, prediction.image_size)
         described["heatmap"] = base64.b64encode(png).decode()
     if image.boxes:
         known = calibration.region_threshold is not None

@@ -61,7 +61,7 @@ def trained(workspace: Workspace, line: LineConfig, detector: Path, decision: st
     data = {"data_md5": "d41d.dir", "data_digest": "f" * 64, "git_rev": "1234567890abcdef" * 2}
     run_id = Tracker(workspace).start_run(line.line, params=flat_params(line), tags=data)
     figures = {"image_auroc": 0.97 - seed / 50, "image_auroc_low": 0.95, "image_auroc_high": 0.99, "threshold": 0.6125}
-    counts = {"images_fit": 70.0, "images_calibrate": 20.0}
+    counts = {"images_fit": 70.0, "images_calibrate": 20.0, "defects_found": 0.85}
     Tracker(workspace).log_metrics(run_id, figures | counts | {"seconds_train": 30.25, "seconds_evaluate": 2.0})
     tags = {"content_key": str(seed), "seed": seed, "backbone": "tf_efficientnet_lite0", **data, **figures}
     version = Registry(workspace).register(detector, line=line.line, run_id=run_id, tags=tags, example=b"")
@@ -103,7 +103,8 @@ def test_compare_shows_runs_side_by_side_newest_first() -> None:
     output = run(compare_runs, "tiles")
     assert row(output, "outcome") == ["failed in validate", "kept_worse", "promoted"]
     assert row(output, "version") == ["-", "2", "1"]
-    assert row(output, "alias") == ["-", "-", "champion"]
+    assert row(output, "alias") == ["-", "challenger", "champion"]
+    assert row(output, "defects found") == ["-", "85.0 %", "85.0 %"]
     assert row(output, "image AUROC") == ["-", "0.9500", "0.9700"]
     assert row(output, "interval") == ["-", "0.950-0.990", "0.950-0.990"]
     assert row(output, "seconds")[1:] == ["32.2", "32.2"]
@@ -152,7 +153,7 @@ def test_why_tells_of_the_champion() -> None:
 def test_why_tells_of_a_version_that_was_kept_out() -> None:
     story = json.loads(run(why, "tiles@2", "--json"))
     assert (story["gate"]["decision"], story["gate"]["because"]) == ("kept_worse", "loses 0.02 AUROC")
-    assert story["now"]["alias"] == "none"
+    assert story["now"]["alias"] == "challenger"
     assert story["run"]["seed"] == "1"
 
 

@@ -12,7 +12,7 @@ from scipy import stats
 
 from csflow.config import CalibrationConfig
 from csflow.detector.calibration import Calibration, calibrate, required_images, threshold_rank
-from csflow.detector.heatmap import SCALE_TOP, THRESHOLD_POSITION
+from csflow.detector.heatmap import MARK_POSITION
 from csflow.errors import DataError, ModelError
 
 
@@ -122,18 +122,35 @@ def test_regions_follow_the_same_rule_on_the_maxima_of_the_maps() -> None:
     assert (maps.max(axis=(1, 2)) > calibration.region_threshold).sum() == 4
 
 
-def test_the_region_threshold_has_a_fixed_place_on_the_colour_scale() -> None:
-    maps = np.random.default_rng(0).gamma(2.0, size=(50, 4, 4))
-    calibration = calibrate(np.arange(50.0), maps, CalibrationConfig(alpha=0.1))
-    low, high = calibration.map_range
-    assert calibration.region_threshold is not None
-    assert high == pytest.approx(SCALE_TOP * calibration.region_threshold)
-    assert np.log(calibration.region_threshold / low) / np.log(high / low) == pytest.approx(THRESHOLD_POSITION)
+@pytest.mark.parametrize(("width", "strongest"), [(0.05, 1.4), (0.3, 8.0), (1.0, 300.0), (2.0, 1e4)])
+def test_the_colours_reach_from_the_median_pixel_to_the_strongest_drawn_defect(width: float, strongest: float) -> None:
+    """Flat maps like those of PatchCore and steep ones like those of a flow use the same share of the colours."""
+    maps = np.random.default_rng(0).lognormal(3.0, width, size=(50, 4, 4))
+    region = calibrate(np.arange(50.0), maps, CalibrationConfig(alpha=0.1)).region_threshold
+    assert region is not None
+    reach = strongest * region
+    scale = calibrate(np.arange(50.0), maps, CalibrationConfig(alpha=0.1), reach=reach).scale
+    dark, mark, defect = scale.positions(np.array([[np.quantile(maps, 0.4), region, reach]]))[0]
+    assert (dark, mark) == pytest.approx((0.0, MARK_POSITION), abs=0.03)
+    assert defect == pytest.approx(0.9, abs=0.01)
 
 
-def test_constant_maps_still_give_a_usable_colour_scale() -> None:
-    low, high = calibrate(np.zeros(30), np.zeros((30, 2, 2)), CalibrationConfig(alpha=0.1)).map_range
-    assert 0 < low < high
+def test_without_drawn_defects_the_colours_follow_the_spread_of_good_images() -> None:
+    maps = np.random.default_rng(0).lognormal(3.0, 0.1, size=(50, 4, 4))
+    flat = calibrate(np.arange(50.0), maps, CalibrationConfig(alpha=0.1)).scale
+    steep = calibrate(np.arange(50.0), maps**4, CalibrationConfig(alpha=0.1)).scale
+    assert flat.top / flat.mark == pytest.approx((flat.mark / flat.bottom) ** 3, rel=0.01)
+    assert steep.top / steep.mark == pytest.approx((flat.top / flat.mark) ** 4, rel=0.05)
+
+
+@pytest.mark.parametrize("reach", [None, 0.0, 1e-9, 5.0])
+def test_constant_maps_and_deaf_detectors_still_give_a_usable_colour_scale(reach: float | None) -> None:
+    for maps in (np.zeros((30, 2, 2)), np.full((30, 2, 2), 7.0)):
+        for rule in (CalibrationConfig(alpha=0.1), "none"):
+            calibration = calibrate(np.zeros(30), maps, rule, reach=reach)  # type: ignore[arg-type]
+            bottom, mark, top = calibration.scale
+            assert 0 < bottom < mark < top
+            assert Calibration.from_json(calibration.to_json()).scale == calibration.scale
 
 
 def test_without_calibration_there_are_scores_only() -> None:

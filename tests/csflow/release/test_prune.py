@@ -414,7 +414,7 @@ def test_a_version_says_what_its_run_was_made_from(plant: Plant, tmp_path: Path)
     write_json(tmp_path / "detector" / "calibration.json", nothing)
     line = LineConfig(line="tiles", data=DataConfig(path="data/tiles"))
     context = RunContext(line, run, "rev", "md5", "digest", "key", "root", unchanged=False, manifest_sha256="")
-    tags = _version_tags(plant.services, context, tmp_path / "detector")
+    tags = _version_tags(plant.services, context, tmp_path / "detector", {})
     assert [tags[name] for name in ("features_space", "features_digest", "model_key")] == [
         SPACE, cached.digest, "5" * 64,
     ]  # fmt: skip

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 import re
 from pathlib import Path
@@ -72,3 +74,20 @@ def test_without_thresholds_or_defects_there_is_a_page_still(tmp_path: Path) -> 
     assert "By defect type" not in page
     assert "Pixel" not in page
     assert not (tmp_path / "roc.png").exists()
+
+
+def test_pictures_come_before_statistics_and_are_large_enough_to_see_a_defect(written: Path) -> None:
+    page = written.read_text()
+    assert page.index("Decisions that changed") < page.index("How well they separate")
+    first = base64.b64decode(re.findall(r"data:image/jpeg;base64,([^\"]+)", page)[0])
+    assert max(Image.open(io.BytesIO(first)).size) == 500, "as large as the picture, which is smaller than the limit"
+    texts = re.findall(r'<img[^>]*alt="([^"]*)"', page)
+    assert len(texts) == page.count("<img")
+    assert min(len(text) for text in texts) > 15
+
+
+def test_the_page_leads_with_the_defects_that_either_detector_finds(written: Path) -> None:
+    page = " ".join(written.read_text().split())
+    threshold = side("x", SCORES).calibration.threshold
+    counts = [int(((scores > threshold) & TRUTH).sum()) for scores in (SCORES, CHANGED)]
+    assert f"Defects found at the threshold: {counts[0]} before, {counts[1]} now, of {TRUTH.sum()}." in page

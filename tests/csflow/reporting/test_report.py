@@ -21,6 +21,7 @@ from csflow.reporting.findings import Evaluation, Example, ImageResult, PixelFin
 from csflow.reporting.normality import FeatureSample
 from csflow.reporting.report import write_report
 from csflow.reporting.selection import choose_examples, choose_samples
+from csflow.reporting.verdict import write_verdict
 
 PICTURE = Image.new("L", (500, 400), 90)
 PIXEL: dict[PixelMetric, Measured] = {
@@ -117,7 +118,8 @@ def test_the_page_says_what_was_found(written: Path) -> None:
     assert found.image_auroc is not None
     assert found.misses is not None
     for fact in (f"{found.image_auroc:.4f}", found.calibration.statement, "crack", "hole", "abc123",
-                 f"{25 - found.misses.events} of 25 defective", "Missed defects", "test/good/000.png"):  # fmt: skip
+                 f"{25 - found.misses.events} of 25 defective test images were found at the threshold",
+                 "Missed defects", "test/good/000.png"):  # fmt: skip
         assert fact in page
 
 
@@ -158,7 +160,7 @@ def test_far_too_many_false_alarms_are_said_aloud(tmp_path: Path) -> None:
 
 def test_counts_of_the_lineage_are_spelt_out(written: Path) -> None:
     page = (written / "report.html").read_text()
-    row = re.sub(r"<[^>]+>|\s+", " ", page[page.index("<th>images</th>") :][:300])
+    row = re.sub(r"<[^>]+>|\s+", " ", page[page.index('<th scope="row">images</th>') :][:300])
     assert " ".join(row.split()).startswith("images 600 fit , 65 test")
     assert "{&#39;fit&#39;" not in page
 
@@ -209,3 +211,67 @@ def test_thumbnails_are_small_and_the_page_stays_light(written: Path) -> None:
     sizes = [Image.open(io.BytesIO(base64.b64decode(text))).size for text in encoded]
     assert max(max(size) for size in sizes) <= 320
     assert len(page) < 2_000_000
+
+
+def test_defects_found_lead_with_their_interval(written: Path) -> None:
+    page, found = (written / "report.html").read_text(), evaluation().detections
+    assert found is not None
+    assert found.interval is not None
+    lead = re.sub(r"<[^>]+>|\s+", " ", page[page.index('class="lead"') : page.index("</header>")])
+    assert f"{found.events} of {found.trials} defective" in lead
+    assert f"{100 * found.interval.low:.1f} % to {100 * found.interval.high:.1f} %" in lead
+    assert page.index("</header>") < page.index("Where it sees defects") < page.index("How well it separates")
+    assert found.text.startswith(f"{found.events} of 25 (")
+    assert json.loads((written / "report.json").read_text())["defects_found"]["events"] == found.events
+
+
+@pytest.mark.parametrize(("found", "warned"), [(2, True), (12, True), (13, False), (25, False)])
+def test_a_detector_that_finds_few_defects_is_warned_of(tmp_path: Path, found: int, warned: bool) -> None:
+    calibrated = calibration()
+    images = [result(calibrated, 2.0 if i < found else 0.9, "crack", i) for i in range(25)]
+    images += [result(calibrated, 0.1, "", i) for i in range(30)]
+    page = write_report(tmp_path, Evaluation("tiles", images, calibrated)).read_text()
+    assert ("Few defects are found" in page) == warned
+
+
+def test_the_decision_is_put_on_top_and_replaced(tmp_path: Path) -> None:
+    page = write_report(tmp_path, Evaluation("tiles", evaluation().images, calibration()))
+    assert "Not registered yet" in page.read_text()
+    for version, reason in ((3, r"It is <worse> \1."), (4, "It is better.")):
+        assert write_verdict(page, version=version, outcome="kept_worse", reason=reason)
+    text = page.read_text()
+    assert "Version 4: kept worse." in text
+    assert "It is better." in text
+    assert "worse&gt;" not in text
+    assert "Not registered yet" not in text
+    assert text.index("Version 4") < text.index('class="lead"')
+    page.write_text("<p>a report of csflow 0.5</p>")
+    assert not write_verdict(page, version=1, outcome="promoted", reason="")
+    assert page.read_text() == "<p>a report of csflow 0.5</p>"
+
+
+def test_every_picture_has_a_text_for_those_who_do_not_see_it(written: Path) -> None:
+    page = (written / "report.html").read_text()
+    texts = re.findall(r'<img[^>]*alt="([^"]*)"', page)
+    assert len(texts) == page.count("<img")
+    assert min(len(text) for text in texts) > 15
+    assert any("test/crack/" in text and "called" in text for text in texts)
+
+
+def test_the_colour_scale_is_stated(written: Path) -> None:
+    page, scale = (written / "report.html").read_text(), calibration().scale
+    for value in scale:
+        assert f"{value:.3g}</span>" in page
+    assert "black is the median of good images" in " ".join(page.split())
+
+
+def test_kinds_without_a_flow_do_not_explain_why_a_flow(tmp_path: Path) -> None:
+    without = replace(evaluation(), samples=(), examples=(), features=None)
+    assert "Why a flow" not in write_report(tmp_path, without).read_text()
+
+
+def test_aupro_over_all_and_by_type_is_explained_where_both_are_shown(written: Path, tmp_path: Path) -> None:
+    sentence = "AUPRO by type and AUPRO over all"
+    assert sentence in (written / "report.html").read_text()
+    one_type = [r for r in evaluation().images if r.defect != "hole"]
+    assert sentence not in write_report(tmp_path, Evaluation("tiles", one_type, calibration(), PIXELS)).read_text()

@@ -85,7 +85,7 @@ def test_version_carries_tags_run_and_time(workspace: Workspace, line: str, dete
     tags = {"content_key": "k", "image_auroc": 0.9876, "seed": 3, "pixel_auroc": None}
     number = Registry(workspace).register(detector, line=line, run_id=run_id, tags=tags, example=png())
     (version,) = Registry(workspace).versions(line)
-    assert (number, version.version, version.run_id, version.aliases) == (1, 1, run_id, ())
+    assert (number, version.version, version.run_id, version.aliases) == (1, 1, run_id, ("challenger",))
     assert version.tags == {"content_key": "k", "image_auroc": "0.9876", "seed": "3"}
     assert (version.number("image_auroc"), version.number("pixel_auroc"), version.decision) == (0.9876, None, "")
     assert abs(datetime.now(UTC) - version.created) < timedelta(minutes=2)
@@ -323,3 +323,41 @@ def test_loaded_model_names_the_row_without_an_image(value: object, complaint: s
 
     with pytest.raises(DataError, match=complaint):
         LoadedDetector().predict(None, pd.DataFrame({"image": [value]}))
+
+
+def test_the_newest_version_is_challenger_until_it_is_champion(workspace: Workspace, line: str, detector: Path) -> None:
+    def aliases() -> dict[int, tuple[str, ...]]:
+        return {version.version: version.aliases for version in Registry(workspace).versions(line)}
+
+    register(workspace, line, detector, "one")
+    assert aliases() == {1: ("challenger",)}
+    Registry(workspace).set_alias(line, 1)
+    assert aliases() == {1: ("champion",)}
+    register(workspace, line, detector, "two")
+    register(workspace, line, detector, "one")
+    assert aliases() == {1: ("champion",), 2: ("challenger",)}
+    assert Registry(workspace).find_version(line, "challenger").version == 2
+    register(workspace, line, detector, "three")
+    Registry(workspace).set_alias(line, 1)
+    assert aliases() == {1: ("champion",), 2: (), 3: ("challenger",)}
+
+
+def test_model_and_version_have_descriptions(workspace: Workspace, line: str, detector: Path) -> None:
+    register(workspace, line, detector, "one")
+    Registry(workspace).describe(line, text="The *line*.")
+    Registry(workspace).describe(line, version=1, text="The **version**.")
+    client = connection.client_of(workspace)
+    assert client.get_registered_model(f"csflow-{line}").description == "The *line*."
+    assert client.get_model_version(f"csflow-{line}", "1").description == "The **version**."
+
+
+def test_digests_are_out_of_sight_and_those_of_older_versions_are_read(
+    workspace: Workspace, line: str, detector: Path
+) -> None:
+    register(workspace, line, detector, "one")
+    client = connection.client_of(workspace)
+    stored = client.get_model_version(f"csflow-{line}", "1").tags
+    assert not {"content_key", "detector_digest"} & stored.keys()
+    client.delete_model_version_tag(f"csflow-{line}", "1", "mlflow.csflow.content_key")
+    client.set_model_version_tag(f"csflow-{line}", "1", "content_key", "one")  # as csflow 0.5 stored it
+    assert register(workspace, line, detector, "one") == 1

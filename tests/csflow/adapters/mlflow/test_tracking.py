@@ -163,10 +163,10 @@ def test_curves_hold_every_epoch(workspace: Workspace, run_id: str) -> None:
     with Tracker(workspace).epoch_log(run_id, every=1e9) as on_epoch:
         for epoch in range(1, 301):
             on_epoch(EpochResult(epoch, 300, -epoch / 10, 1.0, 0.5, 2e-4))
-    history = connection.client_of(workspace).get_metric_history(run_id, "train_nll")
+    history = connection.client_of(workspace).get_metric_history(run_id, "curves/nll")
     assert [(point.step, point.value) for point in history] == [(epoch, -epoch / 10) for epoch in range(1, 301)]
     assert Tracker(workspace).read_run(run_id).metrics == {
-        "train_nll": -30.0, "grad_norm": 1.0, "epoch_seconds": 0.5, "learning_rate": 2e-4,
+        "train_nll": -30.0, "train_grad_norm": 1.0, "train_epoch_seconds": 0.5, "train_learning_rate": 2e-4,
     }  # fmt: skip
 
 
