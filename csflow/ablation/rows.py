@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field, ValidationError
+from pydantic import ConfigDict, Field, ValidationError
 
 from csflow.ablation.request import Variant
 from csflow.ablation.timing import Timing
@@ -40,6 +40,8 @@ class AblationRow(Section):
             and in rows written before scores were kept.
         error: Why there are no figures; empty if there are.
     """
+
+    model_config = ConfigDict(allow_inf_nan=True)  # what was measured of a detector that failed may be anything
 
     key: str
     line: str

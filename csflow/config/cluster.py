@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
+from csflow.config.cron import find_zone, parse_cron
 from csflow.config.section import Positive, Quantity, Section
 
 
@@ -20,6 +21,18 @@ class ScheduleConfig(Section):
         default="UTC", description="IANA time zone in which the cron line is read.", examples=["Europe/Berlin"]
     )
     enabled: bool = Field(default=True, description="Start runs by the clock; false keeps the cron line for later.")
+
+    @field_validator("cron")
+    @classmethod
+    def _cron_can_come(cls, cron: str) -> str:
+        parse_cron(cron)
+        return cron
+
+    @field_validator("timezone")
+    @classmethod
+    def _zone_exists(cls, name: str) -> str:
+        find_zone(name)
+        return name
 
 
 class Toleration(Section):
