@@ -6,7 +6,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from csflow.config.section import Positive, Quantity, Section, Share
+from csflow.config.section import Memory, Positive, Quantity, Section, Share
 
 
 class CanaryStep(Section):
@@ -42,7 +42,7 @@ class ServingConfig(Section):
     cpu: Quantity = Field(
         default="1", description="CPUs that a pod of the InferenceService requests.", examples=["500m", "2"]
     )
-    memory: Quantity = Field(
+    memory: Memory = Field(
         default="2Gi", description="Memory that a pod of the InferenceService requests.", examples=["2Gi"]
     )
 

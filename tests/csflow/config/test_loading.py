@@ -31,6 +31,7 @@ def test_relative_repository_starts_at_the_yaml_file(tmp_path: Path) -> None:
         (MINIMAL + "schedule: {crom: x}", ["'schedule.crom'", "Did you mean 'cron'", "'schedule.cron' is missing"]),
         (MINIMAL + "resources: {gpu: 1}", ["'resources.gpu'", "Did you mean 'gpus'", "node_selector"]),
         (MINIMAL + "resources: {tolerations: [{keyy: x}]}", ["tolerations.0.keyy'", "Did you mean 'key'"]),
+        (MINIMAL + "resources: {memory: 500m}", ["resources.memory", "'500m'", "8Gi"]),
         (MINIMAL + "resources: {memory: 8GB}", ["resources.memory", "'8GB'"]),
         (MINIMAL + "serving: {canary: [{percnt: 1, minutes: 2}]}", ["canary.0.percnt'", "Did you mean 'percent'"]),
         (MINIMAL + "serving: {canary: [{percent: 50, minutes: 1}, {percent: 10, minutes: 1}]}", ["ascending"]),
