@@ -131,7 +131,15 @@ def newest_ablation(line: str, workspace: Workspace) -> Path:
     plans = sorted((workspace.ablations / line).glob(f"*/{PLAN}"))
     if not plans:
         raise DataError(f"Line {line} was never ablated in {workspace.root}. Run: csflow ablate {line}")
-    return max(plans, key=lambda file: json.loads(file.read_text())["planned"]).parent
+    return max(plans, key=_planned).parent
+
+
+def _planned(file: Path) -> str:
+    """Return the moment at which an ablation was asked for; for a damaged plan, that of its file."""
+    try:
+        return str(json.loads(file.read_text())["planned"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return datetime.fromtimestamp(file.stat().st_mtime, UTC).isoformat(timespec="microseconds")
 
 
 def _pinned(planned: Sequence[Variant], bench: Bench) -> Iterator[Variant]:

@@ -59,7 +59,7 @@ def choose(
         )
         return
     _print(found, takt_ms, by)
-    _warn(found, takt_ms, by, missing=sum(each.seeds - len(each.rows) for each in summaries))
+    _warn(found, takt_ms, by, missing=sum(each.missing for each in summaries))
     _print_keys(found.chosen, config)
     typer.echo(f"From the ablation of {planned.planned[:16].replace('T', ' ')} UTC, rows in {folder / 'rows'}")
 
