@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from csflow.config import LineConfig, parse_line_json
 from csflow.errors import CsflowError
+from csflow.system.cores import respect_quota
 from csflow.system.files import write_atomic, write_json
 
 if TYPE_CHECKING:
@@ -76,6 +77,7 @@ def step(services: Services, name: str, context: RunContext | None = None) -> It
         name: Name of the step.
         context: The run; ``None`` if it has not been opened yet.
     """
+    respect_quota()
     try:
         with nullcontext() if context is None else services.tracker.step(context.run_id, name):
             yield

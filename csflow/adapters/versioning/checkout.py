@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from dvc.api import DVCFileSystem
 
 SITE_CACHE = ".dvc-site"
+_TRANSFERS = 8  # files fetched at a time: the network and the remote are waited for, not the processor
 _REMEDY = (
     "Where the images are complete, run 'dvc push'; delete damaged copies from the remote and the cache first "
     "(files/md5/XX/REST below each)."
@@ -227,7 +228,7 @@ def _fetch_files(system: DVCFileSystem, prefix: str, entries: dict[str, Committe
             return f"{name} (missing)"
         return "" if md5_file(file) == entries[name].md5 else f"{name} (damaged)"
 
-    with ThreadPoolExecutor() as pool:
+    with ThreadPoolExecutor(_TRANSFERS) as pool:
         results = list(track(pool.map(fetch, entries), total=len(entries), label="fetch images"))
     if bad := [f"{prefix}{result}" for result in results if result]:
         raise DataError(f"{len(bad)} of {len(entries)} files cannot be used: {shorten(bad)}. {_REMEDY}")

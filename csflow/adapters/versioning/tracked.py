@@ -18,6 +18,7 @@ import yaml
 from csflow.adapters.versioning.git import git
 from csflow.adapters.versioning.remote import explain_failure
 from csflow.errors import DataError
+from csflow.system.cores import cores
 from csflow.system.loggers import log_level
 
 Listing = dict[str, str]
@@ -102,7 +103,7 @@ def differing_files(folder: Path, listing: Listing) -> list[str]:
     """Return the names of the files in ``folder`` that are missing, surplus, or have another md5."""
     present = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
     common = sorted(present & set(listing))
-    with ThreadPoolExecutor() as pool:
+    with ThreadPoolExecutor(cores()) as pool:
         sums = pool.map(lambda name: md5_file(folder / name), common)
         changed = {name for name, md5 in zip(common, sums, strict=True) if md5 != listing[name]}
     return sorted(changed | (present ^ set(listing)))
