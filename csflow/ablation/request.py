@@ -171,7 +171,10 @@ def differences(line: LineConfig, base: LineConfig) -> Keys:
 
 
 def _value(key: str, text: str) -> Any:
-    return Document(text, f"--set {key}").value
+    document = Document(text, f"--set {key}")
+    if document.duplicates:
+        raise ConfigError("\n".join(document.duplicates))
+    return document.value
 
 
 def _flat(line: LineConfig) -> Keys:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from csflow.config import Section
-from csflow.system.cores import busy_seconds, cores, cores_in_reach
+from csflow.system.cores import BUSY, busy_seconds, cores, cores_in_reach
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -33,9 +33,6 @@ LONGEST = 10.0
 
 TIMED_IMAGES = 8
 """Number of different images that are predicted in turn."""
-
-BUSY = 0.2
-"""Cores used by other processes above which a machine counts as busy; an idle system stays below."""
 
 
 class Timing(Section):

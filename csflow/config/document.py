@@ -76,14 +76,15 @@ class Document:
     Attributes:
         source: The file, for the reader.
         value: Dictionaries with text as keys, lists, texts, numbers, truth values and ``None``.
+        duplicates: A sentence for each key that is there twice, with both lines; ``value`` has the first one.
     """
 
     def __init__(self, text: str, source: str | Path) -> None:
         """Read a text.
 
         Raises:
-            ConfigError: If it is not YAML, names a key twice (each is listed with both lines), or has tags, aliases
-                into themselves or more than :data:`MOST_VALUES` values.
+            ConfigError: If it is not YAML, or has tags, aliases into themselves or more than :data:`MOST_VALUES`
+                values.
         """
         self.source = source
         self._nodes: dict[KeyPath, yaml.Node] = {}
@@ -99,8 +100,7 @@ class Document:
             raise ConfigError(
                 f"{source} is nested too deeply. Expected sections with keys, such as 'data:'."
             ) from error
-        if self._twice:
-            raise ConfigError("\n".join(sorted(self._twice, key=self._twice.__getitem__)))
+        self.duplicates = sorted(self._twice, key=self._twice.__getitem__)
 
     def line_of(self, path: KeyPath) -> int | None:
         """Return the number of the line in which a value begins, from 1; ``None`` if the text does not have it."""

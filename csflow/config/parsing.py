@@ -33,7 +33,9 @@ def parse_line(text: str, *, source: Path) -> LineConfig:
     try:
         line = _validated(merged, document)
     except ValidationError as error:
-        raise ConfigError("\n".join(explain(error, source, document))) from error
+        raise ConfigError("\n".join([*document.duplicates, *explain(error, source, document)])) from error
+    if document.duplicates:
+        raise ConfigError("\n".join(document.duplicates))
     repo = line.data.repo
     if "://" in repo or repo.startswith("git@") or Path(repo).is_absolute():
         return line

@@ -11,11 +11,15 @@ from __future__ import annotations
 import os
 import re
 import sys
+import time
 from collections.abc import Iterator, Mapping, MutableMapping
 from pathlib import Path
 
 _PROC, _STAT = Path("/proc/self"), Path("/proc/stat")
 THREADS = "OMP_NUM_THREADS"
+
+BUSY = 0.2
+"""Cores used by other processes above which a machine counts as busy; an idle system stays below."""
 
 
 def cores() -> int:
@@ -72,6 +76,20 @@ def busy_seconds() -> float | None:
     # user, nice and system; idle and iowait are left out; then irq, softirq, and steal: time taken by other guests.
     ticks = sum(int(word) for name, *words in lines if name in usable for word in (*words[:3], *words[5:8]))
     return ticks / os.sysconf("SC_CLK_TCK")
+
+
+def busy_elsewhere(seconds: float = 1.0) -> float | None:
+    """Watch for a while how many of the cores in reach other processes keep busy; None if the system does not say.
+
+    Args:
+        seconds: How long to watch; this process only waits meanwhile.
+    """
+    before, began = busy_seconds(), time.perf_counter()
+    if before is None:
+        return None
+    time.sleep(seconds)
+    after = busy_seconds()
+    return None if after is None else max(0.0, (after - before) / (time.perf_counter() - began))
 
 
 def _groups(paths: Mapping[str, str], mounts: list[list[str]]) -> Iterator[Path]:

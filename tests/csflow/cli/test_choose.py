@@ -18,7 +18,7 @@ from csflow.ablation.timing import Timing, machine
 from csflow.cli.ablate import request
 from csflow.cli.app import app
 from csflow.config import load_line
-from csflow.errors import ConfigError, DataError
+from csflow.errors import ConfigError, DataError, UsageError
 from csflow.metrics import Measured
 from csflow.system.files import write_json
 from csflow.system.workspace import Workspace
@@ -129,6 +129,15 @@ def change_rows(home: Path, **changes: Any) -> None:
     """Change every row."""
     for file in (home / "ablations" / ".rows").iterdir():
         write_json(file, json.loads(file.read_text()) | changes)
+
+
+def test_the_takt_of_the_line_is_taken_if_no_other_is_given(ablated: Path) -> None:
+    with pytest.raises(UsageError, match=r"Give --takt-ms, or set serving\.takt_ms in the YAML of plates"):
+        choose()
+    file = ablated.parent / "plates.yaml"
+    file.write_text(file.read_text() + "serving: {takt_ms: 35}\n")
+    assert "Chosen for a takt of 35 ms: width: width 256" in choose()
+    assert "Chosen for a takt of 15 ms: width: width 128" in choose("--takt-ms", "15")
 
 
 def test_an_interrupted_ablation_is_said_to_be_one(ablated: Path) -> None:

@@ -61,6 +61,7 @@ def test_relative_repository_starts_at_the_yaml_file(tmp_path: Path) -> None:
         (MINIMAL + "schedule: {cron: '0 3 30 2 *'}", ["never comes"]),
         (MINIMAL + "schedule: {cron: '0 3 * * *', timezone: europe/berlin}", ["Did you mean Europe/Berlin?"]),
         (MINIMAL + "training: {epochs: 1}\ntraining: {eps: 1}", ["line 4: key 'training'", "in line 3"]),
+        (MINIMAL + "flow: {hidden: 1, hidden: 2, hiden: 3}", ["key 'flow.hidden' is there", "'flow.hiden'"]),
         ("", ["has no keys", "line: tiles"]),
         ("# only this", ["has no keys", "a comment"]),
         ("tiles", ["has no keys, only 'tiles'"]),
