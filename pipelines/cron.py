@@ -9,85 +9,19 @@ scheduled workflows): the first field holds the seconds, and five fields would b
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
+from zoneinfo import ZoneInfo
 
 from csflow.config import ScheduleConfig
+from csflow.config.cron import CronTimes, find_zone, parse_cron
 from csflow.errors import ConfigError
 
-_MONTHS = ("JAN", "FEB", "MAR", "APR", "MAY", "JUN", "JUL", "AUG", "SEP", "OCT", "NOV", "DEC")
-_WEEKDAYS = ("SUN", "MON", "TUE", "WED", "THU", "FRI", "SAT")
-_TERM = re.compile(r"(\*|\w+)(?:-(\w+))?(?:/(\d+))?")
 _DAY = 24 * 60
 _SHORTEST_MONTH = 28
 _HORIZON_DAYS = 400
-
-
-@dataclass(frozen=True)
-class _Field:
-    """One of the five fields of a cron line; ``names`` stand for its numbers from ``first`` on."""
-
-    label: str
-    first: int
-    last: int
-    names: tuple[str, ...] = ()
-
-    def parse(self, text: str) -> frozenset[int]:
-        """Return all values that a field stands for."""
-        return frozenset(value for term in text.split(",") for value in self._values(term, text))
-
-    def _values(self, term: str, text: str) -> range:
-        match = _TERM.fullmatch(term)
-        if match is None or (match[1] == "*" and match[2]):
-            raise ConfigError(self._wrong(text))
-        step = int(match[3] or 1)
-        if match[1] == "*":
-            low, high = self.first, self.last
-        else:
-            low = self._number(match[1], text)
-            high = self._number(match[2], text) if match[2] else self.last if match[3] else low
-        if low > high or step == 0:
-            raise ConfigError(self._wrong(text))
-        return range(low, high + 1, step)
-
-    def _number(self, word: str, text: str) -> int:
-        if word.upper() in self.names:
-            return self.names.index(word.upper()) + self.first
-        if not word.isdecimal() or not self.first <= int(word) <= self.last:
-            raise ConfigError(self._wrong(text))
-        return int(word)
-
-    def _wrong(self, text: str) -> str:
-        names = f" or {self.names[0]} to {self.names[-1]}" if self.names else ""
-        return (
-            f"{text!r} cannot be the {self.label} of a schedule: expected '*', numbers {self.first} to {self.last}"
-            f"{names}, ranges such as {self.first}-{self.first + 2}, lists with ',' and steps such as */2."
-        )
-
-
-_MINUTE, _HOUR, _DAY_OF_MONTH = _Field("minute", 0, 59), _Field("hour", 0, 23), _Field("day of month", 1, 31)
-_MONTH, _DAY_OF_WEEK = _Field("month", 1, 12, _MONTHS), _Field("day of week", 0, 7, _WEEKDAYS)
 _EVERY_DAY, _EVERY_MONTH, _EVERY_WEEKDAY = frozenset(range(1, 32)), frozenset(range(1, 13)), frozenset(range(7))
-
-
-@dataclass(frozen=True)
-class _Times:
-    """The values of a cron line; if both day fields are given, a day matches either of them, as in every cron."""
-
-    minutes: frozenset[int]
-    hours: frozenset[int]
-    days: frozenset[int]
-    months: frozenset[int]
-    weekdays: frozenset[int]
-
-    @property
-    def daily(self) -> bool:
-        """Return True if the line runs every day at the same times."""
-        return (self.days, self.months, self.weekdays) == (_EVERY_DAY, _EVERY_MONTH, _EVERY_WEEKDAY)
 
 
 @dataclass(frozen=True)
@@ -132,10 +66,10 @@ def clock_of(schedule: ScheduleConfig, now: datetime) -> Clock:
         now: The present moment, with a time zone.
 
     Raises:
-        ConfigError: If the cron line or the zone is wrong, it never runs, or it cannot be written in UTC.
+        ConfigError: If it cannot be written in UTC.
     """
-    zone, times = _zone(schedule.timezone), _parse(schedule.cron)
-    first = _next_local(times, schedule.cron, now.astimezone(zone))
+    zone, times = find_zone(schedule.timezone), parse_cron(schedule.cron)
+    first = _next_local(times, now.astimezone(zone))
     cron = _in_utc(times, _offset(first), schedule)
     return Clock(schedule.cron, schedule.timezone, cron, _next_shift(times, zone, first, cron, schedule))
 
@@ -151,43 +85,12 @@ def next_runs(cron: str, now: datetime, count: int = 1) -> list[datetime]:
         return []
 
 
-def _zone(name: str) -> ZoneInfo:
-    try:
-        return ZoneInfo(name)
-    except (ZoneInfoNotFoundError, ValueError, OSError) as error:
-        raise ConfigError(
-            f"schedule.timezone {name!r} is no IANA zone. Expected a name such as Europe/Berlin."
-        ) from error
-
-
-def _parse(cron: str) -> _Times:
-    words = cron.split()
-    if len(words) != 5:
-        raise ConfigError(
-            f"schedule.cron {cron!r} has {len(words)} fields, expected 5: minute, hour, day of month, month, "
-            "day of week."
-        )
-    minute, hour, day, month, weekday = words
-    weekdays = frozenset(value % 7 for value in _DAY_OF_WEEK.parse(weekday))
-    times = _Times(_MINUTE.parse(minute), _HOUR.parse(hour), _DAY_OF_MONTH.parse(day), _MONTH.parse(month), weekdays)
-    both = times.days != _EVERY_DAY and times.weekdays != _EVERY_WEEKDAY
-    if both and (day.startswith("*") or weekday.startswith("*")):
-        # With "*/2" in one day field and Monday in the other, some crons require both and others only one of them.
-        raise ConfigError(
-            f"schedule.cron {cron!r}: what a step of '*' in one day field means beside the other one differs from cron "
-            "to cron. Write the days as numbers, or leave one of the two '*'."
-        )
-    return times
-
-
-def _next_local(times: _Times, cron: str, now: datetime) -> datetime:
+def _next_local(times: CronTimes, now: datetime) -> datetime:
     """Return the next local time that a line names."""
-    from cronsim import CronSim, CronSimError
+    from cronsim import CronSim
 
-    with suppress(CronSimError, StopIteration):
-        moment: datetime = next(CronSim(" ".join(_fields(times)), now))
-        return moment
-    raise ConfigError(f"schedule.cron {cron!r} never comes: no such day exists. Correct day of month and month.")
+    moment: datetime = next(CronSim(" ".join(_fields(times)), now))
+    return moment
 
 
 def _offset(moment: datetime) -> int:
@@ -197,7 +100,7 @@ def _offset(moment: datetime) -> int:
     return round(ahead.total_seconds() / 60)
 
 
-def _in_utc(times: _Times, offset: int, schedule: ScheduleConfig) -> str:
+def _in_utc(times: CronTimes, offset: int, schedule: ScheduleConfig) -> str:
     shifted = [divmod(hour * 60 + minute - offset, _DAY) for hour in times.hours for minute in times.minutes]
     hours, minutes = {clock // 60 for _, clock in shifted}, {clock % 60 for _, clock in shifted}
     if len(hours) * len(minutes) != len(shifted):
@@ -205,14 +108,15 @@ def _in_utc(times: _Times, offset: int, schedule: ScheduleConfig) -> str:
             f"{_called(schedule)} cannot be written in UTC: the offset of {offset} minutes moves some of its minutes "
             "into another hour. Give one minute, or every hour."
         )
-    moved = _Times(frozenset(minutes), frozenset(hours), times.days, times.months, times.weekdays)
+    moved = CronTimes(frozenset(minutes), frozenset(hours), times.days, times.months, times.weekdays)
     days = {day for day, _ in shifted}
-    if not times.daily and days != {0}:
+    daily = (times.days, times.months, times.weekdays) == (_EVERY_DAY, _EVERY_MONTH, _EVERY_WEEKDAY)
+    if not daily and days != {0}:
         moved = _on_other_days(moved, days, schedule)
     return " ".join(("0", *_fields(moved)))
 
 
-def _on_other_days(times: _Times, shifts: set[int], schedule: ScheduleConfig) -> _Times:
+def _on_other_days(times: CronTimes, shifts: set[int], schedule: ScheduleConfig) -> CronTimes:
     """Shift the days of times that fall on another day in UTC."""
     if len(shifts) > 1:
         raise ConfigError(
@@ -233,14 +137,14 @@ def _on_other_days(times: _Times, shifts: set[int], schedule: ScheduleConfig) ->
             f"{'before' if shift < 0 else 'after'}, which may lie in another month. "
             "Choose an hour on the other side of midnight UTC, or other days."
         )
-    return _Times(times.minutes, times.hours, days, times.months, weekdays)
+    return CronTimes(times.minutes, times.hours, days, times.months, weekdays)
 
 
 def _called(schedule: ScheduleConfig) -> str:
     return f"schedule.cron {schedule.cron!r} in {schedule.timezone}"
 
 
-def _next_shift(times: _Times, zone: ZoneInfo, first: datetime, cron: str, schedule: ScheduleConfig) -> Shift | None:
+def _next_shift(times: CronTimes, zone: ZoneInfo, first: datetime, cron: str, schedule: ScheduleConfig) -> Shift | None:
     """Return the first change of the zone's offset after the next run that changes the fields in UTC."""
     for change in _changes(zone, first):
         try:
@@ -270,7 +174,7 @@ def _ahead(moment: datetime, zone: ZoneInfo) -> timedelta | None:
     return moment.astimezone(zone).utcoffset()
 
 
-def _fields(times: _Times) -> tuple[str, str, str, str, str]:
+def _fields(times: CronTimes) -> tuple[str, str, str, str, str]:
     return (
         _text(times.minutes, range(60)),
         _text(times.hours, range(24)),

@@ -33,7 +33,8 @@ permanent ones: bad data fails three times, within minutes and at no cost.
 
 from __future__ import annotations
 
-from decimal import Decimal
+import math
+import re
 from typing import TYPE_CHECKING, Literal
 
 from csflow.config import LineConfig, ResourcesConfig, Section
@@ -60,9 +61,6 @@ REPEATABLE = frozenset({"validate", "plan-shards", "extract-shard", "cache-featu
                         "ablate-variant", "collect-ablation"})  # fmt: skip
 
 _RETRIES, _PAUSE, _LONGEST_PAUSE = 2, "60s", "600s"
-_UNITS = {"m": Decimal("0.001"), "k": Decimal(1000), "M": Decimal(1000) ** 2, "G": Decimal(1000) ** 3,
-          "T": Decimal(1000) ** 4, "Ki": Decimal(1024), "Mi": Decimal(1024) ** 2, "Gi": Decimal(1024) ** 3,
-          "Ti": Decimal(1024) ** 4}  # fmt: skip
 
 
 class Placement(Section):
@@ -144,8 +142,7 @@ def cpus(quantity: str) -> str:
     >>> cpus("500m"), cpus("1.5"), cpus("2k")
     ('500m', '1.5', '2000')
     """
-    number, unit = _split(quantity)
-    return quantity if unit in ("", "m") else str(int(number * _UNITS[unit]))
+    return quantity if re.fullmatch(r"[0-9.]+m?", quantity) else _whole(quantity)
 
 
 def whole_bytes(quantity: str) -> str:
@@ -154,15 +151,14 @@ def whole_bytes(quantity: str) -> str:
     >>> whole_bytes("8Gi"), whole_bytes("1.5Gi"), whole_bytes("2k")
     ('8Gi', '1610612736', '2000')
     """
-    number, unit = _split(quantity)
-    if number == int(number) and unit not in ("m", "k"):
-        return quantity
-    return str(int(number * _UNITS.get(unit, Decimal(1))))
+    accepted = re.fullmatch(r"[0-9]+([MGT]|[KMGT]i)?", quantity)
+    return quantity if accepted else _whole(quantity)
 
 
-def _split(quantity: str) -> tuple[Decimal, str]:
-    unit = quantity.lstrip("0123456789.")
-    return Decimal(quantity.removesuffix(unit)), unit
+def _whole(quantity: str) -> str:
+    from kubernetes.utils.quantity import parse_quantity
+
+    return str(math.ceil(parse_quantity(quantity)))
 
 
 def _same(names: tuple[str, ...]) -> dict[str, str]:

@@ -6,10 +6,11 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, TypeAlias, get_args
 
-import yaml
 from pydantic import Field, ValidationError
 
 from csflow.config import LineConfig, Positive, Section, parse_line_json
+from csflow.config.document import Document
+from csflow.config.explanation import nearest
 from csflow.errors import ConfigError
 
 GroupName = Literal[
@@ -91,8 +92,23 @@ def parse_request(plain: Mapping[str, Any]) -> Request:
     try:
         return Request.model_validate_json(json.dumps(dict(plain)))
     except ValidationError as error:
-        problems = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}, got {e['input']!r}" for e in error.errors()]
-        raise ConfigError(f"The ablation cannot be planned: {'; '.join(problems)}.") from error
+        problems = dict.fromkeys(_wrong_option(problem) for problem in error.errors())
+        raise ConfigError(f"The ablation cannot be planned: {' '.join(filter(None, problems))}") from error
+
+
+_OPTIONS = {"groups": "--group", "widths": "--width", "backbones": "--backbone", "image_sizes": "--image-size"}
+
+
+def _wrong_option(problem: Any) -> str:
+    """Say what is wrong with the value of an option."""
+    name, value = str(problem["loc"][0]), problem["input"]
+    option = _OPTIONS.get(name, f"--{name}")
+    if problem["type"] == "literal_error":
+        return f"There is no group {value!r}.{nearest(str(value), GROUPS)} Groups: {', '.join(GROUPS)}."
+    if problem["type"] == "too_short":  # values that are wrong count as missing, and are named themselves
+        return f"{option} is empty. Give at least one value." if value == [] else ""
+    expected = "a whole number" if problem["type"] == "int_type" else problem["msg"].removeprefix("Input should be ")
+    return f"{option} {value!r}: expected {expected}."
 
 
 def parse_overrides(texts: Sequence[str]) -> Keys:
@@ -155,14 +171,10 @@ def differences(line: LineConfig, base: LineConfig) -> Keys:
 
 
 def _value(key: str, text: str) -> Any:
-    try:
-        return json.loads(text)  # YAML 1.1 reads 1e-3 as text
-    except ValueError:
-        pass
-    try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"--set {key}: {text!r} is not a YAML value: {error}") from error
+    document = Document(text, f"--set {key}")
+    if document.duplicates:
+        raise ConfigError("\n".join(document.duplicates))
+    return document.value
 
 
 def _flat(line: LineConfig) -> Keys:

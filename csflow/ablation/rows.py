@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field
+from pydantic import ConfigDict, Field
 
 from csflow.ablation.kept import read_kept, write_kept
 from csflow.ablation.request import Variant
@@ -40,6 +40,8 @@ class AblationRow(Section):
             and in rows written before scores were kept.
         error: Why there are no figures; empty if there are.
     """
+
+    model_config = ConfigDict(allow_inf_nan=True)  # what was measured of a detector that failed may be anything
 
     key: str
     line: str

@@ -45,6 +45,11 @@ class VariantSummary:
         return tuple(row for row in self.rows if not row.error)
 
     @property
+    def missing(self) -> int:
+        """Count the seeds that were not measured, or whose measurement has not ended."""
+        return self.seeds - sum(1 for row in self.rows if not row.is_unfinished)
+
+    @property
     def errors(self) -> tuple[str, ...]:
         """Return the error messages, each once."""
         return tuple(dict.fromkeys(row.error for row in self.rows if row.error))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import statistics
 import time
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from csflow.config import Section
-from csflow.system.cores import cores
+from csflow.system.cores import BUSY, busy_seconds, cores, cores_in_reach
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -34,11 +33,6 @@ LONGEST = 10.0
 
 TIMED_IMAGES = 8
 """Number of different images that are predicted in turn."""
-
-BUSY = 0.2
-"""Cores used by other processes above which a machine counts as busy; an idle system stays below."""
-
-_STAT = Path("/proc/stat")
 
 
 class Timing(Section):
@@ -109,7 +103,7 @@ class _Clocks(NamedTuple):
 
     @classmethod
     def now(cls) -> _Clocks:
-        return cls(time.perf_counter(), time.process_time(), _busy_seconds())
+        return cls(time.perf_counter(), time.process_time(), busy_seconds())
 
 
 def _round(engine: Engine, pictures: Sequence[Image.Image]) -> tuple[list[float], float | None]:
@@ -136,15 +130,4 @@ def _cores_missing(before: _Clocks, after: _Clocks, threads: int) -> float | Non
     if before.everyone is None or after.everyone is None:
         return None
     others = (after.everyone - before.everyone - (after.own - before.own)) / (after.elapsed - before.elapsed)
-    return round(max(0.0, others - (cores() - threads)), 2)
-
-
-def _busy_seconds() -> float | None:
-    """Return the CPU seconds since boot, of all processes, on the cores this process may use; None if not on Linux."""
-    if not _STAT.exists():
-        return None
-    usable = {f"cpu{number}" for number in os.sched_getaffinity(0)}
-    lines = [line.split() for line in _STAT.read_text().splitlines()]
-    # user, nice and system; idle and iowait are left out; then irq, softirq, and steal: time taken by other guests.
-    ticks = sum(int(word) for name, *words in lines if name in usable for word in (*words[:3], *words[5:8]))
-    return ticks / os.sysconf("SC_CLK_TCK")
+    return round(max(0.0, others - (cores_in_reach() - threads)), 2)

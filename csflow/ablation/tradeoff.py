@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
+from csflow.ablation.rows import UNFINISHED
 from csflow.ablation.summaries import VariantSummary
 from csflow.ablation.timing import Timing
 from csflow.config import ScoringConfig
@@ -132,7 +133,8 @@ def _candidates(summaries: Sequence[VariantSummary], by: Criterion, own: Scoring
     distinct: dict[tuple[str, ...], VariantSummary] = {}  # one experiment may belong to several groups
     for summary in summaries:
         if is_choosable(summary, by, own):
-            distinct.setdefault(tuple(row.key for row in summary.rows), summary)
+            measured = tuple(row.key for row in summary.rows)
+            distinct.setdefault(measured or (summary.name,), summary)
     if not distinct:
         raise DataError(
             "The newest ablation varies only the images fitted, which leaves nothing to choose, or only score and map, "
@@ -144,8 +146,26 @@ def _candidates(summaries: Sequence[VariantSummary], by: Criterion, own: Scoring
         if (ms := summary.milliseconds) is not None and (auroc := summary.metric(METRIC[by])) is not None
     ]
     if not known:
-        raise DataError(_nothing_known(by))
+        raise DataError(_unmeasured(list(distinct.values())) or _nothing_known(by))
     return known
+
+
+def _unmeasured(summaries: Sequence[VariantSummary]) -> str:
+    """Say that no variant has figures yet, and why; empty if one has."""
+    if any(summary.sound for summary in summaries):
+        timed = any(summary.milliseconds is not None for summary in summaries)
+        return "" if timed else f"No variant was timed. {_RESUME}"
+    finished = [summary for summary in summaries if any(not row.is_unfinished for row in summary.rows)]
+    if not finished:
+        return (
+            "The newest ablation has not measured a variant yet: it was interrupted before the first one was finished, "
+            f"or it is still running. {_RESUME}"
+        )
+    errors = dict.fromkeys(error for summary in finished for error in summary.errors if error != UNFINISHED)
+    return f"Every variant that was measured failed: {'; '.join(errors)} Correct that, and ablate again."
+
+
+_RESUME = "Give the same csflow ablate command again: it goes on where it stopped."
 
 
 def _nothing_known(by: Criterion) -> str:

@@ -10,6 +10,7 @@ import typer
 
 from csflow import __version__
 from csflow.cli.ablate import ablate_lines
+from csflow.cli.check import check
 from csflow.cli.choose import choose
 from csflow.cli.compare import compare_runs
 from csflow.cli.compile import compile_pipeline
@@ -52,6 +53,7 @@ app.add_typer(data_app, name="data", rich_help_panel=BRING)
 app.command(rich_help_panel=BRING)(synthesize)
 app.command(rich_help_panel=TRAIN)(run)
 app.command(rich_help_panel=TRAIN)(demo)
+app.command(rich_help_panel=TRAIN)(check)
 app.command("estimate", rich_help_panel=TRAIN)(estimate_run)
 app.command("ablate", rich_help_panel=TRAIN)(ablate_lines)
 app.command(rich_help_panel=TRAIN)(choose)

@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from csflow.cli.options import JsonOption, LineArgument, print_json
+from csflow.errors import UsageError
 from csflow.system.workspace import Workspace
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
 
     from csflow.ablation.summaries import VariantSummary
     from csflow.ablation.timing import Timing
@@ -20,7 +22,15 @@ if TYPE_CHECKING:
 
 def choose(
     line: LineArgument,
-    takt_ms: Annotated[float, typer.Option("--takt-ms", min=0.001, help="Most milliseconds one image may take.")],
+    takt_ms: Annotated[
+        float | None,
+        typer.Option(
+            "--takt-ms",
+            min=0.001,
+            help="Most milliseconds one image may take.",
+            show_default="the line's serving.takt_ms",
+        ),
+    ] = None,
     by: Annotated[
         Literal["synthetic", "test"],
         typer.Option(
@@ -37,31 +47,37 @@ def choose(
     """
     from csflow.ablation.collect import read_results
     from csflow.ablation.plan import newest_ablation
-    from csflow.ablation.request import differences
     from csflow.ablation.tradeoff import choose_variant
     from csflow.config import load_line
 
     config, workspace = load_line(line), Workspace.from_environment()
+    takt_ms = takt_ms or config.serving.takt_ms
+    if takt_ms is None:
+        raise UsageError(f"Give --takt-ms, or set serving.takt_ms in the YAML of {config.line}.")
     folder = newest_ablation(config.line, workspace)
     planned, summaries = read_results(folder, workspace)
     ours = [each for each in summaries if each.variant.line.line == config.line]
     found = choose_variant(ours, takt_ms, by, planned.base.scoring)
     if as_json:
-        print_json(
-            {
-                "chosen": found.chosen.name,
-                "milliseconds": found.chosen.milliseconds,
-                "keys": differences(found.chosen.variant.line, config),
-                "front": [each.name for each in found.front],
-                "tied": found.tied,
-                "rows": str(folder / "rows"),
-            }
-        )
+        print_json(_as_json(found, config, folder))
         return
     _print(found, takt_ms, by)
-    _warn(found, takt_ms, by, missing=sum(each.seeds - len(each.rows) for each in summaries))
+    _warn(found, takt_ms, by, missing=sum(each.missing for each in summaries))
     _print_keys(found.chosen, config)
     typer.echo(f"From the ablation of {planned.planned[:16].replace('T', ' ')} UTC, rows in {folder / 'rows'}")
+
+
+def _as_json(found: Choice, config: LineConfig, folder: Path) -> dict[str, object]:
+    from csflow.ablation.request import differences
+
+    return {
+        "chosen": found.chosen.name,
+        "milliseconds": found.chosen.milliseconds,
+        "keys": differences(found.chosen.variant.line, config),
+        "front": [each.name for each in found.front],
+        "tied": found.tied,
+        "rows": str(folder / "rows"),
+    }
 
 
 def _print(found: Choice, takt_ms: float, by: Criterion) -> None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from csflow.cli.options import JsonOption, print_json
+from csflow.config import KINDS
 from csflow.errors import NotRegisteredError, RegistryError
 from csflow.runs.services import Services
 
@@ -18,6 +19,14 @@ if TYPE_CHECKING:
     from csflow.adapters.mlflow.versions import Version
 
 Facts = dict[str, str]
+
+_OF_MANY = {
+    "flow": ("flow.blocks", "flow.hidden"),
+    "training": ("training.epochs", "training.batch_size", "training.learning_rate"),
+}
+"""The keys to show of sections that have many; of other sections all are shown."""
+
+_LABELS = {"flow.hidden": "hidden width"}
 
 
 @dataclass(frozen=True)
@@ -94,11 +103,7 @@ def _run(version: Version, run: Run | None) -> Facts:
         {
             "id": run.run_id,
             "started": f"{run.started.astimezone():%Y-%m-%d %H:%M:%S %Z}",
-            "backbone": tags.get("backbone"),
-            "image size": run.params.get("features.image_size"),
-            "hidden width": run.params.get("flow.hidden"),
-            "epochs": run.params.get("training.epochs"),
-            "seed": tags.get("seed"),
+            **_method(run.params, tags.get("seed")),
             "seconds": ", ".join(steps),
             "defects found": tags.get("defects_found"),
             "image AUROC": _with_interval(version),
@@ -108,6 +113,26 @@ def _run(version: Version, run: Run | None) -> Facts:
             "detector": tags.get("detector_digest"),
         }
     )
+
+
+def _method(params: Mapping[str, str], seed: str | None) -> dict[str, str | None]:
+    """Collect the kind of detector and those settings that it reads; the run has the keys of every kind."""
+    name = params.get("detector", "csflow")
+    kind = KINDS.get(name)
+    settings: dict[str, str | None] = {}
+    for section in kind.sections if kind else ():
+        keys = _OF_MANY.get(section) or [key for key in params if key.startswith(f"{section}.")]
+        settings |= {_LABELS.get(key, key.partition(".")[2].replace("_", " ")): params.get(key) for key in keys}
+    shots = params.get("roles.shots", "none")
+    drawn = kind is None or kind.seeded or shots != "none"
+    return {
+        "kind": f"{kind.title} (detector: {name})" if kind else name,
+        "backbone": params.get("features.backbone"),
+        "image size": params.get("features.image_size"),
+        **settings,
+        "shots": None if shots == "none" else shots,
+        "seed": seed if drawn else None,
+    }
 
 
 def _gate(version: Version) -> Facts:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
-from csflow.config.section import Positive, Quantity, Section
+from csflow.config.cron import find_zone, parse_cron
+from csflow.config.section import Memory, Positive, Quantity, Section
 
 
 class ScheduleConfig(Section):
@@ -20,6 +21,18 @@ class ScheduleConfig(Section):
         default="UTC", description="IANA time zone in which the cron line is read.", examples=["Europe/Berlin"]
     )
     enabled: bool = Field(default=True, description="Start runs by the clock; false keeps the cron line for later.")
+
+    @field_validator("cron")
+    @classmethod
+    def _cron_can_come(cls, cron: str) -> str:
+        parse_cron(cron)
+        return cron
+
+    @field_validator("timezone")
+    @classmethod
+    def _zone_exists(cls, name: str) -> str:
+        find_zone(name)
+        return name
 
 
 class Toleration(Section):
@@ -39,13 +52,13 @@ class ResourcesConfig(Section):
     """What the line's steps request from a cluster; local runs take what the machine has."""
 
     cpu: Quantity = Field(default="2", description="CPUs of the steps that compute.", examples=["4"])
-    memory: Quantity = Field(default="8Gi", description="Memory of the steps that compute.", examples=["16Gi"])
+    memory: Memory = Field(default="8Gi", description="Memory of the steps that compute.", examples=["16Gi"])
     gpus: Annotated[int, Field(ge=0)] = Field(default=0, description="Number of accelerators for training.")
     gpu_type: str = Field(
         default="nvidia.com/gpu", description="Resource name of the accelerators, as Kubernetes knows it."
     )
     shards: Positive = Field(default=1, description="Number of pods that extract features at the same time.")
-    shared_memory: Quantity = Field(default="2Gi", description="Size of /dev/shm in the training pod.")
+    shared_memory: Memory = Field(default="2Gi", description="Size of /dev/shm in the training pod.")
     node_selector: dict[str, str] = Field(
         default={}, description="Labels of the nodes that may train.", examples=[{"pool": "gpu"}]
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import difflib
 import os
 from pathlib import Path
@@ -41,17 +42,35 @@ def load_line(name_or_path: str | Path) -> LineConfig:
         path = lines_folder() / f"{name_or_path}.yaml"
     if not path.is_file():
         raise ConfigError(_unknown_line(str(name_or_path), path))
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"Cannot read {path}: {error}. Expected YAML text in UTF-8.") from error
-    line = parse_line(text, source=path)
+    line = parse_line(_text(path), source=path)
     if line.line != path.stem:
         raise ConfigError(
             f"{path} says 'line: {line.line}', but a line has the name of its file. Set 'line: {path.stem}', or rename "
             f"the file to {line.line}{path.suffix} if it is about that line."
         )
     return line
+
+
+def _text(path: Path) -> str:
+    """Return the text of a file, without a byte order mark.
+
+    Raises:
+        ConfigError: If it cannot be read or is not UTF-8.
+    """
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise ConfigError(f"Cannot read {path}: {error.strerror or error}. Check its permissions.") from error
+    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        raise ConfigError(f"Cannot read {path}: it is UTF-16. Save it as UTF-8.")
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        number = data.count(b"\n", 0, error.start) + 1
+        raise ConfigError(
+            f"Cannot read {path}: byte 0x{data[error.start]:02x} in line {number} is not UTF-8. Expected YAML text: "
+            "save it as UTF-8."
+        ) from error
 
 
 def _unknown_line(name: str, path: Path) -> str:

@@ -6,7 +6,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from csflow.config.section import Positive, Quantity, Section, Share
+from csflow.config.section import Memory, Positive, Quantity, Section, Share
 
 
 class CanaryStep(Section):
@@ -38,11 +38,17 @@ class ServingConfig(Section):
     max_error_rate: Share = Field(
         default=0.01, description="Largest share of failing requests during a canary step; more ends the promotion."
     )
+    takt_ms: Annotated[float, Field(gt=0)] | None = Field(
+        default=None,
+        description="Most milliseconds that judging one image may take. `csflow check` compares an estimate with it, "
+        "and `csflow choose` takes it if no other is given.",
+        examples=[200],
+    )
     replicas: Positive = Field(default=1, description="Smallest number of pods of the InferenceService.")
     cpu: Quantity = Field(
         default="1", description="CPUs that a pod of the InferenceService requests.", examples=["500m", "2"]
     )
-    memory: Quantity = Field(
+    memory: Memory = Field(
         default="2Gi", description="Memory that a pod of the InferenceService requests.", examples=["2Gi"]
     )
 

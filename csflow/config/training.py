@@ -20,7 +20,7 @@ class TrainingConfig(Section):
     )
     batch_size: Positive = Field(default=16, description="Number of images in one optimiser step.")
     learning_rate: Annotated[float, Field(gt=0)] = Field(
-        default=2e-4, description="Learning rate of Adam. Write 1.0e-3, not 1e-3, which YAML takes for a text."
+        default=2e-4, description="Learning rate of Adam.", examples=[1e-3]
     )
     schedule: Literal["constant", "cosine"] = Field(
         default="constant",
@@ -43,7 +43,7 @@ class TrainingConfig(Section):
     max_grad_norm: Annotated[float, Field(gt=0)] = Field(
         default=1.0, description="Gradients with a larger norm are scaled down to this one."
     )
-    seed: Annotated[int, Field(ge=0)] = Field(
+    seed: Annotated[int, Field(ge=0, le=4_000_000_000)] = Field(
         default=0, description="Seed of everything that is drawn at random. Equal inputs and seed give equal models."
     )
     precision: Literal["auto", "float32", "bfloat16"] = Field(

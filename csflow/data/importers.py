@@ -5,6 +5,7 @@ Every import is all or nothing: it is built in a hidden folder next to its desti
 
 from __future__ import annotations
 
+import math
 import re
 import shutil
 import tempfile
@@ -13,7 +14,7 @@ from contextlib import contextmanager
 from hashlib import sha256
 from pathlib import Path
 
-from csflow.config import LINE_NAME, RolesConfig
+from csflow.config import LINE_NAME, QualityConfig, RolesConfig
 from csflow.data.archives import ARCHIVES, extract
 from csflow.data.image_files import say_left_out
 from csflow.data.image_folders import defects_below, images_below, masks_by_kind, refuse_unclear_masks
@@ -196,6 +197,7 @@ def import_folder(
         for name, image in images_below(good).items():
             split = "test" if _split_fraction(sha256_file(image)) < test_share else "train"
             _copy(image, staging / "line" / split / "good" / name)
+        _refuse_none_to_train(staging / "line", good, test_share)
         for kind, images in kinds.items():
             for name, image in images.items():
                 _copy(image, staging / "line" / "test" / kind / name)
@@ -204,6 +206,22 @@ def import_folder(
                 _copy(mask, staging / "line" / "ground_truth" / kind / name)
         build_manifest(staging / "line", line="import", roles=RolesConfig())
         _move_into_place(staging / "line", dest)
+
+
+def _refuse_none_to_train(line: Path, good: Path, test_share: float) -> None:
+    """Refuse good images that are so few that all of them fell into the test split, and say how many are needed.
+
+    Raises:
+        DataError: If none is left to train on.
+    """
+    if (line / "train" / "good").exists():
+        return
+    count, needed = len(list((line / "test" / "good").iterdir())), QualityConfig().min_train
+    raise DataError(
+        f"{good} holds {count} good image{'s' * (count > 1)}, and the split by content (--test-share {test_share:g}) "
+        f"takes all for testing: none is left to train on. The data gate wants at least {needed} to train on "
+        f"(quality.min_train), so import about {math.ceil(needed / (1 - test_share))} good images or more."
+    )
 
 
 def _split_fraction(digest: str) -> float:

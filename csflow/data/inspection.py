@@ -19,6 +19,7 @@ from csflow.data.images import decode_image, opened_image
 from csflow.data.manifest import Manifest
 from csflow.data.masks import measure_mask
 from csflow.errors import DataError
+from csflow.system.cores import cores
 from csflow.system.progress import track
 
 
@@ -78,7 +79,7 @@ def inspect_images(manifest: Manifest, bit_depth: int | None = None) -> pd.DataF
     """
     frame = manifest.frame.reset_index(drop=True)
     files = list(zip(manifest.files, (manifest.root / m if m else None for m in frame["mask"]), strict=True))
-    with ThreadPoolExecutor() as pool:
+    with ThreadPoolExecutor(cores()) as pool:
         rows = list(track(pool.map(partial(_measure, bit_depth), files), total=len(files), label="inspect"))
     measured = pd.DataFrame(
         [asdict(row) for row in rows], columns=list(InspectedImage.__dataclass_fields__), dtype=object

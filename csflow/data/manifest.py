@@ -25,6 +25,7 @@ import pandas as pd
 from csflow.config import RolesConfig
 from csflow.data.image_files import FoundImages, find_images
 from csflow.errors import DataError
+from csflow.system.cores import cores
 from csflow.system.files import sha256_file, sha256_json, write_atomic
 from csflow.system.wording import shorten
 
@@ -212,7 +213,7 @@ def _read_groups(root: Path, known: set[str]) -> dict[str, str]:
 
 def _hashes(root: Path, paths: Sequence[str]) -> dict[str, str]:
     try:
-        with ThreadPoolExecutor() as pool:
+        with ThreadPoolExecutor(cores()) as pool:
             return dict(zip(paths, pool.map(lambda path: sha256_file(root / path), paths), strict=True))
     except OSError as error:
         raise DataError(f"Cannot read {error.filename}: {error.strerror}. Check its permissions.") from error

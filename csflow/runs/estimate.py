@@ -1,34 +1,18 @@
-"""Estimate time, memory and disk space of a line's run from short trials of its two heavy steps on this machine."""
+"""Estimate time, memory and disk space of extraction and training from short trials on this machine."""
 
 from __future__ import annotations
 
-import multiprocessing
-import tempfile
-from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import median
-from typing import TYPE_CHECKING, ParamSpec, TypeVar
+from typing import TYPE_CHECKING
 
 from csflow.config import LineConfig
 from csflow.runs.fitting import images_to_fit
-from csflow.system.processes import peak_memory
+from csflow.runs.trials import apart, try_extraction, try_fitting
 
 if TYPE_CHECKING:
     from csflow.data.manifest import Manifest
-    from csflow.features.entries import Shape
     from csflow.features.shared_tier import FeatureTier
-    from csflow.flow.pyramid import Pyramid
-
-Arguments = ParamSpec("Arguments")
-Result = TypeVar("Result")
-
-WARM_UP_IMAGES = 4
-TRIAL_IMAGES = 12
-TRIAL_STEPS = 4
-FEWEST_IMAGES = 3
-"""Fewest images of a training trial: a covariance needs several."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +26,9 @@ class Estimate:
         features_bytes: Bytes on disk for the features of all images.
         new_features_bytes: Bytes that are still to be written.
         extraction_seconds: Seconds of the step ``cache_features`` without imports.
-        training_seconds: Seconds of all epochs; None for detectors without epochs.
+        training_seconds: Seconds of all epochs, or of the fit of kinds without epochs.
+        score_seconds: Seconds in which the fitted model scores an image whose features are stored.
+        start_seconds: Seconds in which the process of a step starts.
         extraction_memory: Peak memory of the process that extracts, in bytes.
         training_memory: Peak memory of the process that trains, in bytes, including the features that it reads.
         checkpoint_bytes: Bytes on disk while training; 0 without epochs.
@@ -56,7 +42,9 @@ class Estimate:
     features_bytes: int
     new_features_bytes: int
     extraction_seconds: float
-    training_seconds: float | None
+    training_seconds: float
+    score_seconds: float
+    start_seconds: float
     extraction_memory: int
     training_memory: int
     checkpoint_bytes: int
@@ -65,7 +53,7 @@ class Estimate:
 
 
 def estimate(line: LineConfig, manifest: Manifest, store: Path, tier: FeatureTier | None = None) -> Estimate:
-    """Extract a few images, train for a few steps, and extrapolate to a whole run of the line.
+    """Extract a few images, train for a few steps, and extrapolate to the two steps of a run that compute most.
 
     Args:
         line: The line.
@@ -84,10 +72,9 @@ def estimate(line: LineConfig, manifest: Manifest, store: Path, tier: FeatureTie
     fitted = len(images_to_fit(line, list(manifest.rows(role="fit").frame["sha256"])))
     backbone = load_backbone(line.features)
     plan = FeatureStore(store, tier).plan(manifest, line.features, backbone)
-    extraction = _apart(_try_extraction, line, manifest)
-    training = _apart(_try_training, line, plan.shapes)
+    extraction = apart(try_extraction, line, manifest)
+    training = apart(try_fitting, line, plan.shapes, fitted)
     steps = line.training.epochs * -(-fitted * line.features.rotations // line.training.batch_size)
-    step_seconds = training.step_seconds
     device = choose_device(line.training)
     missing = len(plan.missing)
     written = missing + len(plan.shared)
@@ -98,91 +85,12 @@ def estimate(line: LineConfig, manifest: Manifest, store: Path, tier: FeatureTie
         features_bytes=len(manifest) * plan.entry_bytes,
         new_features_bytes=written * plan.entry_bytes,
         extraction_seconds=extraction.start_seconds + missing * extraction.image_seconds if missing else 0.0,
-        training_seconds=None if step_seconds is None else steps * step_seconds,
+        training_seconds=training.fit_seconds or steps * (training.step_seconds or 0.0),
+        score_seconds=training.score_seconds,
+        start_seconds=training.start_seconds,
         extraction_memory=extraction.peak,
         training_memory=training.peak + fitted * plan.entry_bytes,
         checkpoint_bytes=training.checkpoint_bytes,
         device=str(device),
         precision=choose_precision(line.training, device),
     )
-
-
-@dataclass(frozen=True)
-class _ExtractionTrial:
-    start_seconds: float
-    image_seconds: float
-    peak: int
-
-
-@dataclass(frozen=True)
-class _TrainingTrial:
-    step_seconds: float | None
-    checkpoint_bytes: int
-    peak: int
-
-
-class _RandomFeatures:
-    """One batch of random features: the values do not change how long a step takes."""
-
-    def __init__(self, shapes: Sequence[Shape], batch: int) -> None:
-        import torch
-
-        self.shapes = tuple(shapes)
-        self.levels = [torch.randn(batch, *shape) for shape in shapes]
-
-    def __len__(self) -> int:
-        return len(self.levels[0])
-
-    def batch(self, indices: Sequence[int]) -> Pyramid:
-        return [level[list(indices)] for level in self.levels]
-
-
-def _apart(work: Callable[Arguments, Result], *arguments: Arguments.args, **keywords: Arguments.kwargs) -> Result:
-    """Run in a new process, so that its peak memory can be measured separately."""
-    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-        return pool.submit(work, *arguments, **keywords).result()
-
-
-def _try_extraction(line: LineConfig, manifest: Manifest) -> _ExtractionTrial:
-    """Extract a few images into a temporary store; the first ones include the work that is done once."""
-    import time
-
-    from csflow.data.manifest import Manifest
-    from csflow.features.backbone import load_backbone
-    from csflow.features.store import FeatureStore
-
-    backbone = load_backbone(line.features)
-    with tempfile.TemporaryDirectory() as folder:
-        seconds = []
-        for last in (WARM_UP_IMAGES, WARM_UP_IMAGES + TRIAL_IMAGES):
-            began = time.perf_counter()
-            some = Manifest(manifest.frame.iloc[:last], manifest.root)
-            computed = FeatureStore(Path(folder)).extract(some, line.features, backbone).extracted
-            seconds.append((time.perf_counter() - began, computed))
-    (first, warm_up), (second, computed) = seconds
-    image_seconds = second / computed if computed else first / warm_up
-    return _ExtractionTrial(max(0.0, first - warm_up * image_seconds), image_seconds, peak_memory())
-
-
-def _try_training(line: LineConfig, shapes: Sequence[Shape]) -> _TrainingTrial:
-    """Train for a few epochs; the first one, which allocates memory, does not count."""
-    from csflow.adapters.mlflow.connection import client_of
-    from csflow.detector.fitting import fit_model
-    from csflow.flow.training import EpochResult
-    from csflow.system.workspace import Workspace
-
-    seconds: list[float] = []
-
-    def note(result: EpochResult) -> None:
-        seconds.append(result.seconds)
-
-    trial = line.training.model_copy(update={"epochs": TRIAL_STEPS})
-    features = _RandomFeatures(shapes, max(line.training.batch_size, FEWEST_IMAGES))
-    with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryDirectory() as elsewhere:
-        client_of(Workspace(Path(elsewhere)))  # the tracking client takes memory as well
-        fit_model(line.model_copy(update={"training": trial}), features, directory=Path(folder), on_epoch=note)
-        checkpoint = sum(file.stat().st_size for file in Path(folder).iterdir())
-    # Every rotation of an image counts as an image.
-    steps = -(-len(features) * line.features.rotations // line.training.batch_size)
-    each = [epoch / steps for epoch in seconds[1:]]
-    return _TrainingTrial(median(each) if each else None, checkpoint, peak_memory())

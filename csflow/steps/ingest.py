@@ -86,10 +86,9 @@ def _open_run(
     unchanged = any(v.tags.get("content_key") == key and is_settled(v, line, hold) for v in versions)
     if not unchanged:
         # Checked before any work is done for a configuration or images that cannot work.
-        from csflow.features.backbone import check_pyramid
-        from csflow.runs.image_counts import check_enough
+        from csflow.runs.image_counts import check_enough, check_size
 
-        check_pyramid(line.features)
+        check_size(line)
         check_enough(line, manifest)
     identity = {
         "content_key": key,

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from csflow.adapters.versioning.git import git
+from csflow.adapters.versioning.remote import REMEDY
 from csflow.adapters.versioning.tracked import (
     Listing,
     TrackedFolder,
@@ -34,10 +36,7 @@ SITE_CACHE = ".dvc-site"
 LISTING = "listing.json"
 """File of a checkout with the md5 of every image."""
 
-_REMEDY = (
-    "Where the images are complete, run 'dvc push'; delete damaged copies from the remote and the cache first "
-    "(files/md5/XX/REST below each)."
-)
+_TRANSFERS = 8  # files fetched at a time: the network and the remote are waited for, not the processor
 
 
 @dataclass(frozen=True)
@@ -181,17 +180,15 @@ def _damage(target: Path) -> str:
 
 def _fetch(repository: Path, commit: str, out: TrackedFolder, inside: str, target: Path, site_cache: Path) -> None:
     """Fill ``target`` with ``images/`` and the listing."""
-    with quiet_dvc(repository, site_cache, f"Reading {out.folder} at {commit[:12]} from {repository}"):
-        from dvc.api import DVCFileSystem
-
-        system = DVCFileSystem(str(repository), rev=commit)
+    doing = f"Reading {out.folder} at {commit[:12]} from {repository}"
+    with quiet_dvc(repository / out.dvc_root, site_cache, doing), committed_files(repository, commit, out) as system:
         entries = committed_entries(system, out)
         prefix = f"{inside}/" if inside else ""
         wanted = {name.removeprefix(prefix): entry for name, entry in entries.items() if name.startswith(prefix)}
         if not wanted:
             folders = sorted({name.split("/")[0] for name in entries})
             raise DataError(f"{out.folder} at {commit[:12]} has no folder {inside!r}, only {shorten(folders)}.")
-        _fetch_files(system, f"{out.folder}/{prefix}", wanted, target / "images")
+        _fetch_files(system, f"{out.in_dvc}/{prefix}", wanted, target / "images")
     write_sealed_json(target / LISTING, {"files": {name: entry.md5 for name, entry in wanted.items()}})
 
 
@@ -208,19 +205,44 @@ class CommittedFile:
     info: dict[str, object]
 
 
+@contextmanager
+def committed_files(repository: Path, commit: str, out: TrackedFolder) -> Iterator[DVCFileSystem]:
+    """Open the DVC repository of a tracked folder as it is in a commit, with the remote that is configured now.
+
+    Args:
+        repository: Top folder of the git repository.
+        commit: Full id of the commit.
+        out: The folder, which says in which folder the DVC repository is.
+    """
+    from dvc.api import DVCFileSystem
+    from dvc.fs import GitFileSystem
+    from dvc.repo import Repo
+
+    if not out.dvc_root:
+        yield DVCFileSystem(str(repository), rev=commit)
+        return
+    # DVC reads a commit from the top. Below it, relative addresses of remotes would start in the wrong folder.
+    with Repo(str(repository / out.dvc_root)) as present:
+        name = present.config["core"].get("remote")
+        config = {"remote": {name: dict(present.config["remote"][name])}} if name else {}
+        tree = GitFileSystem(scm=present.scm, rev=commit)
+        with Repo(f"/{out.dvc_root}", fs=tree, scm=present.scm, config=config) as committed:
+            yield DVCFileSystem(repo=committed)
+
+
 def committed_entries(system: DVCFileSystem, out: TrackedFolder) -> dict[str, CommittedFile]:
     """List the files of a tracked folder by their path in it, verified by the committed digest.
 
     Raises:
         DataError: If the cache or the remote has another listing under that digest.
     """
-    found = system.find(out.folder, detail=True, dvc_only=True)
+    found = system.find(out.in_dvc, detail=True, dvc_only=True)
     entries = {
-        name.lstrip("/").removeprefix(f"{out.folder}/"): CommittedFile(info["dvc_info"]["md5"], info)
+        name.lstrip("/").removeprefix(f"{out.in_dvc}/"): CommittedFile(info["dvc_info"]["md5"], info)
         for name, info in found.items()
     }
     if listing_digest({name: entry.md5 for name, entry in entries.items()}) != out.md5:
-        raise DataError(f"The list of files {out.md5} is damaged in the cache or the remote. {_REMEDY}")
+        raise DataError(f"The list of files {out.md5} is damaged in the cache or the remote. {REMEDY}")
     return entries
 
 
@@ -236,7 +258,7 @@ def _fetch_files(system: DVCFileSystem, prefix: str, entries: dict[str, Committe
             return f"{name} (missing)"
         return "" if md5_file(file) == entries[name].md5 else f"{name} (damaged)"
 
-    with ThreadPoolExecutor() as pool:
+    with ThreadPoolExecutor(_TRANSFERS) as pool:
         results = list(track(pool.map(fetch, entries), total=len(entries), label="fetch images"))
     if bad := [f"{prefix}{result}" for result in results if result]:
-        raise DataError(f"{len(bad)} of {len(entries)} files cannot be used: {shorten(bad)}. {_REMEDY}")
+        raise DataError(f"{len(bad)} of {len(entries)} files cannot be used: {shorten(bad)}. {REMEDY}")

@@ -8,8 +8,17 @@ from pathlib import Path
 
 from csflow.errors import DataError
 
-# A hook or another git process sets these; they would redirect every call to its own repository.
-_INHERITED = frozenset({"GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_PREFIX", "GIT_OBJECT_DIRECTORY"})
+INHERITED = frozenset(
+    f"GIT_{name}"
+    for name in (
+        "ALTERNATE_OBJECT_DIRECTORIES", "CEILING_DIRECTORIES", "COMMON_DIR", "CONFIG", "DIR",
+        "DISCOVERY_ACROSS_FILESYSTEM", "GLOB_PATHSPECS", "GRAFT_FILE", "ICASE_PATHSPECS", "IMPLICIT_WORK_TREE",
+        "INDEX_FILE", "INTERNAL_SUPER_PREFIX", "LITERAL_PATHSPECS", "NAMESPACE", "NOGLOB_PATHSPECS",
+        "NO_REPLACE_OBJECTS", "OBJECT_DIRECTORY", "PREFIX", "QUARANTINE_PATH", "REPLACE_REF_BASE", "SHALLOW_FILE",
+        "WORK_TREE",
+    )
+)  # fmt: skip
+"""Variables that a hook or another git process sets: they would redirect every call to its own repository."""
 
 
 def git(*arguments: str, repository: Path | None = None) -> str:
@@ -18,12 +27,18 @@ def git(*arguments: str, repository: Path | None = None) -> str:
     Raises:
         DataError: If git fails, with its error message, or is not installed.
     """
-    environment = {key: value for key, value in os.environ.items() if key not in _INHERITED}
-    environment |= {"LC_ALL": "C", "GIT_TERMINAL_PROMPT": "0"}
+    environment = {key: value for key, value in os.environ.items() if key not in INHERITED}
+    # A folder may be called "*" or ":(top)": names are names, and no patterns.
+    environment |= {"LC_ALL": "C", "GIT_TERMINAL_PROMPT": "0", "GIT_LITERAL_PATHSPECS": "1"}
     where = ["-C", str(repository)] if repository else []
     try:
         result = subprocess.run(
-            ["git", *where, *arguments], env=environment, capture_output=True, text=True, check=False
+            ["git", *where, *arguments],
+            env=environment,
+            capture_output=True,
+            encoding="utf-8",
+            errors="surrogateescape",  # a name or a file may have any bytes
+            check=False,
         )
     except FileNotFoundError as error:
         raise DataError("git is not installed. Install it; data revisions are git revisions.") from error

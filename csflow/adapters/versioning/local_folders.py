@@ -7,8 +7,9 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from csflow.adapters.versioning.checkout import local_repository
+from csflow.adapters.versioning.checkout import local_repository, repository_path
 from csflow.adapters.versioning.git import git
+from csflow.adapters.versioning.tracked import dvc_folder
 from csflow.config import DataConfig
 
 
@@ -36,10 +37,11 @@ def repository_folders(data: DataConfig) -> RepositoryFolders:
     history = Path(git("rev-parse", "--path-format=absolute", "--git-common-dir", repository=top).strip())
     alternates = history / "objects" / "info" / "alternates"
     borrowed = [Path(text) for text in alternates.read_text().splitlines()] if alternates.is_file() else []
-    outside = (history, *borrowed, *_configured_folders(top, "url"))
+    dvc = dvc_folder(top, repository_path(data.path))
+    outside = (history, *borrowed, *_configured_folders(dvc, "url"))
     read = [path for path in outside if path.is_dir() and not path.resolve().is_relative_to(top.resolve())]
-    caches = _configured_folders(top, "dir") or [top / ".dvc" / "cache"]
-    written = [path for path in (top / ".dvc" / "tmp", *caches) if path.is_dir() or os.access(path.parent, os.W_OK)]
+    caches = _configured_folders(dvc, "dir") or [dvc / ".dvc" / "cache"]
+    written = [path for path in (dvc / ".dvc" / "tmp", *caches) if path.is_dir() or os.access(path.parent, os.W_OK)]
     for path in written:
         path.mkdir(exist_ok=True)
     return RepositoryFolders((top, *read), tuple(written))

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from csflow.adapters.versioning.checkout import (
     committed_entries,
+    committed_files,
     is_remote,
     local_repository,
     locate,
@@ -16,7 +17,7 @@ from csflow.adapters.versioning.checkout import (
 )
 from csflow.adapters.versioning.git import commit, git
 from csflow.adapters.versioning.remote import refuse_secrets
-from csflow.adapters.versioning.tracked import TrackedFolder, differing_files, quiet_dvc, tracked_folder
+from csflow.adapters.versioning.tracked import TrackedFolder, differing_files, dvc_folder, quiet_dvc, tracked_folder
 from csflow.config import DataConfig
 from csflow.errors import DataError
 from csflow.system.files import write_atomic
@@ -124,14 +125,15 @@ def _require_committed(repository: Path, out: TrackedFolder) -> None:
     if git("status", "--porcelain", "--", out.dvc_file, repository=repository):
         raise DataError(f"{repository / out.dvc_file} has uncommitted changes. Commit or restore it first.")
     folder = repository / out.folder
-    with quiet_dvc(repository, site_cache(repository), f"Pulling {out.folder} in {repository}"):
-        from dvc.api import DVCFileSystem
+    dvc_root = repository / out.dvc_root
+    with quiet_dvc(dvc_root, site_cache(dvc_root), f"Pulling {out.folder} in {repository}"):
         from dvc.repo import Repo
 
         if not folder.exists():
-            with Repo(str(repository)) as repo:
+            with Repo(str(dvc_root)) as repo:
                 repo.pull(targets=[str(repository / out.dvc_file)])
-        entries = committed_entries(DVCFileSystem(str(repository), rev="HEAD"), out)
+        with committed_files(repository, "HEAD", out) as system:
+            entries = committed_entries(system, out)
     if changed := differing_files(folder, {name: entry.md5 for name, entry in entries.items()}):
         raise DataError(
             f"{folder} differs from the committed state: {shorten(changed)}. "
@@ -151,21 +153,35 @@ def add_and_push(repository: Path, path: str, message: str) -> Recorded:
         DataError: If DVC, the remote or git fail; the ``.dvc`` file is then as before.
     """
     repository = repository.resolve()
-    dvc_file = repository / f"{path}.dvc"
+    dvc_file = repository / _dvc_file_of(repository, path)
     ours = [dvc_file, dvc_file.parent / ".gitignore"]
     before = {file: file.read_bytes() if file.exists() else None for file in ours}
     try:
-        with quiet_dvc(repository, site_cache(repository), f"Recording {path} in {repository}"):
+        root = dvc_folder(repository, path)
+        with quiet_dvc(root, site_cache(root), f"Recording {path} in {repository}"):
             from dvc.repo import Repo
 
-            with Repo(str(repository)) as repo:
-                repo.add([str(repository / path)])
+            with Repo(str(root)) as repo:
+                if dvc_file == repository / f"{path}.dvc":
+                    repo.add([str(repository / path)])
+                else:  # one .dvc file can name several folders, or have a name of its own
+                    repo.commit(str(dvc_file), force=True)
                 repo.push(targets=[str(dvc_file)])
         revision = commit(repository, [file for file in ours if file.exists()], message)
     except BaseException:
         _restore(repository, before)
         raise
     return Recorded(tracked_folder(repository, revision, path).md5, revision)
+
+
+def _dvc_file_of(repository: Path, path: str) -> str:
+    """Return the ``.dvc`` file that names a folder at ``HEAD``, or the one that DVC will make."""
+    try:
+        head = git("rev-parse", "--verify", "HEAD", repository=repository).strip()
+        known = tracked_folder(repository, head, path)
+    except DataError:
+        return f"{path}.dvc"
+    return known.dvc_file if known.folder == path else f"{path}.dvc"
 
 
 def _restore(repository: Path, before: dict[Path, bytes | None]) -> None:
@@ -178,5 +194,5 @@ def _restore(repository: Path, before: dict[Path, bytes | None]) -> None:
 
 
 def site_cache(repository: Path) -> Path:
-    """Return the folder of DVC's bookkeeping for a repository, which the repository's ``.gitignore`` names."""
+    """Return the folder of DVC's bookkeeping for a DVC repository, whose ``.gitignore`` names it."""
     return repository / ".dvc" / "tmp" / "site"

@@ -45,7 +45,7 @@ def run(monkeypatch: pytest.MonkeyPatch) -> Any:
         monkeypatch.setattr(timing, "cores", lambda: 2)
         monkeypatch.setattr(time, "perf_counter", lambda: clock.now)
         monkeypatch.setattr(time, "process_time", lambda: 0.0)
-        monkeypatch.setattr(timing, "_busy_seconds", everyone)
+        monkeypatch.setattr(timing, "busy_seconds", everyone)
         monkeypatch.setattr(timing, "REPETITIONS", 5)
         return clock, timing.time_served(Path("nowhere"), PICTURES)
 
@@ -73,25 +73,11 @@ def test_a_slow_detector_is_timed_five_times_a_round(run: Any, monkeypatch: pyte
 def test_only_cores_that_the_engine_needs_are_missed(
     others: float, cores: int, missing: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(timing, "cores", lambda: cores)
+    monkeypatch.setattr(timing, "cores_in_reach", lambda: cores)
     before = timing._Clocks(elapsed=10.0, own=3.0, everyone=100.0)
     after = timing._Clocks(elapsed=12.0, own=6.0, everyone=103.0 + 2 * others)
     assert timing._cores_missing(before, after, threads=2) == missing
     assert timing._cores_missing(before._replace(everyone=None), after, threads=2) is None
-
-
-def test_the_systems_count_has_what_anyone_computes_and_no_idling(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    lines = ["cpu  9 9 9 9 9 9 9 9 9 9", "cpu0 1 2 4 1000 1000 8 16 32 64 64", "cpu1 100 0 0 0 0 0 0 0 0 0",
-             "cpu2 7 7 7 7 7 7 7 7 7 7", "intr 5"]  # fmt: skip
-    (tmp_path / "stat").write_text("\n".join(lines))
-    monkeypatch.setattr(timing, "_STAT", tmp_path / "stat")
-    monkeypatch.setattr(timing.os, "sched_getaffinity", lambda _: {0, 1})
-    monkeypatch.setattr(timing.os, "sysconf", lambda _: 100)
-    assert timing._busy_seconds() == pytest.approx(1.63)
-    monkeypatch.setattr(timing, "_STAT", tmp_path / "none")
-    assert timing._busy_seconds() is None
 
 
 def test_on_this_machine_own_work_is_in_the_count() -> None:

@@ -13,12 +13,12 @@ from typer.testing import CliRunner
 from csflow.ablation.groups import variants
 from csflow.ablation.plan import AblationPlan, PlannedVariant, newest_ablation
 from csflow.ablation.request import Request, changed
-from csflow.ablation.rows import AblationRow
+from csflow.ablation.rows import UNFINISHED, AblationRow
 from csflow.ablation.timing import Timing, machine
 from csflow.cli.ablate import request
 from csflow.cli.app import app
 from csflow.config import load_line
-from csflow.errors import ConfigError, DataError
+from csflow.errors import ConfigError, DataError, UsageError
 from csflow.metrics import Measured
 from csflow.system.files import write_json
 from csflow.system.workspace import Workspace
@@ -123,6 +123,64 @@ def test_scores_and_maps_are_candidates_by_test_images_only(ablated: Path) -> No
 def test_nothing_fits_and_never_ablated_are_errors() -> None:
     with pytest.raises(DataError, match=r"fastest is 'width: width 128' with 10\.0 ms"):
         choose("--takt-ms", "9")
+
+
+def change_rows(home: Path, **changes: Any) -> None:
+    """Change every row."""
+    for file in (home / "ablations" / ".rows").iterdir():
+        write_json(file, json.loads(file.read_text()) | changes)
+
+
+def test_the_takt_of_the_line_is_taken_if_no_other_is_given(ablated: Path) -> None:
+    with pytest.raises(UsageError, match=r"Give --takt-ms, or set serving\.takt_ms in the YAML of plates"):
+        choose()
+    file = ablated.parent / "plates.yaml"
+    file.write_text(file.read_text() + "serving: {takt_ms: 35}\n")
+    assert "Chosen for a takt of 35 ms: width: width 256" in choose()
+    assert "Chosen for a takt of 15 ms: width: width 128" in choose("--takt-ms", "15")
+
+
+def test_an_interrupted_ablation_is_said_to_be_one(ablated: Path) -> None:
+    for by in ("synthetic", "test"):
+        change_rows(ablated, metrics={}, timing=None, error=UNFINISHED)
+        with pytest.raises(DataError, match=r"interrupted before the first.*the same csflow ablate command again"):
+            choose("--takt-ms", "9", "--by", by)
+    for file in (ablated / "ablations" / ".rows").iterdir():
+        file.unlink()
+    with pytest.raises(DataError, match=r"interrupted before the first.*goes on where it stopped"):
+        choose("--takt-ms", "9")
+
+
+def test_an_ablation_that_was_interrupted_later_chooses_among_what_there_is(ablated: Path) -> None:
+    write_json(
+        ablated / "ablations" / ".rows" / f"{512:064d}.json",
+        json.loads((ablated / "ablations" / ".rows" / f"{512:064d}.json").read_text())
+        | {"metrics": {}, "timing": None, "error": UNFINISHED},
+    )
+    (ablated / "ablations" / ".rows" / f"{128:064d}.json").unlink()
+    text = choose("--takt-ms", "35")
+    assert "width: width 256" in text
+    assert "2 variants of this ablation were not measured yet" in text
+
+
+def test_each_reason_for_nothing_to_choose_has_its_own_words(ablated: Path) -> None:
+    change_rows(ablated, metrics={})
+    with pytest.raises(DataError, match=r"Raise roles\.gate"):
+        choose("--takt-ms", "35")
+    with pytest.raises(DataError, match="labelled test images"):
+        choose("--takt-ms", "35", "--by", "test")
+    change_rows(ablated, timing=None)
+    with pytest.raises(DataError, match="No variant was timed"):
+        choose("--takt-ms", "35")
+    change_rows(ablated, error="Training diverged in epoch 2.")
+    with pytest.raises(DataError, match=r"that was measured failed: Training diverged in epoch 2\."):
+        choose("--takt-ms", "35")
+
+
+def test_a_damaged_plan_is_named(ablated: Path) -> None:
+    (ablated / "ablations" / "plates" / "feed" / "plan.json").write_text('{"line": ')
+    with pytest.raises(DataError, match=r"plan\.json is no plan of an ablation"):
+        choose("--takt-ms", "35")
 
 
 @pytest.mark.usefixtures("home")

@@ -27,7 +27,7 @@ def test_help_is_a_tour() -> None:
     page = command("--help").stdout
     wanted = {
         *("import", "data", "synthesize"),
-        *("run", "demo", "estimate", "ablate", "choose"),
+        *("run", "demo", "check", "estimate", "ablate", "choose"),
         *("score", "evaluate", "compare", "why"),
         *("promote", "rollback", "reconcile"),
         *("serve", "export", "endpoint"),

@@ -20,7 +20,7 @@ from csflow.adapters.mlflow.tracking import Tracker
 from csflow.cli.compare import compare_runs
 from csflow.cli.lines import lines
 from csflow.cli.why import tell, why
-from csflow.config import LineConfig, load_line
+from csflow.config import KINDS, LineConfig, load_line
 from csflow.errors import ConfigError, DataError, NotRegisteredError, RegistryError
 from csflow.runs.services import Services
 from csflow.system import processes
@@ -155,6 +155,30 @@ def test_why_tells_of_a_version_that_was_kept_out() -> None:
     assert (story["gate"]["decision"], story["gate"]["because"]) == ("kept_worse", "loses 0.02 AUROC")
     assert story["now"]["alias"] == "challenger"
     assert story["run"]["seed"] == "1"
+
+
+KINDS_SETTINGS = {
+    "csflow": {"blocks", "hidden width", "epochs", "batch size", "learning rate", "seed"},
+    "differnet": {"blocks", "hidden width", "epochs", "batch size", "learning rate", "seed"},
+    "padim": {"dimensions", "regularization", "seed"},
+    "patchcore": {"coreset", "largest", "neighbours", "seed"},
+    "mahalanobis": set(),
+    "nearest-neighbour": set(),
+}
+
+
+@pytest.mark.parametrize("kind", list(KINDS))
+def test_why_names_the_kind_and_its_own_settings_alone(root: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every run of a line has the keys of every kind, so that runs can be compared."""
+    services = Services.of(Workspace(root / "home"))
+    version = services.registry.find_version("tiles", 1)
+    line = load_line("tiles").model_copy(update={"detector": kind})
+    ran = replace(services.tracker.read_run(version.run_id), params=flat_params(line))
+    always = {"id", "started", "kind", "backbone", "image size", "seconds", "image AUROC", "threshold"}
+    monkeypatch.setattr(Tracker, "read_run", lambda *_: ran)
+    story = tell(services, version)
+    assert story.run["kind"] == f"{KINDS[kind].title} (detector: {kind})"
+    assert set(story.run) - always == KINDS_SETTINGS[kind]
 
 
 def test_why_tells_of_a_version_whose_run_is_gone(root: Path) -> None:

@@ -31,15 +31,40 @@ def test_relative_repository_starts_at_the_yaml_file(tmp_path: Path) -> None:
         (MINIMAL + "schedule: {crom: x}", ["'schedule.crom'", "Did you mean 'cron'", "'schedule.cron' is missing"]),
         (MINIMAL + "resources: {gpu: 1}", ["'resources.gpu'", "Did you mean 'gpus'", "node_selector"]),
         (MINIMAL + "resources: {tolerations: [{keyy: x}]}", ["tolerations.0.keyy'", "Did you mean 'key'"]),
+        (MINIMAL + "resources: {memory: 500m}", ["resources.memory", "'500m'", "8Gi"]),
         (MINIMAL + "resources: {memory: 8GB}", ["resources.memory", "'8GB'"]),
         (MINIMAL + "serving: {canary: [{percnt: 1, minutes: 2}]}", ["canary.0.percnt'", "Did you mean 'percent'"]),
         (MINIMAL + "serving: {canary: [{percent: 50, minutes: 1}, {percent: 10, minutes: 1}]}", ["ascending"]),
         (MINIMAL + "patchcore: {coresett: 1}", ["'patchcore.coresett'", "Did you mean 'coreset'"]),
-        (MINIMAL + "training: {epochs: three}", ["training.epochs", "'three'", "integer"]),
+        (MINIMAL + "training: {epochs: three}", ["line 3: training.epochs", "'three'", "whole number"]),
         (MINIMAL + "training: {epochs: 2.5}", ["training.epochs", "2.5"]),
-        (MINIMAL + "training: {epochs: true}", ["training.epochs", "True"]),
+        (MINIMAL + "training: {epochs: true}", ["training.epochs", "true"]),
         (MINIMAL + "calibration: {alfa: 0.1}", ["'calibration.alfa'", "alpha"]),
-        (MINIMAL + "calibration: sometimes", ["calibration", "sometimes"]),
+        (MINIMAL + "calibration: sometimes", ["line 3: calibration:", "'alpha', or none", "'sometimes'"]),
+        (MINIMAL + "calibration: nope", ["calibration:", "'alpha', or none", "'nope'", "Did you mean 'none'?"]),
+        (MINIMAL + "calibration:", ["calibration is empty", "'alpha', or none"]),
+        (MINIMAL + "training:", ["training is empty", "epochs", "leave the key out for the default"]),
+        ("line: tiles\ndata:", ["data is empty", "path, repo, rev"]),
+        (MINIMAL + "training: [1]", ["training: expected keys below it", "epochs"]),
+        (MINIMAL + "training: {betas: 0.5}", ["training.betas: expected a list"]),
+        (MINIMAL + "training: {betas: [0.5]}", ["training.betas: expected more values"]),
+        (MINIMAL + "training: {betas: [0.5, 0.6, 0.7]}", ["training.betas: expected at most 2 values"]),
+        (MINIMAL + "training: {eps: .inf, learning_rate: .nan}", ["training.eps: expected a finite", ".inf", ".nan"]),
+        (MINIMAL + "training: {epochs: 9999999999999999999999}", ["training.epochs", "1000000000"]),
+        (MINIMAL + "training: {precision: bfloat}", ["'float32' or 'bfloat16'", "Did you mean 'bfloat16'?"]),
+        (MINIMAL + "flow: {standardize: maybe}", ["expected true or false, got 'maybe'"]),
+        (MINIMAL + "resources: {node_selector: [1]}", ["node_selector: expected keys with values"]),
+        (MINIMAL + "epochs: 3", ["unknown key 'epochs'", "Did you mean 'training.epochs'?"]),
+        (MINIMAL + "detector: no", ["line 3: detector: unknown kind", "csflow, nearest-neighbour"]),
+        (MINIMAL + "preset: paper-mtdd", ["Did you mean 'paper-mtd'?"]),
+        (MINIMAL + "schedule: {cron: bad cron, timezone: Mars/X}", ["'bad cron' has 2 fields", "'Mars/X' is no IANA"]),
+        (MINIMAL + "schedule: {cron: '0 3 30 2 *'}", ["never comes"]),
+        (MINIMAL + "schedule: {cron: '0 3 * * *', timezone: europe/berlin}", ["Did you mean Europe/Berlin?"]),
+        (MINIMAL + "training: {epochs: 1}\ntraining: {eps: 1}", ["line 4: key 'training'", "in line 3"]),
+        (MINIMAL + "flow: {hidden: 1, hidden: 2, hiden: 3}", ["key 'flow.hidden' is there", "'flow.hiden'"]),
+        ("", ["has no keys", "line: tiles"]),
+        ("# only this", ["has no keys", "a comment"]),
+        ("tiles", ["has no keys, only 'tiles'"]),
         (MINIMAL + "roles: {calibrate: 0.7, gate: 0.4}", ["calibrate + gate", "1.1"]),
         (MINIMAL + "flow: {blocks: 2, kernel_sizes: [3, 4]}", ["2 odd numbers", "[3, 4]"]),
         (MINIMAL + "preset: papr", ["'papr'", "paper-mtd", "paper-mvtec"]),
@@ -57,6 +82,24 @@ def test_wrong_yaml_is_explained(text: str, words: list[str]) -> None:
     for word in words:
         assert word in str(caught.value)
     assert caught.value.exit_code == 2
+
+
+def test_numbers_in_text_fields_are_the_text_that_was_written() -> None:
+    line = parse(
+        "line: 007\ndata: {path: 2024, rev: 0123456}\ndescription: 5\nresources: {cpu: 2, node_selector: {gpu: yes}}\n"
+        "quality: {modes: [1, L]}\nserving: {cpu: 0.5}"
+    )
+    assert (line.line, line.data.path, line.data.rev, line.description) == ("007", "2024", "0123456", "5")
+    assert (line.resources.cpu, line.resources.node_selector, line.serving.cpu) == ("2", {"gpu": "yes"}, "0.5")
+    assert line.quality.modes == ("1", "L")
+    assert parse(MINIMAL.replace("data}", "data, rev: 12e45678}")).data.rev == "12e45678"
+
+
+def test_scientific_numbers_need_no_point() -> None:
+    line = parse(MINIMAL + "training: {learning_rate: 1e-3, betas: [5e-1, 9E-1]}\ncalibration: {alpha: 5e-2}")
+    assert (line.training.learning_rate, line.training.betas) == (0.001, (0.5, 0.9))
+    assert line.calibration != "none"
+    assert line.calibration.alpha == 0.05
 
 
 def test_unknown_line_suggests_the_nearest(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -82,8 +125,20 @@ def test_an_unknown_line_outside_a_project_names_the_project(tmp_path: Path, mon
 def test_file_that_is_no_text_is_named(tmp_path: Path) -> None:
     file = tmp_path / "photo.yaml"
     file.write_bytes(b"\xff\xd8\xff")
-    with pytest.raises(ConfigError, match=r"Cannot read .*photo\.yaml"):
+    with pytest.raises(ConfigError, match=r"Cannot read .*photo\.yaml: byte 0xff in line 1"):
         load_line(file)
+    file.write_bytes(MINIMAL.encode("utf-16"))
+    with pytest.raises(ConfigError, match=r"Cannot read .*photo\.yaml: it is UTF-16"):
+        load_line(file)
+    file.write_bytes(b"line: photo\ndescription: Stra\xdfe\n")
+    with pytest.raises(ConfigError, match="byte 0xdf in line 2"):
+        load_line(file)
+
+
+def test_the_byte_order_mark_of_an_editor_does_no_harm(tmp_path: Path) -> None:
+    file = tmp_path / "tiles.yaml"
+    file.write_bytes(b"\xef\xbb\xbf" + MINIMAL.replace("\n", "\r\n").encode())
+    assert load_line(file).line == "tiles"
 
 
 def test_every_line_of_this_repository_is_valid_and_named_like_its_file(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -258,3 +258,21 @@ def test_mtd_has_the_authors_counts(mtd: Path, tmp_path: Path) -> None:
     # Four masks of the data set mark no pixel at all.
     assert (defective["mask"] == "").sum() == 4
     assert manifest.frame["sha256"].is_unique
+
+
+def test_too_few_good_images_are_counted_whatever_their_content(tmp_path: Path) -> None:
+    """The split is by content, so a single image falls into the test split by chance."""
+    refused: list[str] = []
+    for value in range(30):
+        draw(tmp_path / f"one-{value}/a.png", value)
+        try:
+            import_folder(tmp_path / f"out-{value}", good=tmp_path / f"one-{value}")
+        except DataError as error:
+            refused.append(str(error))
+            continue
+        assert (tmp_path / f"out-{value}").exists()
+    assert 0 < len(refused) < 30
+    assert len(list(tmp_path.glob("out-*"))) == 30 - len(refused)
+    for message in refused:
+        assert "holds 1 good image," in message
+        assert "import about 25 good images or more" in message
