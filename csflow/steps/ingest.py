@@ -10,6 +10,7 @@ from csflow.adapters.mlflow.runs import flat_params
 from csflow.config import LineConfig, parse_line_json
 from csflow.errors import NotRegisteredError
 from csflow.features.weights import weights_digest
+from csflow.release.lost import require_history
 from csflow.release.settled import is_settled
 from csflow.runs.checkout import materialise
 from csflow.runs.context import RunContext, step
@@ -93,9 +94,12 @@ def _open_run(
 def _known_versions(services: Services, line: LineConfig) -> list[Version]:
     services.tracker.initialise()
     try:
-        return services.registry.versions(line.line)
+        versions = services.registry.versions(line.line)
     except NotRegisteredError:
-        return []
+        versions = []
+    require_history(services, line.line, versions)
+    services.registry.back_up()
+    return versions
 
 
 def content_key(line: LineConfig, data_digest: str) -> str:

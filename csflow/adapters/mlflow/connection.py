@@ -1,4 +1,4 @@
-"""Connect to MLflow: its address, its client, and the local database that is used without a server.
+"""Connect to MLflow: its client, and its errors in words that name the remedy.
 
 The other modules of this package share it (:mod:`~csflow.adapters.mlflow.tracking` for runs,
 :mod:`~csflow.adapters.mlflow.registry` for models). MLflow's process-wide address is neither read nor set.
@@ -7,21 +7,15 @@ The other modules of this package share it (:mod:`~csflow.adapters.mlflow.tracki
 from __future__ import annotations
 
 import functools
-import logging
-import os
-import shutil
-import sqlite3
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
-from datetime import UTC, datetime
-from pathlib import Path
+from collections.abc import Callable
+from http.client import HTTPException
 from typing import TYPE_CHECKING, Concatenate, ParamSpec, Protocol, TypeVar
 
-from csflow.errors import CsflowError, NotRegisteredError, RegistryError
-from csflow.system.files import exclusive
-from csflow.system.loggers import log_level
+from csflow.adapters.mlflow.database import newer_schema, settle
+from csflow.adapters.mlflow.traces import way_back
+from csflow.errors import RegistryError
 from csflow.system.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -29,7 +23,6 @@ if TYPE_CHECKING:
 
 P = ParamSpec("P")
 Result = TypeVar("Result")
-_SQLITE = "sqlite:///"
 _REMEDIES = {
     "Invalid Host header": "Start the server with --allowed-hosts naming the host that it is called by.",
     "error code 401": "Set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN.",
@@ -39,50 +32,14 @@ _REMEDIES = {
 }
 """Remedies by a text that occurs in MLflow's message; the first that occurs counts."""
 
-
-def initialise(workspace: Workspace) -> None:
-    """Bring the local tracking database to the schema of the installed MLflow, creating it if needed.
-
-    MLflow itself leaves a broken database if two processes create it at once, or if one is killed while creating it.
-    Here one process works at a time, and a new database gets its final name only when it is complete. Older databases
-    are copied before they are migrated. With a tracking server, which looks after its own database, nothing is done.
-
-    Raises:
-        CsflowError: If the database cannot be created.
-    """
-    database = database_file(workspace)
-    if database is None:
-        return
-    with exclusive(database.with_name(f".{database.name}.lock")):
-        if not database.exists():
-            _create_database(database)
-        elif _is_outdated(workspace.tracking_uri):
-            _migrate_database(database)
-
-
-def database_file(workspace: Workspace) -> Path | None:
-    """Return the SQLite file behind the tracking address; ``None`` if that names a server."""
-    uri = workspace.tracking_uri
-    return Path(uri.removeprefix(_SQLITE)) if uri.startswith(_SQLITE) else None
+_OTHER_SCHEMA = ("out-of-date database schema", "Can't locate revision")
+_DAMAGED = ("disk image is malformed", "file is not a database", "no such table", "disk I/O error", "no such column")
+"""Texts by which MLflow, Alembic and SQLite say that a database cannot be used as it is."""
 
 
 def is_server(workspace: Workspace) -> bool:
     """Return True if a tracking server keeps runs and models."""
     return workspace.tracking_uri.startswith(("http://", "https://"))
-
-
-def require_database(workspace: Workspace) -> None:
-    """Refuse to read a local database that does not exist, because MLflow would create an empty one.
-
-    Raises:
-        NotRegisteredError: If there is no local database.
-    """
-    database = database_file(workspace)
-    if database is not None and not database.exists():
-        raise NotRegisteredError(
-            f"Nothing has run here yet: {database} does not exist. Run a pipeline first (csflow run "
-            "LINE), or set CSFLOW_HOME to the workspace that holds your runs and models."
-        )
 
 
 def client_of(workspace: Workspace) -> MlflowClient:
@@ -117,7 +74,7 @@ def typed_errors(
             return method(self, *args, **kwargs)
         except Exception as error:
             # Compared by name, because importing mlflow takes long and an earlier error does not need it.
-            if not type(error).__module__.startswith("mlflow."):
+            if not type(error).__module__.startswith(("mlflow.", "sqlalchemy.", "alembic.", "sqlite3")):
                 raise
             raise refused(self.workspace, error) from error
 
@@ -127,24 +84,47 @@ def typed_errors(
 def refused(workspace: Workspace, error: Exception) -> RegistryError:
     """Return an error that contains MLflow's own message and, if it is known, the remedy."""
     said = str(getattr(error, "message", error)).strip()
+    if any(sign in said for sign in _OTHER_SCHEMA):
+        return RegistryError(_schema(workspace, said))
+    if any(sign in said for sign in _DAMAGED):
+        where = workspace.database or workspace.tracking_uri
+        return RegistryError(f"MLflow's database {where} is damaged: {_brief(said)}. {way_back(workspace)}")
+    if "attempt to write a readonly database" in said:
+        return RegistryError(
+            f"MLflow's database {workspace.database} cannot be written. Check its permissions and those of its folder."
+        )
     remedy = next((remedy for sign, remedy in _REMEDIES.items() if sign in said), "")
     return RegistryError(
         f"MLflow at {workspace.tracking_uri} refused: {said}{'' if said.endswith('.') else '.'} {remedy}".rstrip()
     )
 
 
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Let MLflow and its migrations log nothing but errors inside the block."""
-    with log_level(logging.ERROR, "mlflow", "alembic"):
-        yield
+def _schema(workspace: Workspace, said: str) -> str:
+    """Say if a newer or an older MLflow made the database, and what to do."""
+    database = workspace.database
+    if database is not None and (newer := newer_schema(database)):
+        return newer
+    if database is None:
+        return (
+            f"The database at {workspace.tracking_uri} has the schema of another MLflow: {said} Use the MLflow that its "
+            "server has, or let its owner migrate it."
+        )
+    return (
+        f"An older MLflow made {database}. The next run (csflow run LINE) brings it up to date, after a backup; so does "
+        f"mlflow db upgrade {workspace.tracking_uri!r}."
+    )
+
+
+def _brief(said: str) -> str:
+    """Return what a database said without the statement and the parameters that SQLAlchemy adds."""
+    return said.partition("\n")[0].rstrip(".")
 
 
 @functools.cache
 def _client_at(uri: str) -> MlflowClient:
     if uri.startswith(("http://", "https://")):
         _reach(uri)
-    _settle()
+    settle()
     from mlflow import MlflowClient
 
     return MlflowClient(tracking_uri=uri, registry_uri=uri)
@@ -156,58 +136,7 @@ def _reach(server: str) -> None:
         urllib.request.urlopen(f"{server.rstrip('/')}/health", timeout=10).close()
     except urllib.error.HTTPError:
         return  # an HTTP error also shows that the server is there
-    except OSError as error:
+    except (OSError, ValueError, HTTPException) as error:  # the last two for an address such as http://host:port
         raise RegistryError(
             f"No MLflow server answers at {server}: {error}. Start it, or correct MLFLOW_TRACKING_URI."
         ) from error
-
-
-def _create_database(database: Path) -> None:
-    unfinished = database.with_name(f".{database.name}.new")
-    unfinished.unlink(missing_ok=True)
-    try:
-        database.parent.mkdir(parents=True, exist_ok=True)
-        _upgrade(unfinished)
-        unfinished.replace(database)
-    except OSError as error:
-        raise CsflowError(
-            f"Cannot create {database}: {error.strerror or error}. Free disk space or choose another CSFLOW_HOME."
-        ) from error
-    finally:
-        unfinished.unlink(missing_ok=True)
-
-
-def _migrate_database(database: Path) -> None:
-    """Copy the database, then migrate it in place, because other processes have it open."""
-    shutil.copy2(database, database.with_name(f"{database.name}.{datetime.now(UTC):%Y%m%dT%H%M%S}.bak"))
-    _upgrade(database)
-
-
-def _upgrade(database: Path) -> None:
-    _settle()
-    from mlflow.db import upgrade
-
-    with quiet():
-        assert upgrade.callback is not None
-        upgrade.callback(f"{_SQLITE}{database}")
-
-
-def _is_outdated(uri: str) -> bool:
-    """Return True if the schema is not that of the installed MLflow."""
-    _settle()
-    from alembic.script import ScriptDirectory
-    from mlflow.store import db_migrations
-
-    with closing(sqlite3.connect(uri.removeprefix(_SQLITE))) as connection:
-        try:
-            found = connection.execute("SELECT version_num FROM alembic_version").fetchone()
-        except sqlite3.OperationalError:
-            return True
-    folder = Path(next(iter(db_migrations.__path__)))
-    return found is None or found[0] != ScriptDirectory(str(folder)).get_current_head()
-
-
-def _settle() -> None:
-    """Switch off MLflow's telemetry and progress bars; must be called before mlflow is imported."""
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")

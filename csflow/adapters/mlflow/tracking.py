@@ -32,7 +32,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from csflow.adapters.mlflow.connection import client_of, initialise, is_server, require_database, typed_errors
+from csflow.adapters.mlflow.connection import client_of, is_server, typed_errors
+from csflow.adapters.mlflow.database import initialise, require_database
 from csflow.adapters.mlflow.runs import Run
 from csflow.adapters.mlflow.versions import LONGEST_TAG
 from csflow.errors import NotRegisteredError, RegistryError
@@ -186,6 +187,7 @@ class Tracker:
         """Attach a file, or a directory under its own name, to the run, in the artifact folder ``folder``."""
         client_of(self.workspace).log_artifact(run_id, str(path), folder)
 
+    @typed_errors
     def fetch_artifact(self, run_id: str, path: str, target: Path) -> Path:
         """Copy one of the run's artifacts into the folder ``target``.
 

@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING
 import pytest
 from PIL import Image
 
-from csflow.adapters.mlflow import connection
+from csflow.adapters.mlflow import database
+from csflow.adapters.mlflow.connection import client_of
 from csflow.adapters.mlflow.registry import Registry
 from csflow.adapters.mlflow.tracking import Tracker
 from csflow.adapters.mlflow.versions import LONGEST_TAG
@@ -35,7 +36,7 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workspace]:
     patch = pytest.MonkeyPatch()
     patch.delenv("MLFLOW_TRACKING_URI", raising=False)
     workspace = Workspace(tmp_path_factory.mktemp("registry") / "home")
-    connection.initialise(workspace)
+    database.initialise(workspace)
     yield workspace
     patch.undo()
 
@@ -124,7 +125,7 @@ def test_model_is_code_and_plain_files(workspace: Workspace, line: str, detector
 
 def test_run_and_model_page_link_to_the_version(workspace: Workspace, line: str, detector: Path) -> None:
     register(workspace, line, detector, "k")
-    client = connection.client_of(workspace)
+    client = client_of(workspace)
     (version,) = Registry(workspace).versions(line)
     (output,) = client.get_run(version.run_id).outputs.model_outputs
     model = client.get_logged_model(output.model_id)
@@ -291,7 +292,7 @@ def test_fresh_process_loads_the_champion(workspace: Workspace, real_detector: D
     )
     environment = os.environ | {
         "MLFLOW_TRACKING_URI": workspace.tracking_uri,
-        "PYTHONPATH": str(Path(connection.__file__).parents[3]),
+        "PYTHONPATH": str(Path(database.__file__).parents[3]),
     }
     ended = subprocess.run(
         [sys.executable, "-c", code, str(tmp_path / "input.json")],
