@@ -37,16 +37,16 @@ def require_history(services: Services, line: str, versions: Sequence[Version]) 
         named = ", ".join(digest[:12] for digest in sorted(lost)[:5]) + (", …" if len(lost) > 5 else "")
         have = f"has only {len(versions)} versions of it" if versions else "has no version of it"
         raise RegistryError(
-            f"The registry has lost versions of {line}: {len(lost)} published or served detectors ({named}) belong to no "
-            f"version at {services.workspace.tracking_uri}, which {have}. {way_back(services.workspace)} If their versions "
-            "were deleted on purpose, or another registry uses the same store: "
+            f"The registry has lost versions of {line}: {len(lost)} published or served detectors ({named}) belong to "
+            f"no version at {services.workspace.tracking_uri}, which {have}. {way_back(services.workspace)} If their "
+            "versions were deleted on purpose, or another registry uses the same store: "
             f"csflow restore --start-over {line}"
         )
     former = [version for version in versions if version.was_champion]
     if former and not any(version.is_champion for version in versions):
         newest = max(former, key=lambda version: version.champion_order)
         raise RegistryError(
-            f"{line} has no champion although it had one: its version was deleted, or its alias removed. A run would "
+            f"{line} has no champion although it had one: its version was deleted, or its alias is gone. A run would "
             f"promote without comparing. Make a version champion first: csflow promote {line}@{newest.version}"
         )
 

@@ -115,8 +115,8 @@ class Workspace:
         folder = " a folder: MLflow cannot keep registered models in plain files any more," if _is_folder(named) else ""
         raise ConfigError(
             f"{TRACKING} is {named!r},{folder} expected the address of a server (http://HOST:5000) or of a database "
-            "(sqlite:////PATH/mlflow.db). Correct it, or unset it to use the workspace's own database. To copy runs out "
-            "of such a folder: mlflow migrate-filestore --help."
+            "(sqlite:////PATH/mlflow.db). Correct it, or unset it to use the workspace's own database. To copy runs "
+            "out of such a folder: mlflow migrate-filestore --help."
         )
 
 

@@ -1,7 +1,7 @@
 """Keep the last distinct states of the local tracking database as backups, and put one of them back.
 
-The backups of ``mlflow.db`` are files in the folder ``mlflow.db.backups`` next to it. Each is a complete SQLite database,
-made while other processes may be writing. Two databases have the same state if their registries say the same (models,
+The backups of ``mlflow.db`` are files in the folder ``mlflow.db.backups`` next to it. Each is a complete SQLite
+database, made while other processes may be writing. Two databases have the same state if their registries say the same (models,
 versions, tags, aliases); of each state the newest backup is kept, so that many runs that change nothing do not push
 older states out.
 """
@@ -207,7 +207,9 @@ def _read(path: Path) -> Backup:
         connection.execute("SELECT version_num FROM alembic_version")  # fails for other databases
         counted, champions = {}, {}
         if _has(connection, "model_versions"):
-            counted = dict(connection.execute(f"SELECT name, count(*) FROM model_versions WHERE {_ALIVE} GROUP BY name"))
+            counted = dict(
+                connection.execute(f"SELECT name, count(*) FROM model_versions WHERE {_ALIVE} GROUP BY name")
+            )
         if _has(connection, "registered_model_aliases"):
             champions = dict(
                 connection.execute("SELECT name, version FROM registered_model_aliases WHERE alias = 'champion'")

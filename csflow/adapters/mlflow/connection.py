@@ -14,6 +14,7 @@ from http.client import HTTPException
 from typing import TYPE_CHECKING, Concatenate, ParamSpec, Protocol, TypeVar
 
 from csflow.adapters.mlflow.database import newer_schema, settle
+from csflow.adapters.mlflow.relocation import follow_move
 from csflow.adapters.mlflow.traces import way_back
 from csflow.errors import RegistryError
 from csflow.system.workspace import Workspace
@@ -49,8 +50,9 @@ def client_of(workspace: Workspace) -> MlflowClient:
 
     Raises:
         RegistryError: If a server is configured and does not answer.
+        ConfigError: If ``MLFLOW_TRACKING_URI`` names neither a server nor a database.
     """
-    return _client_at(workspace.tracking_uri)
+    return _client_at(workspace.tracking_uri, workspace)
 
 
 class _OfWorkspace(Protocol):
@@ -106,12 +108,12 @@ def _schema(workspace: Workspace, said: str) -> str:
         return newer
     if database is None:
         return (
-            f"The database at {workspace.tracking_uri} has the schema of another MLflow: {said} Use the MLflow that its "
-            "server has, or let its owner migrate it."
+            f"The database at {workspace.tracking_uri} has the schema of another MLflow: {said} Use the MLflow that "
+            "its server has, or let its owner migrate it."
         )
     return (
-        f"An older MLflow made {database}. The next run (csflow run LINE) brings it up to date, after a backup; so does "
-        f"mlflow db upgrade {workspace.tracking_uri!r}."
+        f"An older MLflow made {database}. The next run (csflow run LINE) brings it up to date, after a backup; so "
+        f"does mlflow db upgrade {workspace.tracking_uri!r}."
     )
 
 
@@ -121,9 +123,10 @@ def _brief(said: str) -> str:
 
 
 @functools.cache
-def _client_at(uri: str) -> MlflowClient:
-    if uri.startswith(("http://", "https://")):
+def _client_at(uri: str, workspace: Workspace) -> MlflowClient:
+    if is_server(workspace):
         _reach(uri)
+    follow_move(workspace)
     settle()
     from mlflow import MlflowClient
 

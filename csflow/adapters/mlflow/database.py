@@ -11,7 +11,6 @@ from pathlib import Path
 from urllib.parse import quote
 
 from csflow.adapters.mlflow.backups import back_up
-from csflow.adapters.mlflow.relocation import follow_move
 from csflow.adapters.mlflow.traces import traces_of_runs, way_back
 from csflow.errors import CsflowError, NotRegisteredError, RegistryError
 from csflow.system.files import exclusive
@@ -20,8 +19,9 @@ from csflow.system.workspace import Workspace, sqlite_address
 
 _MAGIC = b"SQLite format 3\0"
 NEWER = (
-    "{database} was made by a newer MLflow (its schema is {found}; the installed MLflow knows {head} and older). Nothing "
-    "was changed. Install the MLflow that made it (pip install --upgrade mlflow), or go back to a backup: csflow restore."
+    "{database} was made by a newer MLflow (its schema is {found}; the installed MLflow knows {head} and older). "
+    "Nothing was changed. Install the MLflow that made it (pip install --upgrade mlflow), or go back to a backup: "
+    "csflow restore."
 )
 
 
@@ -50,10 +50,13 @@ def initialise(workspace: Workspace, *, anew: bool = False) -> None:
             _create_database(database)
         else:
             require_intact(workspace, database)
-            if _is_outdated(database):
+            try:
+                outdated = _is_outdated(database)
+            except sqlite3.DatabaseError as error:
+                raise _damaged(workspace, database, f"is damaged (SQLite says: {error})") from error
+            if outdated:
                 back_up(database, always=True)
                 _upgrade(database)
-        follow_move(workspace)
 
 
 def lock_of(database: Path) -> Path:
@@ -78,7 +81,6 @@ def require_database(workspace: Workspace) -> None:
             "LINE), or set CSFLOW_HOME to the workspace that holds your runs and models."
         )
     require_intact(workspace, database)
-    follow_move(workspace)
 
 
 def is_blank(database: Path) -> bool:
@@ -104,9 +106,12 @@ def require_intact(workspace: Workspace, database: Path) -> None:
     Raises:
         RegistryError: If it is damaged; the message says how to go back.
     """
-    found = damage(database)
-    if found:
-        raise RegistryError(f"MLflow's database {database} {found}. {way_back(workspace)}")
+    if found := damage(database):
+        raise _damaged(workspace, database, found)
+
+
+def _damaged(workspace: Workspace, database: Path, found: str) -> RegistryError:
+    return RegistryError(f"MLflow's database {database} {found}. {way_back(workspace)}")
 
 
 def damage(database: Path, *, thorough: bool = False) -> str:
@@ -131,14 +136,19 @@ def damage(database: Path, *, thorough: bool = False) -> str:
         answer = str(error)
     if answer == "ok":
         return ""
-    return f"is damaged ({size} of {expected} bytes; SQLite says: {answer})" if size < expected else (
-        f"is damaged (SQLite says: {answer})"
+    return (
+        f"is damaged ({size} of {expected} bytes; SQLite says: {answer})"
+        if size < expected
+        else (f"is damaged (SQLite says: {answer})")
     )
 
 
 def newer_schema(database: Path) -> str:
     """Return the message that says that a newer MLflow made a database; '' if none did."""
-    found, head, known = _revisions(database)
+    try:
+        found, head, known = _revisions(database)
+    except sqlite3.Error:
+        return ""
     return "" if found is None or known else NEWER.format(database=database, found=found, head=head)
 
 
@@ -159,8 +169,8 @@ def _require_new(workspace: Workspace, database: Path) -> None:
     """Refuse a blank database in a workspace that had another one before."""
     if left := traces_of_runs(workspace):
         raise RegistryError(
-            f"The registry is lost: {database} {_absence(database)}, but {workspace.root} still has {left}. A run would "
-            f"begin again with version 1, without gate, hold and history. {way_back(workspace)}"
+            f"The registry is lost: {database} {_absence(database)}, but {workspace.root} still has {left}. A run "
+            f"would begin again with version 1, without gate, hold and history. {way_back(workspace)}"
         )
 
 

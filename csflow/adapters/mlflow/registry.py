@@ -139,7 +139,7 @@ class Registry:
         former = [str(version.version) for version in reversed(known) if version.was_champion]
         if which == CHAMPION and former:
             raise RegistryError(
-                f"{model_name(line)} has no champion although it had one: its version was deleted, or its alias removed. "
+                f"{model_name(line)} has no champion although it had one: its version was deleted, or its alias is gone. "
                 f"Versions that were champion before: {', '.join(former)}. Make one of them champion: "
                 f"csflow promote {line}@{former[-1]}"
             )
@@ -183,10 +183,8 @@ class Registry:
     @typed_errors
     def left_alone(self, line: str) -> set[str]:
         """Return the digests of published detectors without a version that a person decided to leave alone."""
-        try:
-            return set(json.loads(self._registered_model(line).tags.get(LEFT_ALONE, "[]")))
-        except NotRegisteredError:
-            return set()
+        known = line in self.lines()
+        return set(json.loads(self._registered_model(line).tags.get(LEFT_ALONE, "[]"))) if known else set()
 
     @typed_errors
     @retried(database_is_locked)

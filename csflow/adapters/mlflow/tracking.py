@@ -194,6 +194,7 @@ class Tracker:
         Raises:
             RegistryError: If the run has no such artifact, or it cannot be read.
         """
+        require_database(self.workspace)
         client_of(self.workspace)
         from mlflow.artifacts import download_artifacts
         from mlflow.exceptions import MlflowException
@@ -270,6 +271,7 @@ class Tracker:
     @typed_errors
     def nested_runs(self, parent: str) -> list[Run]:
         """List the runs nested in a run, oldest first."""
+        require_database(self.workspace)
         client = client_of(self.workspace)
         experiment = client.get_run(parent).info.experiment_id
         chosen = f"tags.`{_PARENT}` = '{parent}'"

@@ -17,7 +17,7 @@ from csflow.adapters.mlflow.runs import flat_params
 from csflow.adapters.mlflow.tracking import Tracker
 from csflow.adapters.mlflow.versions import LONGEST_TAG
 from csflow.config import DataConfig, LineConfig
-from csflow.errors import CsflowError, DataError, NotRegisteredError, RegistryError
+from csflow.errors import DataError, NotRegisteredError, RegistryError
 from csflow.system.workspace import Workspace
 
 FirstRuns = tuple[Workspace, list[subprocess.CompletedProcess[str]]]
