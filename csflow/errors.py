@@ -39,6 +39,10 @@ class NotRegisteredError(RegistryError):
     """The line has no registered model yet: its pipeline never came that far."""
 
 
+class LostFilesError(RegistryError):
+    """The files of a registered version are missing, damaged, or cannot be read now."""
+
+
 class DeployError(CsflowError):
     """An endpoint could not be started, reached or replaced."""
 

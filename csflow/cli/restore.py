@@ -63,8 +63,8 @@ def restore_registry(
     database = services.workspace.database
     if database is None:
         raise UsageError(
-            f"The registry is at {services.workspace.tracking_uri}, which csflow does not back up. Restore the database "
-            "of that server with its own tools."
+            f"The registry is at {services.workspace.tracking_uri}, which csflow does not back up. Restore its database "
+            "with the tools of that server."
         )
     if backup is None:
         _list(database, as_json=as_json)

@@ -46,7 +46,7 @@ def require_history(services: Services, line: str, versions: Sequence[Version]) 
     if former and not any(version.is_champion for version in versions):
         newest = max(former, key=lambda version: version.champion_order)
         raise RegistryError(
-            f"{line} has no champion although it had one: its version was deleted, or its alias is gone. A run would "
+            f"{line} has no champion although it had one: its version or alias was deleted. A run would "
             f"promote without comparing. Make a version champion first: csflow promote {line}@{newest.version}"
         )
 

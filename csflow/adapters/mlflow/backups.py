@@ -1,8 +1,8 @@
 """Keep the last distinct states of the local tracking database as backups, and put one of them back.
 
 The backups of ``mlflow.db`` are files in the folder ``mlflow.db.backups`` next to it. Each is a complete SQLite
-database, made while other processes may be writing. Two databases have the same state if their registries say the same (models,
-versions, tags, aliases); of each state the newest backup is kept, so that many runs that change nothing do not push
+database, made while other processes may be writing. Two databases have the same state if their registries say the
+same (models, versions, tags, aliases); of each state the newest backup is kept, so that many runs that change nothing do not push
 older states out.
 """
 

@@ -139,7 +139,7 @@ class Registry:
         former = [str(version.version) for version in reversed(known) if version.was_champion]
         if which == CHAMPION and former:
             raise RegistryError(
-                f"{model_name(line)} has no champion although it had one: its version was deleted, or its alias is gone. "
+                f"{model_name(line)} has no champion although it had one: its version or alias was deleted. "
                 f"Versions that were champion before: {', '.join(former)}. Make one of them champion: "
                 f"csflow promote {line}@{former[-1]}"
             )

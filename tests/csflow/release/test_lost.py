@@ -98,7 +98,7 @@ def test_deleting_the_champion_is_not_called_never_promoted(
 ) -> None:
     known = [version(1, ONE, decision="promoted")]
     monkeypatch.setattr(Registry, "versions", lambda self, line: known)
-    with pytest.raises(RegistryError, match=r"its version was deleted.*csflow promote tiles@1"):
+    with pytest.raises(RegistryError, match=r"its version or alias was deleted.*csflow promote tiles@1"):
         services.registry.find_version("tiles")
     known[0] = version(1, ONE, decision="kept_worse")
     with pytest.raises(RegistryError, match="none of its versions"):
