@@ -63,8 +63,8 @@ def restore_registry(
     database = services.workspace.database
     if database is None:
         raise UsageError(
-            f"The registry is at {services.workspace.tracking_uri}, which csflow does not back up. Restore its database "
-            "with the tools of that server."
+            f"The registry is at {services.workspace.tracking_uri}, which csflow does not back up. Restore its "
+            "database with the tools of that server."
         )
     if backup is None:
         _list(database, as_json=as_json)
@@ -112,8 +112,8 @@ def _restore(services: Services, database: Path, which: str, *, as_json: bool) -
     typer.echo(f"Restored {backup.path.name}: {backup.summary}")
     if before is not None:
         typer.echo(f"The former database is {before}")
-    for line, lost in missing.items():
+    for line, newer in missing.items():
         typer.echo(
-            f"{line}: {len(lost)} published or served detectors are newer than this backup. Serve its champion: csflow "
+            f"{line}: {len(newer)} published or served detectors are newer than this backup. Serve its champion: csflow "
             f"reconcile {line}. To let the line train again: csflow restore --start-over {line}"
         )

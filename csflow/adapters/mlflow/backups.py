@@ -2,8 +2,8 @@
 
 The backups of ``mlflow.db`` are files in the folder ``mlflow.db.backups`` next to it. Each is a complete SQLite
 database, made while other processes may be writing. Two databases have the same state if their registries say the
-same (models, versions, tags, aliases); of each state the newest backup is kept, so that many runs that change nothing do not push
-older states out.
+same (models, versions, tags, aliases); of each state the newest backup is kept, so that many runs that change nothing
+do not push older states out.
 """
 
 from __future__ import annotations

@@ -95,7 +95,7 @@ def is_blank(database: Path) -> bool:
         return size == 0
     try:
         with _opened(database) as connection:
-            return connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0] == 0
+            return connection.execute("SELECT 1 FROM sqlite_master").fetchone() is None
     except sqlite3.Error:
         return False
 
