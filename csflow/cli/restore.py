@@ -114,6 +114,6 @@ def _restore(services: Services, database: Path, which: str, *, as_json: bool) -
         typer.echo(f"The former database is {before}")
     for line, newer in missing.items():
         typer.echo(
-            f"{line}: {len(newer)} published or served detectors are newer than this backup. Serve its champion: csflow "
-            f"reconcile {line}. To let the line train again: csflow restore --start-over {line}"
+            f"{line}: {len(newer)} published or served detectors are newer than this backup. Serve its champion: "
+            f"csflow reconcile {line}. To let the line train again: csflow restore --start-over {line}"
         )

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from csflow.adapters.versioning import journal
+from csflow.adapters.versioning import journal, open_working_copy
 from csflow.adapters.versioning.git import git
 from csflow.cli.data import data_app
 from csflow.config import load_line
@@ -20,9 +20,10 @@ from csflow.errors import DataError
 from csflow.runs.checkout import materialise
 from csflow.system.files import sha256_file
 from csflow.system.workspace import Workspace
-from tests.csflow.cli.test_data import call, draw, files_of, head, mask, plant, published
+from tests.csflow.cli.test_data import call, draw, files_of, head, mask, published
+from tests.csflow.cli.test_data import plant as clone
 
-__all__ = ["plant", "published"]  # fixtures
+__all__ = ["clone", "published"]  # fixtures
 
 ROOT = Path(__file__).parents[3]
 KILLED = textwrap.dedent(
@@ -60,6 +61,13 @@ KILLED = textwrap.dedent(
     data_app(["add", "tile", sys.argv[2]])
     """
 )
+
+
+@pytest.fixture
+def plant(clone: Path) -> Path:
+    """The repository with its images, which a clone does not have yet."""
+    open_working_copy(load_line("tile").data)
+    return clone
 
 
 def kill_at(point: str, folder: Path) -> None:
