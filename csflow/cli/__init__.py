@@ -9,6 +9,7 @@ from typing import NoReturn
 import typer
 
 from csflow.errors import CsflowError
+from csflow.system.terminal import replace_unprintable, use_utf8
 
 _NOT_WRITABLE = {errno.EACCES, errno.EDQUOT, errno.ENOSPC, errno.ENOTDIR, errno.EPERM, errno.EROFS}
 """Error numbers of a full disk or a folder that cannot be written to: not a bug, so no traceback is shown."""
@@ -36,6 +37,8 @@ def run_app(app: typer.Typer) -> NoReturn:
 
 def main() -> NoReturn:
     """Run the command ``csflow``."""
+    use_utf8()
+    replace_unprintable()
     from csflow.cli.app import app
 
     run_app(app)
