@@ -13,10 +13,20 @@ from collections.abc import Callable
 from http.client import HTTPException
 from typing import TYPE_CHECKING, Concatenate, ParamSpec, Protocol, TypeVar
 
-from csflow.adapters.mlflow.database import newer_schema, settle
+from csflow.adapters.mlflow.backups import list_backups
+from csflow.adapters.mlflow.database import (
+    damage,
+    has_older_schema,
+    initialise,
+    is_blank,
+    newer_schema,
+    require_database,
+    settle,
+)
 from csflow.adapters.mlflow.relocation import follow_move
 from csflow.adapters.mlflow.traces import way_back
-from csflow.errors import RegistryError
+from csflow.errors import NotRegisteredError, RegistryError
+from csflow.system.progress import say
 from csflow.system.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -55,6 +65,30 @@ def client_of(workspace: Workspace) -> MlflowClient:
     return _client_at(workspace.tracking_uri, workspace)
 
 
+def check_registry(workspace: Workspace) -> str:
+    """Look for everything that would keep a run from using the registry, and read the whole of a local database.
+
+    Returns:
+        Its address, and for a local database the number of its backups.
+
+    Raises:
+        RegistryError: If it does not answer, is lost or damaged, or a newer MLflow made it.
+        ConfigError: If ``MLFLOW_TRACKING_URI`` names neither a server nor a database.
+    """
+    database = workspace.database
+    if database is None:
+        client_of(workspace)
+        return workspace.tracking_uri
+    try:
+        require_database(workspace)
+    except NotRegisteredError:
+        return f"{workspace.tracking_uri}, which the first run makes"
+    if found := damage(database, thorough=True) or newer_schema(database):
+        raise RegistryError(f"{database} {found}. {way_back(workspace)}" if found.startswith("is ") else found)
+    count = len(list_backups(database))
+    return f"{workspace.tracking_uri}, {count} backup{'s' * (count != 1)}"
+
+
 class _OfWorkspace(Protocol):
     """An object that calls MLflow for a workspace."""
 
@@ -68,7 +102,10 @@ Asking = TypeVar("Asking", bound=_OfWorkspace)
 def typed_errors(
     method: Callable[Concatenate[Asking, P], Result],
 ) -> Callable[Concatenate[Asking, P], Result]:
-    """Decorate a method that calls MLflow so that MLflow's errors are raised as :func:`refused` describes them."""
+    """Decorate a method that calls MLflow so that MLflow's errors are raised as :func:`refused` describes them.
+
+    A local database that an older MLflow made is brought up to date; then the method is called again.
+    """
 
     @functools.wraps(method)
     def asking(self: Asking, /, *args: P.args, **kwargs: P.kwargs) -> Result:
@@ -78,9 +115,20 @@ def typed_errors(
             # Compared by name, because importing mlflow takes long and an earlier error does not need it.
             if not type(error).__module__.startswith(("mlflow.", "sqlalchemy.", "alembic.", "sqlite3")):
                 raise
-            raise refused(self.workspace, error) from error
+            if not _is_older(self.workspace, error):
+                raise refused(self.workspace, error) from error
+        say(f"an older MLflow made {self.workspace.database}: it is backed up and brought up to date")
+        initialise(self.workspace)
+        return asking(self, *args, **kwargs)
 
     return asking
+
+
+def _is_older(workspace: Workspace, error: Exception) -> bool:
+    """Return True if MLflow says that a local database has another schema, and it is an older one."""
+    database, said = workspace.database, str(error)
+    other = database is not None and not is_blank(database) and any(sign in said for sign in _OTHER_SCHEMA)
+    return other and database is not None and has_older_schema(database)
 
 
 def refused(workspace: Workspace, error: Exception) -> RegistryError:
@@ -102,18 +150,13 @@ def refused(workspace: Workspace, error: Exception) -> RegistryError:
 
 
 def _schema(workspace: Workspace, said: str) -> str:
-    """Say if a newer or an older MLflow made the database, and what to do."""
+    """Say that another MLflow made the database, and what to do."""
     database = workspace.database
     if database is not None and (newer := newer_schema(database)):
         return newer
-    if database is None:
-        return (
-            f"The database at {workspace.tracking_uri} has the schema of another MLflow: {said} Use the MLflow that "
-            "its server has, or let its owner migrate it."
-        )
     return (
-        f"An older MLflow made {database}. The next run (csflow run LINE) brings it up to date, after a backup; so "
-        f"does mlflow db upgrade {workspace.tracking_uri!r}."
+        f"The database at {workspace.tracking_uri} has the schema of another MLflow: {said} Use the MLflow that "
+        "its server has, or let its owner migrate it."
     )
 
 

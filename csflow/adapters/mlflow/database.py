@@ -55,8 +55,7 @@ def initialise(workspace: Workspace, *, anew: bool = False) -> None:
             except sqlite3.DatabaseError as error:
                 raise _damaged(workspace, database, f"is damaged (SQLite says: {error})") from error
             if outdated:
-                back_up(database, always=True)
-                _upgrade(database)
+                _migrate(workspace, database)
 
 
 def lock_of(database: Path) -> Path:
@@ -152,6 +151,15 @@ def newer_schema(database: Path) -> str:
     return "" if found is None or known else NEWER.format(database=database, found=found, head=head)
 
 
+def has_older_schema(database: Path) -> bool:
+    """Return True if an older MLflow made a database, so that it can be migrated."""
+    try:
+        found, head, known = _revisions(database)
+    except sqlite3.Error:
+        return False
+    return known and found != head
+
+
 def settle() -> None:
     """Switch off MLflow's telemetry and progress bars; must be called before mlflow is imported."""
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
@@ -196,6 +204,17 @@ def _create_database(database: Path) -> None:
         ) from error
     finally:
         unfinished.unlink(missing_ok=True)
+
+
+def _migrate(workspace: Workspace, database: Path) -> None:
+    back_up(database, always=True)
+    try:
+        _upgrade(database)
+    # Alembic passes on the errors of every migration.
+    except Exception as error:
+        raise RegistryError(
+            f"{database} cannot be brought up to the schema of the installed MLflow: {error}. {way_back(workspace)}"
+        ) from error
 
 
 def _upgrade(database: Path) -> None:

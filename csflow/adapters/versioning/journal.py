@@ -87,8 +87,8 @@ def interrupted(repository: Path) -> Change | None:
     journal = _folder(repository) / _JOURNAL
     try:
         plain: dict[str, Any] = json.loads(journal.read_text())
-        lists = {name: tuple(plain.pop(name)) for name in ("added", "folders", "removed")}
-        return Change(**plain, **lists)
+        lists: dict[str, Any] = {name: tuple(plain[name]) for name in ("added", "folders", "removed")}
+        return Change(**plain | lists)
     except FileNotFoundError:
         return None
     except (OSError, ValueError, TypeError, KeyError) as error:
@@ -116,8 +116,10 @@ def set_aside(repository: Path, change: Change) -> None:
         target = _folder(repository) / _REMOVED / name
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.move(repository / name, target)
-        with suppress(OSError):  # a folder that is not empty stays
-            (repository / name).parent.rmdir()
+        with suppress(OSError):  # a folder that is not empty stays, and so do those above it
+            for folder in Path(name).parents:
+                if folder.is_relative_to(change.tracked) and folder != Path(change.tracked):
+                    (repository / folder).rmdir()
 
 
 def undo(repository: Path, change: Change) -> None:

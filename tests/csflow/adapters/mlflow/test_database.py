@@ -201,10 +201,21 @@ def test_a_newer_schema_is_named_and_left_alone(workspace: Workspace) -> None:
     assert not backups_folder(file_of(workspace)).exists()
 
 
-def test_an_older_schema_says_what_brings_it_up_to_date(workspace: Workspace) -> None:
-    write(file_of(workspace), "UPDATE alembic_version SET version_num = '451aebb31d03'")
-    with pytest.raises(RegistryError, match=r"older MLflow made .*csflow run LINE"):
-        Registry(workspace).versions("tiles")
+def test_an_older_schema_is_migrated_by_whoever_asks_first(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = file_of(workspace)
+    with closing(sqlite3.connect(path)) as connection:
+        ((head,),) = connection.execute("SELECT version_num FROM alembic_version")
+    add_version(path, 1)
+    write(path, "UPDATE alembic_version SET version_num = '451aebb31d03'")
+    with pytest.raises(RegistryError, match=r"cannot be brought up to the schema.*csflow restore newest"):
+        Registry(workspace).versions("tiles")  # the tables are those of the present schema, so the migration fails
+    migrate = f"UPDATE alembic_version SET version_num = '{head}'"
+    monkeypatch.setattr(database, "_upgrade", lambda path: write(path, migrate))
+    assert [version.version for version in Registry(workspace).versions("tiles")] == [1]
+    assert "backed up and brought up to date" in capsys.readouterr().err
+    assert len(list(backups_folder(path).iterdir())) == 1
 
 
 @pytest.mark.parametrize(
