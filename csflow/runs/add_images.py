@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
-from csflow.adapters.versioning import Change
+from csflow.adapters.versioning import ImageChange
 from csflow.config import LineConfig
 from csflow.data.importers import images_below, masks_below
 from csflow.data.manifest import Manifest, shorten
@@ -80,7 +80,7 @@ def add_images(line: LineConfig, addition: Addition, *, skip_known: bool = False
         copies = {
             (inside / name).as_posix(): source for name, source in _copies(addition, manifest, new, masks, hashes)
         }
-        change = Change.of(
+        change = ImageChange.of(
             working_copy.repository,
             working_copy.tracked,
             command="csflow data add",

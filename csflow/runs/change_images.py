@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from csflow.adapters import versioning
-from csflow.adapters.versioning import Change, Recorded, WorkingCopy, journal
+from csflow.adapters.versioning import ImageChange, Recorded, WorkingCopy, journal
 from csflow.config import LineConfig
 from csflow.data.manifest import Manifest, build_manifest, shorten
 from csflow.errors import DataError
@@ -46,8 +46,8 @@ def working_copy_of(line: LineConfig) -> Iterator[tuple[WorkingCopy, Manifest]]:
         yield working_copy, build_manifest(working_copy.root, line=line.line, roles=line.roles)
 
 
-def carry_out(line: LineConfig, working_copy: WorkingCopy, change: Change, put: Callable[[], None]) -> Changed:
-    """Change the files, check the result with the data gate, and record, push and commit it.
+def carry_out(line: LineConfig, working_copy: WorkingCopy, change: ImageChange, put: Callable[[], None]) -> Changed:
+    """ImageChange the files, check the result with the data gate, and record, push and commit it.
 
     Args:
         line: The line.
@@ -112,7 +112,7 @@ def repair(line: LineConfig, *, undo: bool = False) -> str:
         return f"'{change.command}' was finished ({files}): commit {done.commit}."
 
 
-def _committed(repository: Path, change: Change) -> Recorded | None:
+def _committed(repository: Path, change: ImageChange) -> Recorded | None:
     """Return the commit of an interrupted change; ``None`` if it was not made."""
     if not change.checked:
         return None

@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
-from csflow.adapters.versioning import Change, journal
+from csflow.adapters.versioning import ImageChange, journal
 from csflow.config import LineConfig
 from csflow.data.manifest import Manifest, shorten
 from csflow.errors import DataError
@@ -33,7 +33,7 @@ def remove_images(line: LineConfig, names: Sequence[str]) -> Changed:
         rows = manifest.frame[manifest.frame["path"].isin(chosen)]
         files = [*rows["path"], *(mask for mask in rows["mask"] if mask)]
         inside = working_copy.root.relative_to(working_copy.repository)
-        change = Change.of(
+        change = ImageChange.of(
             working_copy.repository,
             working_copy.tracked,
             command="csflow data remove",

@@ -212,8 +212,9 @@ def _migrate(workspace: Workspace, database: Path) -> None:
         _upgrade(database)
     # Alembic passes on the errors of every migration.
     except Exception as error:
+        said = str(error).partition("\n")[0]
         raise RegistryError(
-            f"{database} cannot be brought up to the schema of the installed MLflow: {error}. {way_back(workspace)}"
+            f"{database} cannot be brought up to the schema of the installed MLflow: {said}. {way_back(workspace)}"
         ) from error
 
 

@@ -1,7 +1,7 @@
 """Check out data revisions: git knows the revisions, DVC fetches the files, and md5 digests verify them."""
 
 from csflow.adapters.versioning.checkout import CheckedOut, checkout, local_repository
-from csflow.adapters.versioning.journal import Change
+from csflow.adapters.versioning.journal import ImageChange
 from csflow.adapters.versioning.repository import (
     Recorded,
     WorkingCopy,
@@ -14,8 +14,8 @@ from csflow.adapters.versioning.repository import (
 )
 
 __all__ = [
-    "Change",
     "CheckedOut",
+    "ImageChange",
     "Recorded",
     "WorkingCopy",
     "add_and_push",

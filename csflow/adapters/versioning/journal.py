@@ -1,4 +1,4 @@
-"""Change the images of a data repository so that a crash at any point can be finished or undone later.
+"""ImageChange the images of a data repository so that a crash at any point can be finished or undone later.
 
 One process at a time changes a repository. Before it touches anything it writes a journal into git's own folder, so
 that it shows in no ``git status``: the files it is going to add and remove, and the text of the ``.dvc`` file. The
@@ -27,7 +27,7 @@ _QUIET_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
-class Change:
+class ImageChange:
     """A change of a repository's images, as its journal records it.
 
     Attributes:
@@ -55,7 +55,7 @@ class Change:
     @classmethod
     def of(
         cls, repository: Path, tracked: str, *, command: str, message: str, added: list[str], removed: list[str]
-    ) -> Change:
+    ) -> ImageChange:
         """Describe a change that starts from the present state of a repository."""
         parents = {folder for name in added for folder in (repository / name).parents if not folder.exists()}
         ours = [f"{tracked}.dvc", (Path(tracked).parent / ".gitignore").as_posix()]
@@ -78,7 +78,7 @@ def locked(repository: Path) -> Iterator[None]:
         yield
 
 
-def interrupted(repository: Path) -> Change | None:
+def interrupted(repository: Path) -> ImageChange | None:
     """Return the change that a killed process left unfinished; ``None`` if there is none.
 
     Raises:
@@ -88,7 +88,7 @@ def interrupted(repository: Path) -> Change | None:
     try:
         plain: dict[str, Any] = json.loads(journal.read_text())
         lists: dict[str, Any] = {name: tuple(plain[name]) for name in ("added", "folders", "removed")}
-        return Change(**plain | lists)
+        return ImageChange(**plain | lists)
     except FileNotFoundError:
         return None
     except (OSError, ValueError, TypeError, KeyError) as error:
@@ -98,19 +98,19 @@ def interrupted(repository: Path) -> Change | None:
         ) from error
 
 
-def begin(repository: Path, change: Change) -> None:
+def begin(repository: Path, change: ImageChange) -> None:
     """Write the journal of a change that is about to start."""
     write_json(_folder(repository) / _JOURNAL, asdict(change))
 
 
-def mark_checked(repository: Path, change: Change) -> Change:
+def mark_checked(repository: Path, change: ImageChange) -> ImageChange:
     """Note that only recording and committing are left to do, so that a repair finishes the change."""
     checked = replace(change, checked=True)
     begin(repository, checked)
     return checked
 
 
-def set_aside(repository: Path, change: Change) -> None:
+def set_aside(repository: Path, change: ImageChange) -> None:
     """Move the files that go into git's folder, where :func:`undo` finds them."""
     for name in change.removed:
         target = _folder(repository) / _REMOVED / name
@@ -122,7 +122,7 @@ def set_aside(repository: Path, change: Change) -> None:
                     (repository / folder).rmdir()
 
 
-def undo(repository: Path, change: Change) -> None:
+def undo(repository: Path, change: ImageChange) -> None:
     """Bring back the state from which a change started."""
     waiting = _folder(repository) / _REMOVED
     for name in change.removed:

@@ -185,7 +185,7 @@ def test_a_refused_removal_changes_nothing(plant: Path, tmp_path: Path) -> None:
 def test_a_killed_removal_is_undone(plant: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The first half of a removal, as a kill would leave it."""
     before = files_of(plant / "data")
-    change = journal.Change.of(
+    change = journal.ImageChange.of(
         plant, "data", command="csflow data remove", message="m", added=[], removed=["data/test/dent/0.png",
         "data/ground_truth/dent/0_mask.png"],
     )  # fmt: skip
