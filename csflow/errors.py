@@ -49,6 +49,10 @@ class DiskFullError(CsflowError):
     """A disk is full, or a quota is used up."""
 
 
+class LostFilesError(RegistryError):
+    """The files of a registered version are missing, damaged, or cannot be read now."""
+
+
 class DeployError(CsflowError):
     """An endpoint could not be started, reached or replaced."""
 

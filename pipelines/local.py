@@ -38,7 +38,7 @@ from csflow.system.workspace import Workspace
 if TYPE_CHECKING:
     from kfp.local import DockerRunner, SubprocessRunner
 
-_MARK_VALUE = "»» "
+_MARK_VALUE = "csflow>> "
 
 Runner = Literal["subprocess", "docker"]
 """How the steps run: as processes in this environment, or each in a container of the image csflow-train."""

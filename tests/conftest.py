@@ -11,7 +11,7 @@ from pathlib import Path
 import botocore.session
 import pytest
 
-from csflow.adapters.mlflow import connection
+from csflow.adapters.mlflow import database
 
 os.environ["DVC_NO_ANALYTICS"] = "1"
 os.environ["GIT_CONFIG_NOSYSTEM"] = "1"
@@ -40,17 +40,17 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
 @pytest.fixture(scope="session", autouse=True)
 def databases_are_copies(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Copy MLflow's local database from one that is made once, because making one takes seconds."""
-    upgrade, ready = connection._upgrade, tmp_path_factory.mktemp("mlflow") / "mlflow.db"
+    upgrade, ready = database._upgrade, tmp_path_factory.mktemp("mlflow") / "mlflow.db"
 
-    def copy_or_upgrade(database: Path) -> None:
-        if database.exists():
-            return upgrade(database)
+    def copy_or_upgrade(path: Path) -> None:
+        if path.exists():
+            return upgrade(path)
         if not ready.exists():
             upgrade(ready)
-        shutil.copyfile(ready, database)
+        shutil.copyfile(ready, path)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(connection, "_upgrade", copy_or_upgrade)
+        patch.setattr(database, "_upgrade", copy_or_upgrade)
         yield
 
 

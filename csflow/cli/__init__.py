@@ -13,6 +13,7 @@ import typer
 from csflow.errors import CsflowError, StoppedError
 from csflow.system.files import cannot_write
 from csflow.system.processes import STOP_SIGNALS, raised_on_sigterm
+from csflow.system.terminal import replace_unprintable, use_utf8
 
 _NOT_WRITABLE = {errno.EACCES, errno.EDQUOT, errno.ENOSPC, errno.ENOTDIR, errno.EPERM, errno.EROFS}
 """Error numbers of a full disk or a folder that cannot be written to: not a bug, so no traceback is shown."""
@@ -52,6 +53,8 @@ def run_app(app: typer.Typer) -> NoReturn:
 
 def main() -> NoReturn:
     """Run the command ``csflow``."""
+    use_utf8()
+    replace_unprintable()
     from csflow.cli.app import app
 
     run_app(app)

@@ -26,6 +26,7 @@ from csflow.cli.lines import lines
 from csflow.cli.promote import promote_version
 from csflow.cli.prune import prune
 from csflow.cli.reconcile import reconcile_endpoint
+from csflow.cli.restore import restore_registry
 from csflow.cli.rollback import rollback_champion
 from csflow.cli.run import run
 from csflow.cli.schedule import schedule
@@ -73,6 +74,7 @@ app.command(rich_help_panel=OPERATE)(submit)
 app.command(rich_help_panel=OPERATE)(schedule)
 app.command("status", rich_help_panel=OPERATE)(show_status)
 app.command(rich_help_panel=OPERATE)(prune)
+app.command("restore", rich_help_panel=OPERATE)(restore_registry)
 app.command(rich_help_panel=OPERATE)(doctor)
 
 

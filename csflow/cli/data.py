@@ -1,4 +1,4 @@
-"""``csflow data``: count a line's images, and add new ones."""
+"""``csflow data``: count a line's images, add new ones, remove some, and repair what a crash left."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ from csflow.system.workspace import Workspace
 
 if TYPE_CHECKING:
     from csflow.data.manifest import Manifest
+    from csflow.runs.change_images import Changed
 
-data_app = typer.Typer(help="See and extend the images of a line.", no_args_is_help=True)
+data_app = typer.Typer(help="See and change the images of a line.", no_args_is_help=True)
 
 
 @data_app.command("show")
@@ -49,12 +50,15 @@ def add_data(
     masks: Annotated[
         Path | None, typer.Option(help="Folder of masks named like the images; defective pixels are not 0.")
     ] = None,
+    skip_known: Annotated[
+        bool, typer.Option("--skip-known", help="Leave out images that the line already has, instead of refusing.")
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Add new images to a line's data repository, for the next training.
 
-    Images that the line already has (by content) are refused, and so is a result that does not pass the data gate;
-    nothing changes then.
+    Images that the line already has (by content) are refused or left out, and a result that does not pass the data gate
+    is refused; nothing changes then.
 
     The images are recorded with DVC and pushed to its remote, and the .dvc file is committed. 'git push' is not run.
     """
@@ -63,14 +67,55 @@ def add_data(
     addition = Addition(folder, split or ("test" if defect else "train"), defect, masks)
     require_paths(folder, masks)
     config = load_line(line)
-    added = add_images(config, addition)
+    _print_change("added", add_images(config, addition, skip_known=skip_known), config.line, as_json=as_json)
+
+
+@data_app.command("remove")
+def remove_data(
+    line: LineArgument,
+    images: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="IMAGE", help="Path in the line's folder, start of a SHA-256, or a file or folder of equal images."
+        ),
+    ],
+    as_json: JsonOption = False,
+) -> None:
+    """Remove images, with their masks, from a line's data repository, for the next training.
+
+    Earlier revisions keep them. A rest that does not pass the data gate is refused; nothing changes then. The change is
+    recorded, pushed and committed like that of csflow data add.
+    """
+    from csflow.runs.remove_images import remove_images
+
+    config = load_line(line)
+    _print_change("removed", remove_images(config, images), config.line, as_json=as_json)
+
+
+@data_app.command("repair")
+def repair_data(
+    line: LineArgument,
+    undo: Annotated[bool, typer.Option("--undo", help="Undo the change even if it could be finished.")] = False,
+) -> None:
+    """Finish or undo a change of a line's images that was killed in the middle.
+
+    A change whose files were in place and had passed the data gate is recorded, pushed and committed; any other is
+    undone.
+    """
+    from csflow.runs.change_images import repair
+
+    typer.echo(repair(load_line(line), undo=undo))
+
+
+def _print_change(what: str, done: Changed, line: str, *, as_json: bool) -> None:
     about = {
-        "added": f"{len(added.files)} files",
-        "commit": added.commit,
-        "DVC md5": added.data_md5,
-        "digest": added.manifest.digest,
+        what: f"{len(done.files)} files",
+        "skipped": "; ".join(done.skipped),
+        "commit": done.commit or "none: nothing has changed",
+        "DVC md5": done.data_md5,
+        "digest": done.manifest.digest,
     }
-    _print_data(added.manifest, config.line, about, as_json=as_json)
+    _print_data(done.manifest, line, {name: text for name, text in about.items() if text}, as_json=as_json)
 
 
 def _print_data(manifest: Manifest, line: str, about: dict[str, str], *, as_json: bool) -> None:

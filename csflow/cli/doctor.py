@@ -139,7 +139,9 @@ def _lines() -> str:
 
 
 def _registry() -> str:
-    return f"{Workspace.from_environment().tracking_uri}"
+    from csflow.adapters.mlflow.connection import check_registry
+
+    return check_registry(Workspace.from_environment())
 
 
 _CHECKS: dict[str, Callable[[], str]] = {

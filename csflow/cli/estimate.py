@@ -33,7 +33,7 @@ def estimate_run(line: LineArgument, as_json: JsonOption = False) -> None:
     config, services = load_line(line), Services.from_environment()
     began = time.perf_counter()
     manifest, _ = materialise(config, services.workspace)
-    refused = not run_data_gate(manifest, config.quality).success
+    refused = not run_data_gate(manifest, config.quality, config.features.bit_depth).success
     checking = time.perf_counter() - began
     say(f"estimate: trying {config.line} on this machine")
     expected = forecast(services, config, manifest, checking_seconds=checking)

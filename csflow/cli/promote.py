@@ -36,5 +36,6 @@ def promote_version(
     if not version.isdecimal():
         raise UsageError(f"{name}: expected a version number after '@', got {version!r}.")
     done = promotion.promote_by_hand(services, line, int(version))
+    services.registry.back_up()
     assert done.endpoint is not None
     typer.echo(f"{line.line}: version {done.champion} is champion, served at {done.endpoint.url}")

@@ -41,6 +41,8 @@ def prune(
     made = plan_pruning(services, PrunePolicy.of(keep, older_than))
     if not as_json:
         _print(made)
+    if apply:
+        services.registry.back_up()
     removed = remove(services, made) if apply else None
     if as_json:
         print_json(_as_json(made, removed))

@@ -18,8 +18,9 @@ def rollback_champion(
     from csflow.config import load_line
     from csflow.release import promotion
 
-    line = load_line(name)
-    done = promotion.rollback(Services.from_environment(), line, to, reason=reason)
+    line, services = load_line(name), Services.from_environment()
+    done = promotion.rollback(services, line, to, reason=reason)
+    services.registry.back_up()
     assert done.endpoint is not None
     typer.echo(f"{line.line}: version {done.champion} is champion again, served at {done.endpoint.url}")
     typer.echo(f"Retrains keep it until: csflow promote {line.line} --release-hold")

@@ -22,7 +22,7 @@ def lines_folder() -> Path:
         UsageError: If ``CSFLOW_PROJECT`` names a folder that is not a project.
     """
     named = os.environ.get("CSFLOW_LINES")
-    return Path(named) if named else project_folder() / "lines"
+    return Path(named).expanduser() if named else project_folder() / "lines"
 
 
 def line_names() -> list[str]:

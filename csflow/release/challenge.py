@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from csflow.config import LineConfig
+from csflow.errors import LostFilesError
 from csflow.release.publication import lay_down
 from csflow.runs.services import Services
 from csflow.system.progress import say
@@ -215,15 +216,24 @@ def _contenders(services: Services, line: str, version: int) -> tuple[Contender,
 
     challenger = services.registry.find_version(line, version)
     others = [v for v in services.registry.versions(line) if v.version != version]
-    chosen = [v for v in others if v.is_champion]
+    folders = {v.version: lay_down(services, v) for v in (challenger, *(v for v in others if v.is_champion))}
     former = [v for v in others if v.decision == "promoted" and not v.is_champion]
-    if chosen and former:
-        chosen.append(max(former, key=_recorded_auroc))
-    if chosen:
-        against = " and ".join(f"version {v.version}" for v in chosen)
+    if len(folders) > 1:
+        folders |= _best_intact(services, sorted(former, key=_recorded_auroc, reverse=True))
+        against = " and ".join(f"version {number}" for number in list(folders)[1:])
         say(f"promote: version {version} against {against}, scored on the same images")
-    loaded = [Contender(v.version, Detector.load(lay_down(services, v))) for v in (challenger, *chosen)]
+    loaded = [Contender(number, Detector.load(folder)) for number, folder in folders.items()]
     return loaded[0], loaded[1:]
+
+
+def _best_intact(services: Services, former: list[Version]) -> dict[int, Path]:
+    """Lay down the first version whose files are not lost; a former champion without files hinders nobody."""
+    for version in former:
+        try:
+            return {version.version: lay_down(services, version)}
+        except LostFilesError as error:
+            say(f"promote: former champion version {version.version} cannot be compared: {error}")
+    return {}
 
 
 def _recorded_auroc(version: Version) -> tuple[float, int]:

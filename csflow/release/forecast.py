@@ -133,13 +133,11 @@ def is_labelled(manifest: Manifest) -> bool:
 
 def try_judging(line: LineConfig, manifest: Manifest) -> JudgingTrial:
     """Save a detector that has learnt nothing, time its served form, and judge a few images with it."""
-    from csflow.data.images import read_image
-
     began = time.perf_counter()
     detector = trial_detector(line)
     fitted = time.perf_counter()
     files = (manifest.rows(role="test") if len(manifest.rows(role="test")) else manifest).files[:TIMED]
-    pictures = [read_image(file) for file in files]
+    pictures = [detector.read(file) for file in files]
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         detector.save(folder / "detector", examples=pictures[:3])
@@ -179,17 +177,18 @@ def _seconds_to_report(detector: Detector, manifest: Manifest, count: int, folde
     some = type(manifest)(test.frame.groupby("label").head(count // 2).reset_index(drop=True), manifest.root)
     scores, maps = score_random(detector, len(some))
     began = time.perf_counter()
-    write_report(folder, evaluate_scores(some, scores, maps, detector.calibration))
+    write_report(
+        folder, evaluate_scores(some, scores, maps, detector.calibration, bit_depth=detector.line.features.bit_depth)
+    )
     return time.perf_counter() - began
 
 
 def _seconds_to_paste(detector: Detector, manifest: Manifest) -> float:
-    from csflow.data.images import read_image
     from csflow.synthetic.paste import paste_defects
 
     files = manifest.rows(role="gate").files[:TIMED]
     began = time.perf_counter()
-    pasted, _ = paste_defects([read_image(file) for file in files], 0)
+    pasted, _ = paste_defects([detector.read(file) for file in files], 0)
     detector.predict(pasted)
     return (time.perf_counter() - began) / max(1, len(files))
 

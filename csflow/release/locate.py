@@ -6,6 +6,7 @@ from pathlib import Path
 
 from csflow.config import load_line
 from csflow.errors import UsageError
+from csflow.release.publication import lay_down
 from csflow.runs.services import Services
 
 
@@ -15,6 +16,7 @@ def locate_detector(name: str, services: Services) -> Path:
     Raises:
         UsageError: If the name is neither a directory nor a line.
         RegistryError: If the line has no champion or no such version.
+        LostFilesError: If no copy of its files is intact.
     """
     directory = Path(name)
     if directory.is_dir():
@@ -27,4 +29,4 @@ def locate_detector(name: str, services: Services) -> Path:
         raise UsageError(f"{name}: expected a version number or 'champion' after '@', got {wanted!r}.")
     version = int(wanted) if wanted.isdecimal() else "champion"
     model = load_line(line).line
-    return services.registry.download_detector(model, version, services.workspace.detectors / model)
+    return lay_down(services, services.registry.find_version(model, version))

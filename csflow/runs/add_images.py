@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
-from csflow.adapters import versioning
+from csflow.adapters.versioning import ImageChange
 from csflow.config import LineConfig
 from csflow.data.image_folders import images_below, masks_below, refuse_unclear_masks
-from csflow.data.manifest import Manifest, build_manifest
+from csflow.data.manifest import Manifest
 from csflow.errors import DataError, UsageError
+from csflow.runs.change_images import Changed, carry_out, working_copy_of
 from csflow.system.files import sha256_file
 from csflow.system.wording import shorten
 
@@ -50,27 +50,15 @@ class Addition:
         return f"{self.split}/{self.defect or 'good'}"
 
 
-@dataclass(frozen=True)
-class Added:
-    """The result of adding images to a line.
-
-    Attributes:
-        manifest: The line's new manifest.
-        files: Paths of the new files, relative to the folder of the line's data.
-        data_md5: DVC's hash of the tracked folder.
-        commit: The commit that records the new images.
-    """
-
-    manifest: Manifest
-    files: tuple[str, ...]
-    data_md5: str
-    commit: str
-
-
-def add_images(line: LineConfig, addition: Addition) -> Added:
+def add_images(line: LineConfig, addition: Addition, *, skip_known: bool = False) -> Changed:
     """Add images to a line, check the result with the data gate, and record, push and commit it.
 
     If the name of an image is taken, the start of its hash is appended: ``1.png`` becomes ``1-3f2a9c01.png``.
+
+    Args:
+        line: The line.
+        addition: The images.
+        skip_known: If True, leave out images that the line already has, or that are given twice, instead of refusing.
 
     Raises:
         DataError: If the line already has one of the images, the data gate refuses the result, or the repository
@@ -78,25 +66,51 @@ def add_images(line: LineConfig, addition: Addition) -> Added:
     """
     images = images_below(addition.folder)
     masks = _masks_of(addition, images)
-    working_copy = versioning.open_working_copy(line.data)
-    manifest = build_manifest(working_copy.root, line=line.line, roles=line.roles)
     hashes = {name: sha256_file(path) for name, path in images.items()}
-    _refuse_duplicates(manifest, images, hashes)
+    with working_copy_of(line) as (working_copy, manifest):
+        known = _known(manifest, images, hashes)
+        if known and not skip_known:
+            raise DataError(
+                f"{len(known)} of {len(images)} images are there already: {shorten(list(known.values()))}. "
+                "Remove them, or leave them out with --skip-known."
+            )
+        new = {name: path for name, path in images.items() if name not in known}
+        if not new:
+            return Changed(manifest, (), tuple(known.values()), "", "")
+        inside = working_copy.root.relative_to(working_copy.repository)
+        copies = {
+            (inside / name).as_posix(): source for name, source in _copies(addition, manifest, new, masks, hashes)
+        }
+        change = ImageChange.of(
+            working_copy.repository,
+            working_copy.tracked,
+            command="csflow data add",
+            message=f"{line.line}: {len(new)} images to {addition.place}",
+            added=list(copies),
+            removed=[],
+        )
+        done = carry_out(line, working_copy, change, lambda: _copy(working_copy.repository, copies))
+        return replace(done, skipped=tuple(known.values()))
+
+
+def _copies(
+    addition: Addition, manifest: Manifest, images: dict[str, Path], masks: dict[str, Path], hashes: dict[str, str]
+) -> Iterator[tuple[str, Path]]:
+    """Yield the path of every new image and mask in the line's layout, and the file to copy there."""
     taken = {PurePosixPath(path).stem for path in manifest.frame["path"] if path.startswith(f"{addition.place}/")}
-    copies: dict[str, Path] = {}
     for name, source in images.items():
         stem = PurePosixPath(name).stem
         new = stem if stem not in taken else f"{stem}-{hashes[name][:8]}"
         taken.add(new)
-        copies[f"{addition.place}/{new}{source.suffix}"] = source
+        yield f"{addition.place}/{new}{source.suffix}", source
         if mask := masks.get(f"{stem}_mask"):
-            copies[f"ground_truth/{addition.defect}/{new}_mask{mask.suffix}"] = mask
-    with _placed(working_copy.root, copies):
-        result = build_manifest(working_copy.root, line=line.line, roles=line.roles)
-        _require_quality(result, line)
-        message = f"{line.line}: {len(images)} images to {addition.place}"
-        recorded = versioning.add_and_push(working_copy.repository, working_copy.tracked, message)
-    return Added(result, tuple(copies), recorded.md5, recorded.commit)
+            yield f"ground_truth/{addition.defect}/{new}_mask{mask.suffix}", mask
+
+
+def _copy(repository: Path, copies: dict[str, Path]) -> None:
+    for name, source in copies.items():
+        (repository / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source, repository / name)
 
 
 def _masks_of(addition: Addition, images: dict[str, Path]) -> dict[str, Path]:
@@ -111,47 +125,12 @@ def _masks_of(addition: Addition, images: dict[str, Path]) -> dict[str, Path]:
     return masks
 
 
-def _refuse_duplicates(manifest: Manifest, images: dict[str, Path], hashes: dict[str, str]) -> None:
-    """Refuse images whose content the line already has, or that are given twice, under any name or split."""
+def _known(manifest: Manifest, images: dict[str, Path], hashes: dict[str, str]) -> dict[str, str]:
+    """Return the images whose content the line already has, or that are given twice, each with the other one's name."""
     owner = dict(zip(manifest.frame["sha256"], manifest.frame["path"], strict=True))
-    duplicates = []
+    found = {}
     for name, path in images.items():
         if known := owner.get(hashes[name]):
-            duplicates.append(f"{path} is {known}")
+            found[name] = f"{path} is {known}"
         owner.setdefault(hashes[name], str(path))
-    if duplicates:
-        raise DataError(
-            f"{len(duplicates)} of {len(images)} images are there already: {shorten(duplicates)}. Remove them."
-        )
-
-
-@contextmanager
-def _placed(root: Path, copies: dict[str, Path]) -> Iterator[None]:
-    """Copy new files into the working copy; if the block fails, remove them and their new folders again."""
-    made: list[Path] = []
-    try:
-        for name, source in copies.items():
-            target = root / name
-            made += [folder for folder in reversed(target.parents) if not folder.exists()]
-            target.parent.mkdir(parents=True, exist_ok=True)
-            made.append(target)
-            shutil.copyfile(source, target)
-        yield
-    except BaseException as error:
-        for path in reversed(made):
-            if path.is_dir():
-                path.rmdir()
-            else:
-                path.unlink(missing_ok=True)
-        if isinstance(error, OSError):
-            raise DataError(f"Cannot copy into {root}: {error}. Check disk space and permissions.") from error
-        raise
-
-
-def _require_quality(manifest: Manifest, line: LineConfig) -> None:
-    from csflow.adapters.data_quality import run_data_gate
-
-    report = run_data_gate(manifest, line.quality, line.features.bit_depth)
-    if not report.success:
-        reasons = [f"{failure.explanation} ({shorten(failure.files)})" for failure in report.failures]
-        raise DataError("The data gate refuses the result; nothing was added:\n" + "\n".join(f"- {r}" for r in reasons))
+    return found

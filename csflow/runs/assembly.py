@@ -9,7 +9,6 @@ from typing import Any
 from PIL import Image
 
 from csflow.config import LineConfig
-from csflow.data.images import read_image
 from csflow.data.manifest import Manifest
 from csflow.detector.calibration import calibrate
 from csflow.detector.detector import Detector
@@ -80,7 +79,7 @@ def _reach(detector: Detector, held_out: Manifest) -> float | None:
     drawn: list[Image.Image] = []
     side = 2 * detector.line.features.image_size
     for number, file in enumerate(held_out.files[:REACH_IMAGES]):
-        image = read_image(file)
+        image = detector.read(file)
         image.thumbnail((side, side))
         if min(image.size) >= MIN_SIDE:
             drawn += paste_defects([image], number)[0]

@@ -40,15 +40,17 @@ def import_tracked(bring: Importer, repository: Path, remote: str | None, messag
     images = repository / IMAGES
     if not existed:
         versioning.create_data_repository(repository, remote)
-    elif (repository / f"{IMAGES}.dvc").exists():
-        versioning.open_working_copy(DataConfig(repo=str(repository), path=IMAGES))
-    made = [] if existed else [repository]
-    try:
-        names = bring(images)
-        made += [images / name for name in names]
-        recorded = versioning.add_and_push(repository, IMAGES, message)
-    except BaseException:
-        for folder in made:
-            shutil.rmtree(folder, ignore_errors=True)
-        raise
+    data = DataConfig(repo=str(repository), path=IMAGES)
+    with versioning.locked_for(data):
+        if (repository / f"{IMAGES}.dvc").exists():
+            versioning.open_working_copy(data)
+        made = [] if existed else [repository]
+        try:
+            names = bring(images)
+            made += [images / name for name in names]
+            recorded = versioning.add_and_push(repository, IMAGES, message)
+        except BaseException:
+            for folder in made:
+                shutil.rmtree(folder, ignore_errors=True)
+            raise
     return [f"{IMAGES}/{name}".rstrip("/") for name in names], recorded.commit

@@ -12,6 +12,7 @@ from csflow.config import LineConfig, parse_line_json
 from csflow.data.image_files import say_left_out
 from csflow.errors import NotRegisteredError
 from csflow.features.weights import weights_digest
+from csflow.release.lost import require_history
 from csflow.release.settled import is_settled
 from csflow.release.unfinished import FORCED, KeyOf, abandon, unfinished
 from csflow.runs.checkout import materialise
@@ -126,9 +127,12 @@ def _line_to_train(
 def _known_versions(services: Services, line: LineConfig) -> list[Version]:
     services.tracker.initialise()
     try:
-        return services.registry.versions(line.line)
+        versions = services.registry.versions(line.line)
     except NotRegisteredError:
-        return []
+        versions = []
+    require_history(services, line.line, versions)
+    services.registry.back_up()
+    return versions
 
 
 def content_key(line: LineConfig, data_digest: str) -> str:

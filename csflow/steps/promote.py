@@ -50,6 +50,7 @@ def promote(services: Services, context_path: str | Path, manifest_path: str | P
         services.tracker.set_tags(context.run_id, {"decision_reason": reason})
         say(f"promote: {outcome}: {_defects_found(services, context, version)}{reason}")
     services.tracker.finish(context.run_id, outcome)
+    services.registry.back_up()
     return outcome
 
 

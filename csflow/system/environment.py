@@ -278,6 +278,22 @@ _LIBRARIES = (
         "torch, ONNX Runtime",
         "library",
     ),
+    Variable(
+        "PYTHONUTF8",
+        "Python's UTF-8 mode. csflow switches it on where the locale has another encoding, and starts itself again.",
+        "off, unless the locale is C or POSIX",
+        "1",
+        "all commands",
+        "library",
+    ),
+    Variable(
+        "PYTHONIOENCODING",
+        "Encoding of what is printed; csflow sets it to that of the locale when it switches UTF-8 mode on.",
+        "the encoding of the locale",
+        "latin-1:replace",
+        "all commands",
+        "library",
+    ),
 )
 
 _INTERNAL = (
@@ -285,7 +301,7 @@ _INTERNAL = (
         "CSFLOW_MARK",
         "Prefix of the progress lines of a step, by which the local runner recognises them.",
         "no prefix",
-        "»» ",
+        "csflow>> ",
         "local runs",
         "internal",
     ),

@@ -58,7 +58,8 @@ class Relay:
             return
         done, total = int(count[1]), int(count[2])
         filled = round(_BAR * done / max(total, 1))
-        bar = "█" * filled + "░" * (_BAR - filled)
+        full, rest = "█░" if (sys.stderr.encoding or "").lower().startswith("utf") else "#-"
+        bar = full * filled + rest * (_BAR - filled)
         width = shutil.get_terminal_size().columns - 1
         print(f"\r\x1b[2K{f'  {bar} {text}'[:width]}", end="", file=sys.stderr, flush=True)
         self._unfinished = True

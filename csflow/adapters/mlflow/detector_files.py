@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from csflow.adapters.mlflow.connection import client_of
 from csflow.adapters.mlflow.model_files import write_model
 from csflow.adapters.mlflow.versions import Version, model_name
-from csflow.errors import NotRegisteredError, RegistryError
+from csflow.errors import LostFilesError
 from csflow.system.files import new_directory, scratch_directory, sha256_tree
 from csflow.system.seals import put_aside
 from csflow.system.workspace import Workspace
@@ -24,29 +24,44 @@ if TYPE_CHECKING:
 def download(workspace: Workspace, version: Version, target_parent: Path) -> Path:
     """Copy a version's detector directory to ``target_parent/DIGEST``, unless there is an undamaged copy already.
 
-    A damaged copy is put aside.
+    A damaged copy is put aside when the version's own files have arrived, and is left as it is if they do not.
 
     Raises:
-        RegistryError: If the version's files are missing or are not those registered.
+        LostFilesError: If the version's files are missing or are not those registered.
     """
     expected = version.tags.get("detector_digest", "")
-    kept = target_parent / expected
-    if expected and kept.exists():
-        if kept.is_dir() and sha256_tree(kept) == expected:
-            return kept
-        put_aside(kept, f"{kept} is damaged: its digest is not its name.")
+    if expected and is_intact(target_parent / expected, expected):
+        return target_parent / expected
     target_parent.mkdir(parents=True, exist_ok=True)
     with scratch_directory(target_parent, "download") as scratch:
         fetched = _fetch(workspace, version, scratch)
         digest = sha256_tree(fetched)
         if expected and digest != expected:
-            raise RegistryError(
+            raise LostFilesError(
                 f"The stored detector of {model_name(version.line)} version {version.version} has the digest {digest}, "
-                f"expected {expected}: its files were changed or lost. Train again with --force."
+                f"expected {expected}: its files were changed or lost. Restore MLflow's artifact folder."
             )
-        with new_directory(target_parent / digest) as target:
-            shutil.copytree(fetched, target, dirs_exist_ok=True)
-    return target_parent / digest
+        return place(fetched, target_parent / digest)
+
+
+def is_intact(folder: Path, digest: str) -> bool:
+    """Return True if a detector directory is there and has a digest."""
+    try:
+        return folder.is_dir() and sha256_tree(folder) == digest
+    except OSError:
+        return False
+
+
+def place(fetched: Path, target: Path) -> Path:
+    """Move a complete detector directory to its final name; a damaged one that has the name is put aside.
+
+    Returns:
+        The final name.
+    """
+    with new_directory(target) as unfinished:
+        shutil.copytree(fetched, unfinished, dirs_exist_ok=True)
+        put_aside(target, f"{target} is damaged: its digest is not its name.")
+    return target
 
 
 def upload(client: MlflowClient, detector: Path, run_id: str, example: bytes) -> LoggedModel:
@@ -88,7 +103,6 @@ def artifacts_of(workspace: Workspace, version: Version) -> ArtifactRepository:
 def _fetch(workspace: Workspace, version: Version, scratch: Path) -> Path:
     """Download the detector into ``scratch``; without a target MLflow would return a path in its own store."""
     from mlflow.artifacts import download_artifacts
-    from mlflow.exceptions import MlflowException
 
     uri = workspace.tracking_uri
     try:
@@ -96,8 +110,10 @@ def _fetch(workspace: Workspace, version: Version, scratch: Path) -> Path:
         location = client_of(workspace).get_model_version_download_uri(model_name(version.line), str(version.version))
         root = Path(download_artifacts(f"{location}/artifacts", dst_path=str(scratch), tracking_uri=uri))
         return next(path for path in root.iterdir() if path.is_dir())
-    except (MlflowException, OSError, StopIteration) as error:
-        raise NotRegisteredError(
-            f"The files of {model_name(version.line)} version {version.version} cannot be read from {uri}: {error}. "
-            "Restore MLflow's artifact folder, or train again with --force."
+    # Every kind of artifact store has exceptions of its own.
+    except Exception as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise LostFilesError(
+            f"The files of {model_name(version.line)} version {version.version} cannot be read from {uri}: {reason}. "
+            "Restore MLflow's artifact folder."
         ) from error

@@ -7,18 +7,22 @@ artifact. :mod:`csflow.adapters.mlflow.versions` lists the tags of a version.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from csflow.adapters.mlflow import detector_files
-from csflow.adapters.mlflow.connection import client_of, quiet, refused, require_database, typed_errors
+from csflow.adapters.mlflow.backups import back_up
+from csflow.adapters.mlflow.connection import client_of, typed_errors
+from csflow.adapters.mlflow.database import is_blank, lock_of, quiet, require_database
 from csflow.adapters.mlflow.page import read_tags, stored_tags
-from csflow.adapters.mlflow.versions import CHALLENGER, CHAMPION, LONGEST_TAG, Version, model_name
-from csflow.errors import NotRegisteredError, RegistryError
+from csflow.adapters.mlflow.traces import published_lines, way_back
+from csflow.adapters.mlflow.versions import CHALLENGER, CHAMPION, LEFT_ALONE, LONGEST_TAG, Version, model_name
+from csflow.errors import CsflowError, NotRegisteredError, RegistryError
 from csflow.system.files import exclusive
+from csflow.system.progress import say
 from csflow.system.retry import database_is_locked, retried
 from csflow.system.workspace import Workspace
 
@@ -59,41 +63,31 @@ class Registry:
         """
         require_database(self.workspace)
         client, name, texts = client_of(self.workspace), model_name(line), _texts(tags)
-        from mlflow.exceptions import MlflowException
-
         with exclusive(self.workspace.root / ".registry.lock"), quiet():
-            try:
-                _ensure_model(client, name)
-                for version in self.versions(line):
-                    if version.tags.get("content_key") == str(tags["content_key"]):
-                        return version.version
-                stored = detector_files.upload(client, detector, run_id, example)
-                # The location itself, because MLflow would look up "models:/ID" in its process-wide registry.
-                made = client.create_model_version(
-                    name, source=stored.artifact_location, run_id=run_id, tags=texts, model_id=stored.model_id
-                )
-                link = json.dumps([{"name": name, "version": made.version}])
-                client.set_logged_model_tags(stored.model_id, {"mlflow.modelVersions": link})
-                client.set_registered_model_alias(name, CHALLENGER, made.version)
-            except MlflowException as error:
-                raise refused(self.workspace, error) from error
+            _ensure_model(client, name)
+            for version in self.versions(line):
+                if version.tags.get("content_key") == str(tags["content_key"]):
+                    return version.version
+            stored = detector_files.upload(client, detector, run_id, example)
+            # The location itself, because MLflow would look up "models:/ID" in its process-wide registry.
+            made = client.create_model_version(
+                name, source=stored.artifact_location, run_id=run_id, tags=texts, model_id=stored.model_id
+            )
+            link = json.dumps([{"name": name, "version": made.version}])
+            client.set_logged_model_tags(stored.model_id, {"mlflow.modelVersions": link})
+            client.set_registered_model_alias(name, CHALLENGER, made.version)
         return int(made.version)
 
+    @typed_errors
     def versions(self, line: str) -> list[Version]:
         """List all versions of a line, newest first.
 
         Raises:
             NotRegisteredError: If there is no registry yet, or the line has no registered model in it.
-            RegistryError: If the registry cannot be read.
+            RegistryError: If the registry cannot be read, or has lost the line.
         """
-        name = model_name(line)
         model = self._registered_model(line)
-        from mlflow.exceptions import MlflowException
-
-        try:
-            found = client_of(self.workspace).search_model_versions(f"name = '{name}'")
-        except MlflowException as error:
-            raise refused(self.workspace, error) from error
+        found = client_of(self.workspace).search_model_versions(f"name = '{model_name(line)}'")
         return sorted((_version(line, made, model.aliases) for made in found), key=lambda v: v.version, reverse=True)
 
     @typed_errors
@@ -144,6 +138,13 @@ class Registry:
             if str(which) in {str(version.version), *version.aliases}:
                 return version
         numbers = ", ".join(str(version.version) for version in reversed(known)) or "none"
+        former = [str(version.version) for version in reversed(known) if version.was_champion]
+        if which == CHAMPION and former:
+            raise RegistryError(
+                f"{model_name(line)} has no champion although it had one: its version or alias was deleted. "
+                f"Versions that were champion before: {', '.join(former)}. Make one of them champion: "
+                f"csflow promote {line}@{former[-1]}"
+            )
         if which == CHAMPION:
             raise RegistryError(
                 f"{model_name(line)} has no champion; none of its versions ({numbers}) was promoted. "
@@ -193,6 +194,34 @@ class Registry:
         else:
             client.update_model_version(name, str(version), text)
 
+    def left_alone(self, line: str) -> set[str]:
+        """Return the digests of published detectors without a version that a person decided to leave alone."""
+        known = line in self.lines()
+        return set(json.loads(self._registered_model(line).tags.get(LEFT_ALONE, "[]"))) if known else set()
+
+    @typed_errors
+    @retried(database_is_locked)
+    def leave_alone(self, line: str, digests: Collection[str]) -> None:
+        """Note that published detectors have no version in this registry, and that a person knows it."""
+        client = client_of(self.workspace)
+        _ensure_model(client, model_name(line))
+        known = sorted(self.left_alone(line) | set(digests))
+        client.set_registered_model_tag(model_name(line), LEFT_ALONE, json.dumps(known))
+
+    def back_up(self) -> None:
+        """Back the local database up, once for each state of the registry; do nothing if there is a server.
+
+        A backup that fails is reported and hinders nobody.
+        """
+        database = self.workspace.database
+        if database is None or is_blank(database):
+            return
+        try:
+            with exclusive(lock_of(database)):
+                back_up(database)
+        except CsflowError as error:
+            say(f"no backup of the registry: {error}")
+
     def get_hold(self, line: str) -> dict[str, str] | None:
         """Return the note of the person who rolled back; ``None`` if retrains may promote."""
         try:
@@ -215,6 +244,7 @@ class Registry:
         elif "hold" in model.tags:
             client_of(self.workspace).delete_registered_model_tag(model.name, "hold")
 
+    @typed_errors
     def _registered_model(self, line: str) -> RegisteredModel:
         name = model_name(line)
         require_database(self.workspace)
@@ -225,7 +255,12 @@ class Registry:
             return client.get_registered_model(name)
         except MlflowException as error:
             if error.error_code != "RESOURCE_DOES_NOT_EXIST":
-                raise refused(self.workspace, error) from error
+                raise
+            if line in published_lines(self.workspace):
+                raise RegistryError(
+                    f"The registry at {self.workspace.tracking_uri} has lost the line {line!r}: it has no {name}, but "
+                    f"{self.workspace.root} has published detectors or an endpoint of it. {way_back(self.workspace)}"
+                ) from error
             raise NotRegisteredError(
                 f"Line {line!r} has no registered model yet: there is no {name} at {self.workspace.tracking_uri}. "
                 f"Run its pipeline first: csflow run {line}"
@@ -236,6 +271,7 @@ class Registry:
         """Return the size of all files of a version in MLflow's artifact store."""
         return detector_files.stored_bytes(self.workspace, version)
 
+    @typed_errors
     def download_detector(self, line: str, which: str | int, target_parent: Path) -> Path:
         """Copy a version's detector directory to ``target_parent/DIGEST``; an undamaged copy there is reused.
 

@@ -18,8 +18,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from csflow.adapters.mlflow import page
-from csflow.adapters.mlflow.connection import client_of, initialise, is_server, require_database, typed_errors
+from csflow.adapters.mlflow.connection import client_of, is_server, typed_errors
 from csflow.adapters.mlflow.curves import Curves, Point
+from csflow.adapters.mlflow.database import initialise, require_database
 from csflow.adapters.mlflow.runs import Run
 from csflow.adapters.mlflow.versions import LONGEST_TAG
 from csflow.errors import NotRegisteredError, RegistryError
@@ -157,12 +158,14 @@ class Tracker:
         """Set the description of a line's experiment, in Markdown."""
         page.describe_experiment(client_of(self.workspace), self._experiment_id(line), {page.NOTE: description})
 
+    @typed_errors
     def fetch_artifact(self, run_id: str, path: str, target: Path) -> Path:
         """Copy one of the run's artifacts into the folder ``target``.
 
         Raises:
             RegistryError: If the run has no such artifact, or it cannot be read.
         """
+        require_database(self.workspace)
         client_of(self.workspace)
         from mlflow.artifacts import download_artifacts
         from mlflow.exceptions import MlflowException
@@ -239,6 +242,7 @@ class Tracker:
     @typed_errors
     def nested_runs(self, parent: str) -> list[Run]:
         """List the runs nested in a run, oldest first."""
+        require_database(self.workspace)
         client = client_of(self.workspace)
         experiment = client.get_run(parent).info.experiment_id
         chosen = f"tags.`{_PARENT}` = '{parent}'"

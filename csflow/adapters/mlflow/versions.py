@@ -40,6 +40,9 @@ CHALLENGER = "challenger"
 CHAMPION_SINCE = "champion_since"
 """Tag of a version: when it last became champion, in UTC as ISO 8601 with microseconds."""
 
+LEFT_ALONE = "published_without_version"
+"""Tag of a registered model: digests of published detectors that have no version in it, as a person accepted."""
+
 LONGEST_TAG = 5000
 """Number of characters that MLflow keeps of a tag's value."""
 
@@ -80,6 +83,11 @@ class Version:
         ``abandoned`` stands for a version that never came to the gate and will not.
         """
         return self.tags.get("decision", "")
+
+    @property
+    def was_champion(self) -> bool:
+        """Return True if it is champion or was before."""
+        return self.is_champion or CHAMPION_SINCE in self.tags or self.decision in {"promoted", "rolled_back"}
 
     @property
     def champion_order(self) -> tuple[str, int]:

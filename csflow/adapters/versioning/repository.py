@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +18,7 @@ from csflow.adapters.versioning.checkout import (
     repository_path,
 )
 from csflow.adapters.versioning.git import commit, git
+from csflow.adapters.versioning.journal import interrupted, locked
 from csflow.adapters.versioning.remote import refuse_secrets
 from csflow.adapters.versioning.tracked import TrackedFolder, differing_files, dvc_folder, quiet_dvc, tracked_folder
 from csflow.config import DataConfig
@@ -108,6 +111,11 @@ def open_working_copy(data: DataConfig) -> WorkingCopy:
     if is_remote(data.repo):
         raise DataError(f"Images can only be added to a repository on this machine, and {data.repo} is not. Clone it.")
     repository = local_repository(data)
+    if (change := interrupted(repository)) is not None:
+        raise DataError(
+            f"{change.command!r} was interrupted in {repository}, whose images are not those of a commit now. Finish "
+            "or undo it: csflow data repair LINE"
+        )
     if not os.access(repository, os.W_OK):
         raise DataError(f"{repository} cannot be written. Clone it, or ask its owner.")
     _, pinned = locate(data, repository)
@@ -118,6 +126,31 @@ def open_working_copy(data: DataConfig) -> WorkingCopy:
     out = tracked_folder(repository, head, path)
     _require_committed(repository, out)
     return WorkingCopy(repository, out.folder, repository / path)
+
+
+@contextmanager
+def locked_for(data: DataConfig) -> Iterator[None]:
+    """Keep other csflow processes from changing a line's data repository inside the block; wait for one that does.
+
+    Raises:
+        DataError: If there is no such repository on this machine.
+    """
+    if is_remote(data.repo):
+        raise DataError(
+            f"Images can only be changed in a repository on this machine, and {data.repo} is not. Clone it."
+        )
+    with locked(local_repository(data)):
+        yield
+
+
+def recorded_since(repository: Path, head: str, path: str, message: str) -> Recorded | None:
+    """Return the commit after ``head`` that recorded a folder with this message; ``None`` if there is none."""
+    since = git("log", "--format=%H%x00%s", f"{head}..HEAD", "--", f"{path}.dvc", repository=repository)
+    for row in since.splitlines():
+        revision, _, subject = row.partition("\0")
+        if subject == message:
+            return Recorded(tracked_folder(repository, revision, path).md5, revision)
+    return None
 
 
 def _require_committed(repository: Path, out: TrackedFolder) -> None:

@@ -31,7 +31,7 @@ def test_help_is_a_tour() -> None:
         *("score", "evaluate", "compare", "why"),
         *("promote", "rollback", "reconcile"),
         *("serve", "export", "endpoint"),
-        *("lines", "compile", "submit", "schedule", "status", "prune", "doctor"),
+        *("lines", "compile", "submit", "schedule", "status", "prune", "restore", "doctor"),
     }
     assert [name for name in wanted if f" {name} " not in page] == []
     panels = [

@@ -13,7 +13,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from csflow.adapters.mlflow import connection
+from csflow.adapters.mlflow import database
 from csflow.adapters.mlflow.registry import Registry
 from csflow.adapters.mlflow.runs import flat_params
 from csflow.adapters.mlflow.tracking import Tracker
@@ -40,7 +40,7 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     patch.delenv("MLFLOW_TRACKING_URI", raising=False)
     patch.setenv("CSFLOW_LINES", str(root / "lines"))
     workspace, line = Workspace(root / "home"), load_line("tiles")
-    connection.initialise(workspace)
+    database.initialise(workspace)
     detector = root / "detector"
     detector.mkdir()
     (detector / "config.json").write_text("{}")

@@ -15,7 +15,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from csflow.adapters.deployment import endpoints_from_environment
-from csflow.adapters.mlflow import connection
+from csflow.adapters.mlflow import database
 from csflow.adapters.mlflow.registry import Registry
 from csflow.adapters.mlflow.tracking import Tracker
 from csflow.adapters.storage import Store
@@ -112,7 +112,7 @@ class Plant:
 @pytest.fixture
 def plant(home: Path, bucket: str, monkeypatch: pytest.MonkeyPatch) -> Plant:
     home.mkdir()
-    connection.initialise(Workspace(home))
+    database.initialise(Workspace(home))
     monkeypatch.setenv("CSFLOW_STORE", f"s3://{bucket}/plant")
     monkeypatch.delenv("CSFLOW_ENDPOINTS", raising=False)
     return Plant(Workspace(home), Store(bucket, "plant", attempts=2))

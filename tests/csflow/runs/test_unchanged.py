@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from csflow.adapters.mlflow.connection import initialise
+from csflow.adapters.mlflow.database import initialise
 from csflow.adapters.mlflow.registry import Registry
 from csflow.adapters.mlflow.runs import flat_params
 from csflow.adapters.mlflow.tracking import Tracker

@@ -40,7 +40,7 @@ def inputs(images: Path, home: Path, tmp_path: Path) -> Callable[..., Inputs]:
     """A function that opens a run in an empty workspace."""
 
     def make(*, unchanged: bool = False) -> Inputs:
-        from csflow.adapters.mlflow.connection import initialise
+        from csflow.adapters.mlflow.database import initialise
 
         workspace = Workspace(home)
         initialise(workspace)

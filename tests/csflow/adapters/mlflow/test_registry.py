@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING
 import pytest
 from PIL import Image
 
-from csflow.adapters.mlflow import connection
+from csflow.adapters.mlflow import database
+from csflow.adapters.mlflow.connection import client_of
 from csflow.adapters.mlflow.registry import Registry
 from csflow.adapters.mlflow.tracking import Tracker
 from csflow.adapters.mlflow.versions import LONGEST_TAG
@@ -36,7 +37,7 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workspace]:
     patch = pytest.MonkeyPatch()
     patch.delenv("MLFLOW_TRACKING_URI", raising=False)
     workspace = Workspace(tmp_path_factory.mktemp("registry") / "home")
-    connection.initialise(workspace)
+    database.initialise(workspace)
     yield workspace
     patch.undo()
 
@@ -125,7 +126,7 @@ def test_model_is_code_and_plain_files(workspace: Workspace, line: str, detector
 
 def test_run_and_model_page_link_to_the_version(workspace: Workspace, line: str, detector: Path) -> None:
     register(workspace, line, detector, "k")
-    client = connection.client_of(workspace)
+    client = client_of(workspace)
     (version,) = Registry(workspace).versions(line)
     (output,) = client.get_run(version.run_id).outputs.model_outputs
     model = client.get_logged_model(output.model_id)
@@ -297,7 +298,7 @@ def test_fresh_process_loads_the_champion(workspace: Workspace, real_detector: D
     )
     environment = os.environ | {
         "MLFLOW_TRACKING_URI": workspace.tracking_uri,
-        "PYTHONPATH": str(Path(connection.__file__).parents[3]),
+        "PYTHONPATH": str(Path(database.__file__).parents[3]),
     }
     ended = subprocess.run(
         [sys.executable, "-c", code, str(tmp_path / "input.json")],
@@ -346,7 +347,7 @@ def test_model_and_version_have_descriptions(workspace: Workspace, line: str, de
     register(workspace, line, detector, "one")
     Registry(workspace).describe(line, text="The *line*.")
     Registry(workspace).describe(line, version=1, text="The **version**.")
-    client = connection.client_of(workspace)
+    client = client_of(workspace)
     assert client.get_registered_model(f"csflow-{line}").description == "The *line*."
     assert client.get_model_version(f"csflow-{line}", "1").description == "The **version**."
 
@@ -355,7 +356,7 @@ def test_digests_are_out_of_sight_and_those_of_older_versions_are_read(
     workspace: Workspace, line: str, detector: Path
 ) -> None:
     register(workspace, line, detector, "one")
-    client = connection.client_of(workspace)
+    client = client_of(workspace)
     stored = client.get_model_version(f"csflow-{line}", "1").tags
     assert not {"content_key", "detector_digest"} & stored.keys()
     client.delete_model_version_tag(f"csflow-{line}", "1", "mlflow.csflow.content_key")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -18,7 +17,7 @@ from csflow.adapters.mlflow.runs import flat_params
 from csflow.adapters.mlflow.tracking import Tracker
 from csflow.adapters.mlflow.versions import LONGEST_TAG
 from csflow.config import DataConfig, LineConfig
-from csflow.errors import CsflowError, DataError, NotRegisteredError, RegistryError
+from csflow.errors import DataError, NotRegisteredError, RegistryError
 from csflow.system.workspace import Workspace
 
 FirstRuns = tuple[Workspace, list[subprocess.CompletedProcess[str]]]
@@ -226,38 +225,6 @@ def test_reading_makes_no_database(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     with pytest.raises(NotRegisteredError, match="Run a pipeline first"):
         Tracker(Workspace(tmp_path / "home")).list_runs("tiles", limit=5)
     assert list(tmp_path.iterdir()) == []
-
-
-def test_database_appears_complete_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-
-    def half(database: Path) -> None:
-        database.write_bytes(b"half of it")
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(connection, "_upgrade", half)
-    with pytest.raises(CsflowError, match="No space left on device"):
-        connection.initialise(Workspace(tmp_path))
-    assert [path.name for path in tmp_path.iterdir()] == [".mlflow.db.lock"]
-
-
-def test_older_database_is_copied_before_it_is_migrated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    with sqlite3.connect(tmp_path / "mlflow.db") as database:
-        database.execute("CREATE TABLE alembic_version (version_num TEXT)")
-        database.execute("INSERT INTO alembic_version VALUES ('0123abc')")
-    before = (tmp_path / "mlflow.db").read_bytes()
-    migrated: list[Path] = []
-    monkeypatch.setattr(connection, "_upgrade", migrated.append)
-    connection.initialise(Workspace(tmp_path))
-    assert migrated == [tmp_path / "mlflow.db"]
-    (copy,) = tmp_path.glob("mlflow.db.*.bak")
-    assert copy.read_bytes() == before
-
-
-def test_current_database_is_left_alone(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(connection, "_upgrade", lambda _: pytest.fail("migrated"))
-    connection.initialise(workspace)
 
 
 def test_server_that_does_not_answer_is_named_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
