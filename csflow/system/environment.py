@@ -5,33 +5,9 @@ The reference page of the documentation is made from this table. A test compares
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
-
-Group = Literal["csflow", "library", "internal"]
-"""Read by csflow, read by a library, or set by csflow or a launcher for its own processes."""
-
-
-@dataclass(frozen=True)
-class Variable:
-    """One environment variable.
-
-    Attributes:
-        name: Its name.
-        meaning: What it changes, in one or two sentences.
-        default: Behaviour without it, in words or as a value in backticks.
-        example: A value.
-        used_by: Commands, steps or parts that read it.
-        group: Who sets it and who reads it.
-    """
-
-    name: str
-    meaning: str
-    default: str
-    example: str
-    used_by: str
-    group: Group = "csflow"
-
+from csflow.system.library_variables import LIBRARIES
+from csflow.system.variable import Group as Group
+from csflow.system.variable import Variable as Variable
 
 _OURS = (
     Variable(
@@ -149,153 +125,6 @@ _OURS = (
     ),
 )
 
-_LIBRARIES = (
-    Variable(
-        "MLFLOW_TRACKING_URI",
-        "Address of MLflow's server or database, for runs and registered models.",
-        "SQLite in the workspace: `mlflow.db`",
-        "http://mlflow.example:5000",
-        "csflow and MLflow: all steps, `csflow compare`, `csflow why`, promotion, rollback",
-        "library",
-    ),
-    Variable(
-        "MLFLOW_TRACKING_USERNAME",
-        "User name for an MLflow server with basic authentication.",
-        "no authentication",
-        "csflow",
-        "MLflow",
-        "library",
-    ),
-    Variable(
-        "MLFLOW_TRACKING_PASSWORD",
-        "Password that belongs to the user name.",
-        "no authentication",
-        "(a secret)",
-        "MLflow",
-        "library",
-    ),
-    Variable(
-        "MLFLOW_TRACKING_TOKEN",
-        "Bearer token for an MLflow server, instead of user name and password.",
-        "no authentication",
-        "(a secret)",
-        "MLflow",
-        "library",
-    ),
-    Variable(
-        "MLFLOW_DISABLE_TELEMETRY",
-        "Keeps MLflow from sending usage data.",
-        "`true`, set by csflow",
-        "true",
-        "MLflow",
-        "library",
-    ),
-    Variable(
-        "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR",
-        "Shows a progress bar for every artifact.",
-        "`false`, set by csflow",
-        "true",
-        "MLflow",
-        "library",
-    ),
-    Variable(
-        "AWS_ACCESS_KEY_ID",
-        "Key of the account for S3: shared store, DVC remotes, artifacts, weights.",
-        "the credentials that botocore finds elsewhere",
-        "(a secret)",
-        "botocore, DVC",
-        "library",
-    ),
-    Variable(
-        "AWS_SECRET_ACCESS_KEY",
-        "Secret that belongs to the key.",
-        "the credentials that botocore finds elsewhere",
-        "(a secret)",
-        "botocore, DVC",
-        "library",
-    ),
-    Variable(
-        "AWS_SESSION_TOKEN",
-        "Token of temporary credentials.",
-        "the credentials are permanent",
-        "(a secret)",
-        "botocore, DVC",
-        "library",
-    ),
-    Variable(
-        "AWS_DEFAULT_REGION",
-        "Region of the buckets.",
-        "botocore's default",
-        "eu-central-1",
-        "botocore, DVC",
-        "library",
-    ),
-    Variable(
-        "AWS_ENDPOINT_URL",
-        "Address of an S3-compatible store other than AWS's own.",
-        "AWS",
-        "https://s3.example:9000",
-        "botocore, DVC; csflow names it in error messages",
-        "library",
-    ),
-    Variable(
-        "AWS_ENDPOINT_URL_S3",
-        "The same for S3 alone; it has precedence over `AWS_ENDPOINT_URL`.",
-        "`AWS_ENDPOINT_URL`",
-        "https://s3.example:9000",
-        "botocore, DVC; csflow names it in error messages",
-        "library",
-    ),
-    Variable(
-        "AWS_CA_BUNDLE",
-        "File of the certificate authorities that are trusted for S3.",
-        "the authorities of the system",
-        "/etc/ssl/factory-ca.pem",
-        "botocore, DVC",
-        "library",
-    ),
-    Variable(
-        "KUBECONFIG",
-        "File that names the cluster, if csflow does not run in a pod of it.",
-        "`~/.kube/config`",
-        "/home/me/factory.kubeconfig",
-        "the Kubernetes client: endpoints on a cluster",
-        "library",
-    ),
-    Variable(
-        "REQUESTS_CA_BUNDLE",
-        "File of the certificate authorities that are trusted for HTTPS requests.",
-        "the authorities that requests brings along",
-        "/etc/ssl/factory-ca.pem",
-        "MLflow's client; passed on to containers",
-        "library",
-    ),
-    Variable(
-        "OMP_NUM_THREADS",
-        "Threads of a process. With several training processes on a machine, csflow sets an equal share of the cores.",
-        "all cores",
-        "4",
-        "torch, ONNX Runtime",
-        "library",
-    ),
-    Variable(
-        "PYTHONUTF8",
-        "Python's UTF-8 mode. csflow switches it on where the locale has another encoding, and starts itself again.",
-        "off, unless the locale is C or POSIX",
-        "1",
-        "all commands",
-        "library",
-    ),
-    Variable(
-        "PYTHONIOENCODING",
-        "Encoding of what is printed; csflow sets it to that of the locale when it switches UTF-8 mode on.",
-        "the encoding of the locale",
-        "latin-1:replace",
-        "all commands",
-        "library",
-    ),
-)
-
 _INTERNAL = (
     Variable(
         "CSFLOW_MARK",
@@ -358,5 +187,5 @@ _INTERNAL = (
     ),
 )
 
-VARIABLES: tuple[Variable, ...] = (*_OURS, *_LIBRARIES, *_INTERNAL)
+VARIABLES: tuple[Variable, ...] = (*_OURS, *LIBRARIES, *_INTERNAL)
 """All variables, those that users set first."""
