@@ -56,10 +56,10 @@ def model_card(
 
 def _lead(found: Rate | None) -> str:
     if found is None or not found.trials:
-        return "**How many defects it finds was not measured:** there are no defective test images, or no threshold."
+        return "How many defects it finds was **not measured**: there are no defective test images, or no threshold."
     few = found.events < LOW_RECALL * found.trials
     warning = f" That is fewer than {100 * LOW_RECALL:.0f} %: see the report." if few else ""
-    return f"**Defects found at the threshold: {found.text}.**{warning}"
+    return f"Defects found at the threshold: **{found.text}**.{warning}"
 
 
 def _what(line: LineConfig) -> str:

@@ -104,7 +104,7 @@ def test_the_server_keeps_the_whole_run(site: Site) -> None:
     run = client.get_run(site.first["run_id"])
     assert (run.info.status, run.data.tags["outcome"]) == ("FINISHED", "promoted")
     assert run.inputs.dataset_inputs[0].dataset.name == "plates"
-    assert run.data.metrics["image_auroc"] == site.first["image_auroc"]
+    assert run.data.metrics["accuracy/image_auroc"] == site.first["image_auroc"]
     curve = client.get_metric_history(site.first["run_id"], "curves/nll")
     assert sorted(point.step for point in curve) == [1, 2, 3]
     assert {item.path for item in client.list_artifacts(site.first["run_id"])} >= {"data", "report"}

@@ -2,8 +2,9 @@
 
 * The page groups charts by the part of a metric's name before ``/`` and sorts the groups by name, so ``image_auroc`` is
   stored as ``accuracy/image_auroc``, ``train_nll`` as ``curves/nll`` and ``seconds_train`` as ``seconds/train``.
-* It shows every tag but those whose name begins with ``mlflow.``: digests and keys, which csflow reads and people do
-  not, are stored as ``mlflow.csflow.NAME``. People find them in the run's artifact ``digests.json``.
+* It shows every tag of a run but those whose name begins with ``mlflow.``: digests and keys, which csflow reads and
+  people do not, are stored as ``mlflow.csflow.NAME``. Of a version it shows all tags in one of its tables, so they are
+  one tag in JSON, ``mlflow.csflow``. People find them in the run's artifact ``digests.json``.
 * It opens in the view for generative models unless the address says otherwise (:func:`runs_address`).
 * A stored view of an experiment chooses the columns of its table (:func:`comparison_view`).
 
@@ -66,7 +67,7 @@ HIDDEN = frozenset(
 VIEW = "csflow"
 """Name of the stored view of an experiment."""
 
-_PREFIX = "mlflow.csflow."
+_PREFIX, _PACKED = "mlflow.csflow.", "mlflow.csflow"
 _VIEW_TAG = f"mlflow.sharedViewState.{VIEW}"
 _FIRST_COLUMNS = ("attributes.`Duration`", "metrics.`accuracy/image_auroc`", "metrics.`accuracy/defects_found`",
                   "metrics.`accuracy/false_alarm_rate`", "tags.`outcome`", "params.`detector`")  # fmt: skip
@@ -96,14 +97,30 @@ def stored_tags(tags: Mapping[str, str]) -> dict[str, str]:
     return {f"{_PREFIX}{name}" if name in HIDDEN else name: value for name, value in tags.items()}
 
 
+def version_tags(tags: Mapping[str, str], before: Mapping[str, str]) -> dict[str, str]:
+    """Return tags of a version as MLflow stores them: those for people as they are, the others in one.
+
+    Args:
+        tags: The tags to add or change.
+        before: The version's tags as MLflow has them now.
+    """
+    shown = {name: value for name, value in tags.items() if name not in HIDDEN}
+    packed = {name: value for name, value in tags.items() if name in HIDDEN}
+    if not packed:
+        return shown
+    # First, since a version counts as decided once it has the tag for people.
+    return {_PACKED: json.dumps(json.loads(before.get(_PACKED, "{}")) | packed), **shown}
+
+
 def read_tags(stored: Mapping[str, str]) -> dict[str, str]:
     """Return csflow's tags under the names by which it knows them, without MLflow's own.
 
     A tag that an older csflow stored in plain sight counts unless it was stored again since.
     """
     plain = {name: value for name, value in stored.items() if not name.startswith("mlflow.")}
+    packed: dict[str, str] = json.loads(stored.get(_PACKED, "{}"))
     hidden = {name.removeprefix(_PREFIX): value for name, value in stored.items() if name.startswith(_PREFIX)}
-    return plain | hidden
+    return plain | hidden | packed
 
 
 def run_labels(command: str) -> dict[str, str]:

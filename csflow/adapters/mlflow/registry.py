@@ -17,7 +17,7 @@ from csflow.adapters.mlflow import detector_files
 from csflow.adapters.mlflow.backups import back_up
 from csflow.adapters.mlflow.connection import client_of, typed_errors
 from csflow.adapters.mlflow.database import is_blank, lock_of, quiet, require_database
-from csflow.adapters.mlflow.page import read_tags, stored_tags
+from csflow.adapters.mlflow.page import read_tags, version_tags
 from csflow.adapters.mlflow.traces import published_lines, way_back
 from csflow.adapters.mlflow.versions import CHALLENGER, CHAMPION, LEFT_ALONE, LONGEST_TAG, Version, model_name
 from csflow.errors import CsflowError, NotRegisteredError, RegistryError
@@ -66,12 +66,16 @@ class Registry:
         with exclusive(self.workspace.root / ".registry.lock"), quiet():
             _ensure_model(client, name)
             for version in self.versions(line):
-                if version.tags.get("content_key") == str(tags["content_key"]):
+                if version.tags.get("content_key") == texts["content_key"]:
                     return version.version
             stored = detector_files.upload(client, detector, run_id, example)
             # The location itself, because MLflow would look up "models:/ID" in its process-wide registry.
             made = client.create_model_version(
-                name, source=stored.artifact_location, run_id=run_id, tags=texts, model_id=stored.model_id
+                name,
+                source=stored.artifact_location,
+                run_id=run_id,
+                tags=version_tags(texts, {}),
+                model_id=stored.model_id,
             )
             link = json.dumps([{"name": name, "version": made.version}])
             client.set_logged_model_tags(stored.model_id, {"mlflow.modelVersions": link})
@@ -180,9 +184,10 @@ class Registry:
     @retried(database_is_locked)
     def set_version_tags(self, line: str, version: int, tags: Mapping[str, object]) -> None:
         """Add or change tags of a version; those that are ``None`` are left alone."""
-        client = client_of(self.workspace)
-        for key, value in _texts(tags).items():
-            client.set_model_version_tag(model_name(line), str(version), key, value)
+        client, name = client_of(self.workspace), model_name(line)
+        before = client.get_model_version(name, str(version)).tags
+        for key, value in version_tags(_texts(tags), before).items():
+            client.set_model_version_tag(name, str(version), key, value)
 
     @typed_errors
     @retried(database_is_locked)
@@ -309,4 +314,4 @@ def _version(line: str, made: ModelVersion, aliases: Mapping[str, str | int]) ->
 
 
 def _texts(tags: Mapping[str, object]) -> dict[str, str]:
-    return stored_tags({key: str(value)[:LONGEST_TAG] for key, value in tags.items() if value is not None})
+    return {key: str(value)[:LONGEST_TAG] for key, value in tags.items() if value is not None}

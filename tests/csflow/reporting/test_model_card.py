@@ -27,7 +27,7 @@ def test_it_leads_with_the_defects_found_and_says_the_rest(tmp_path: Path) -> No
     links = {"report": "#/experiments/1/runs/abc/artifacts/report/report.html"}
     card = model_card(LINE, facts_of(tmp_path, found), Decision("promoted", "It is *better*."), links)
     assert found.detections is not None
-    assert card.startswith(f"**Defects found at the threshold: {found.detections.text}.**")
+    assert card.startswith(f"Defects found at the threshold: **{found.detections.text}**.")
     for fact in (
         "**The gate: promoted.** It is \\*better\\*.", "CS-Flow on", "seed 0", "data/tiles of", "at abc123",
         "600 fit, 65 test images", found.calibration.statement, "| False alarms |", "| Image AUROC |",
@@ -53,6 +53,6 @@ def test_what_was_not_measured_is_said(tmp_path: Path) -> None:
     only_good = Evaluation("tiles", [result(calibration(), 0.1)], calibration())
     for facts in (facts_of(tmp_path / "good", only_good), facts_of(tmp_path / "none", evaluation("none")), {}):
         card = model_card(LINE, facts, Decision())
-        assert "was not measured" in card
+        assert "not measured" in card
         assert "| Defects found |" not in card or "0 of 0" in card
     assert defects_found({}) is None

@@ -359,6 +359,10 @@ def test_digests_are_out_of_sight_and_those_of_older_versions_are_read(
     client = client_of(workspace)
     stored = client.get_model_version(f"csflow-{line}", "1").tags
     assert not {"content_key", "detector_digest"} & stored.keys()
-    client.delete_model_version_tag(f"csflow-{line}", "1", "mlflow.csflow.content_key")
+    assert [name for name in stored if name.startswith("mlflow.")] == ["mlflow.csflow"]
+    Registry(workspace).set_version_tags(line, 1, {"gate_settings": "{}", "decision": "promoted"})
+    tags = Registry(workspace).find_version(line, 1).tags
+    assert (tags["content_key"], tags["gate_settings"], tags["decision"]) == ("one", "{}", "promoted")
+    client.delete_model_version_tag(f"csflow-{line}", "1", "mlflow.csflow")
     client.set_model_version_tag(f"csflow-{line}", "1", "content_key", "one")  # as csflow 0.5 stored it
     assert register(workspace, line, detector, "one") == 1
