@@ -184,6 +184,7 @@ def test_resume_gives_the_same_bits_and_epochs(tmp_path: Path, crash: int, flow:
     resumed = run(tmp_path / "run", images, flow=flow, on_epoch=seen.append)
     assert_same_bits(resumed, expected)
     assert len(images.asked) == 9 - (crash - 1), "batches were trained again, or left out"
+    assert [r.again for r in seen] == [False] * ((crash - 1) // 3) + [r.epoch <= (crash - 2) // 3 for r in whole]
     whole_again = [(r.epoch, r.nll, r.grad_norm) for r in seen[(crash - 1) // 3 :]]
     assert whole_again == [(r.epoch, r.nll, r.grad_norm) for r in whole], "a resumed run reports the whole curve"
 
