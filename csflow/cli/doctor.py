@@ -98,11 +98,12 @@ def _bfloat16() -> str:
     from csflow.flow.bfloat16_check import find_faults, most_telling_shapes
     from csflow.flow.device import choose_device, choose_precision
 
-    faults, done = find_faults(most_telling_shapes(), seconds=_BFLOAT16_SECONDS)
+    shapes = list(most_telling_shapes())
+    faults, done = find_faults(shapes, seconds=_BFLOAT16_SECONDS)
     if not faults:
-        return f"{done} small convolutions of the flow repeat exactly and agree with float32 on this CPU"
+        return f"{done} of {len(shapes)} convolutions on small maps were tried on this CPU: all agree with float32"
     found = (
-        f"{len(faults)} of {done} small convolutions of the flow go wrong in bfloat16 on this CPU, the first with "
+        f"{len(faults)} of {done} convolutions on small maps go wrong in bfloat16 on this CPU, the first with "
         f"{faults[0].shape}: {faults[0].what}. A flow that is trained so on the CPU cannot be trusted: set "
         "training.precision: float32."
     )

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
@@ -41,6 +41,7 @@ class EpochResult:
         grad_norm: Mean gradient norm before clipping.
         seconds: Time the epoch took, interruptions not counted.
         learning_rate: Of the epoch's last step.
+        again: True if the epoch was finished before a resumption, which reports it again.
     """
 
     epoch: int
@@ -49,6 +50,7 @@ class EpochResult:
     grad_norm: float
     seconds: float
     learning_rate: float
+    again: bool = field(default=False, compare=False)
 
 
 @dataclass

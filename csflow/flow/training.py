@@ -27,6 +27,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -80,7 +81,7 @@ def fit_flow(
     feed = feed_device(features, run.device)
     cudnn = torch.backends.cudnn.flags(enabled=True, benchmark=True, allow_tf32=run.precision != "float32")
     for result in run.progress.finished if group.first else ():
-        on_epoch(result)
+        on_epoch(replace(result, again=True))
     with collect_stop_signals() as received, cudnn:
         while run.progress.epoch <= training.epochs:
             _train_epoch(run, feed, received)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -147,9 +147,10 @@ class _Curve:
     results: list[EpochResult] = field(default_factory=list)
 
     def add(self, result: EpochResult) -> None:
-        self.results.append(result)
+        self.results.append(replace(result, again=False))
         self.publish(result)
-        self.tell(
-            f"train: epoch {result.epoch}/{result.epochs}  nll {result.nll:+.4f} per dimension  "
-            f"gradient {result.grad_norm:.2f}  {result.seconds:.1f} s"
-        )
+        if not result.again:
+            self.tell(
+                f"train: epoch {result.epoch}/{result.epochs}  nll {result.nll:+.4f} per dimension  "
+                f"gradient {result.grad_norm:.2f}  {result.seconds:.1f} s"
+            )

@@ -128,7 +128,7 @@ def put_aside(path: Path, why: str) -> None:
         raise CsflowError(f"{why} It cannot be renamed ({error.strerror}). Remove it and run again.") from error
     with suppress(OSError):
         os.utime(target)  # for csflow prune, which removes it when it is old
-    say(f"damaged: {why} It was put aside as {target.name} and is made again.")
+    say(f"damaged: {why} Put aside as {target.name}; it is made again.")
 
 
 def _unreadable(path: Path, error: OSError) -> DamagedFileError:

@@ -39,7 +39,7 @@ def test_damaged_pictures_are_pasted_again(good: Manifest, tmp_path: Path, capsy
             again = paste_on(good, tmp_path / "pasted")
             assert again.frame.to_dict() == expected, damage
             assert [sha256_file(each) for each in again.files] == list(again.frame["sha256"]), damage
-            assert "put aside as" in capsys.readouterr().err, damage
+            assert "Put aside as" in capsys.readouterr().err, damage
 
 
 @pytest.mark.parametrize("name", ["picture", SUMS])

@@ -37,7 +37,7 @@ def test_a_damaged_plan_hides_no_other_one(workspace: Workspace, capsys: pytest.
         inflict(files[1], content)
         capsys.readouterr()
         assert newest_ablation(LINE.line, workspace) == files[0].parent, damage
-        assert "put aside as plan.json.damaged" in capsys.readouterr().err, damage
+        assert "Put aside as plan.json.damaged" in capsys.readouterr().err, damage
     with pytest.raises(DataError, match="no plan of an ablation .*csflow ablate LINE"):
         read_plan(files[1].parent)
 

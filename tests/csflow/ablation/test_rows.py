@@ -38,7 +38,7 @@ def test_a_damaged_row_is_put_aside_and_measured_again(tmp_path: Path, capsys: p
         found = stored_row(workspace, "a")
         assert found in (None, written), damage
         if found is None:
-            assert "put aside as a.json.damaged" in capsys.readouterr().err, damage
+            assert "Put aside as a.json.damaged" in capsys.readouterr().err, damage
         store_row(workspace, written)
         assert stored_row(workspace, "a") == written, damage
 

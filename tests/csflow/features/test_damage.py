@@ -25,7 +25,7 @@ def test_a_damaged_entry_is_put_aside_and_computed_again(
         assert store.plan(images, FEATURES, toy()).missing.keys() == {file.name}, damage
         assert store.extract(images, FEATURES, toy()).extracted == 1, damage
         assert file.read_bytes() == sound, damage
-        assert f"put aside as {file.name}.damaged" in capsys.readouterr().err, damage
+        assert f"Put aside as {file.name}.damaged" in capsys.readouterr().err, damage
         assert len(list(file.parent.glob("*.damaged*"))) == number
 
 

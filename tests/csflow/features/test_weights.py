@@ -121,7 +121,7 @@ class TestS3:
                 capsys.readouterr()
                 assert weights_file("s3://b/k", tmp_path) == path
                 assert path.read_bytes() == b"a good many weights", damage
-                assert f"put aside as {path.name}.damaged" in capsys.readouterr().err, damage
+                assert f"Put aside as {path.name}.damaged" in capsys.readouterr().err, damage
 
     def test_user_cache_by_default(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))

@@ -184,6 +184,7 @@ def test_resume_gives_the_same_bits_and_epochs(tmp_path: Path, crash: int, flow:
     resumed = run(tmp_path / "run", images, flow=flow, on_epoch=seen.append)
     assert_same_bits(resumed, expected)
     assert len(images.asked) == 9 - (crash - 1), "batches were trained again, or left out"
+    assert [r.again for r in seen] == [False] * ((crash - 1) // 3) + [r.epoch <= (crash - 2) // 3 for r in whole]
     whole_again = [(r.epoch, r.nll, r.grad_norm) for r in seen[(crash - 1) // 3 :]]
     assert whole_again == [(r.epoch, r.nll, r.grad_norm) for r in whole], "a resumed run reports the whole curve"
 
@@ -358,7 +359,7 @@ def test_a_checkpoint_of_another_csflow_is_put_aside(
     content = interrupted(tmp_path / "run").read_bytes()
     monkeypatch.undo()
     assert_same_bits(run(tmp_path / "run"), expected)
-    assert "has format 2, not 3: another csflow wrote it. It was put aside as" in capsys.readouterr().err
+    assert "has format 2, not 3: another csflow wrote it. Put aside as" in capsys.readouterr().err
     assert (tmp_path / "run" / f"{CHECKPOINT_FILE}.damaged").read_bytes() == content
 
 
@@ -378,7 +379,7 @@ def test_a_damaged_checkpoint_is_put_aside_and_the_run_starts_over(
         assert_same_bits(run(tmp_path / "run", images, flow=flow, on_epoch=seen.append), expected)
         assert [(r.epoch, r.nll) for r in seen] == [(r.epoch, r.nll) for r in whole], damage
         assert len(images.asked) >= 9, damage
-        assert "was put aside as checkpoint.safetensors.damaged" in capsys.readouterr().err, damage
+        assert "Put aside as checkpoint.safetensors.damaged" in capsys.readouterr().err, damage
         assert len(list(checkpoint.parent.glob("*.damaged*"))) == number + 1, "all of them are kept"
     remove(checkpoint)
     checkpoint.write_bytes(sound)

@@ -48,7 +48,7 @@ def test_a_damaged_manifest_is_made_again(made: tuple[RunContext, Path], capsys:
         capsys.readouterr()
         assert load_manifest(context, file).frame.equals(expected), damage
         assert file.read_bytes() == sound, damage
-        assert "put aside as manifest.csv.damaged" in capsys.readouterr().err, damage
+        assert "Put aside as manifest.csv.damaged" in capsys.readouterr().err, damage
     file.unlink()
     assert load_manifest(context, file).frame.equals(expected)
 
@@ -85,7 +85,7 @@ def test_a_damaged_list_of_features_is_replaced_by_the_recorded_one(
         assert (found, found.store) == (cached, cached.store), damage
         assert file.read_bytes() == sound, damage
         said = capsys.readouterr().err
-        assert "put aside as features.json.damaged" in said, damage
+        assert "Put aside as features.json.damaged" in said, damage
 
 
 @pytest.fixture

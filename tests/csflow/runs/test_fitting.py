@@ -57,7 +57,7 @@ def test_a_damaged_model_is_put_aside_and_fitted_again(
         assert (again / MODEL).read_bytes() == sound[MODEL], damage
         assert [(r.epoch, r.nll) for r in told] == [(r.epoch, r.nll) for r in expected], damage
         assert f"{name} " in (said := capsys.readouterr().err), damage
-        assert "was put aside as" in said, damage
+        assert "Put aside as" in said, damage
         aside = sorted((tmp_path / "models").glob("*.damaged*"))
         assert len(aside) == number, "each is kept"
     assert fit(cached, tmp_path / "models", line)[1] == told, "a sound model is found"

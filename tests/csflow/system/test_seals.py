@@ -112,7 +112,7 @@ def test_what_is_put_aside_is_kept_named_and_dated(tmp_path: Path, capsys: pytes
         "model.damaged-3": "2",
     }
     assert all(time.time() - path.stat().st_mtime < 600 for path in kept.values()), "csflow prune removes old ones"
-    assert "damaged: It is damaged. It was put aside as model.damaged-3 and is made again." in capsys.readouterr().err
+    assert "damaged: It is damaged. Put aside as model.damaged-3; it is made again." in capsys.readouterr().err
     put_aside(tmp_path / "model", "It is missing.")
     assert "missing" not in capsys.readouterr().err, "another process was faster"
 

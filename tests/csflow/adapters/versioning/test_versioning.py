@@ -135,7 +135,7 @@ def test_a_damaged_checkout_is_put_aside_and_made_again(
             inflict(file, content)
             capsys.readouterr()
             assert files_of(checkout(data, tmp_path).root) == TILE, damage
-            assert f"put aside as {folder.name}.damaged" in capsys.readouterr().err, damage
+            assert f"Put aside as {folder.name}.damaged" in capsys.readouterr().err, damage
     remove(folder)
     folder.write_text("stray")
     assert files_of(checkout(data, tmp_path).root) == TILE
