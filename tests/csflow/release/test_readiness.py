@@ -159,6 +159,10 @@ def test_the_takt_and_the_disk_are_checked_against_the_forecast(lines: Path, mon
     findings = {each.check: each for each in check_line(services, line, trials=True)}
     assert not findings["takt"].problem
     assert "kept 1.5 of" in findings["machine"].found
+    monkeypatch.setattr(readiness, "forecast", lambda *_, **__: predicted(busy=1.5))
+    findings = {each.check: each for each in check_line(services, line, trials=True)}
+    assert "more than serving.takt_ms" in findings["takt"].found
+    assert not findings["takt"].problem, "the machine was busy"
     huge = replace(WORK, new_features_bytes=10**18)
     monkeypatch.setattr(readiness, "forecast", lambda *_, **__: predicted(computing=huge))
     assert problems(check_line(services, line, trials=True)) == ["disk", "takt"]
