@@ -47,7 +47,7 @@ def working_copy_of(line: LineConfig) -> Iterator[tuple[WorkingCopy, Manifest]]:
 
 
 def carry_out(line: LineConfig, working_copy: WorkingCopy, change: ImageChange, put: Callable[[], None]) -> Changed:
-    """ImageChange the files, check the result with the data gate, and record, push and commit it.
+    """Change the files, check the result with the data gate, and record, push and commit it.
 
     Args:
         line: The line.
