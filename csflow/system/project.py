@@ -52,8 +52,8 @@ def require_project() -> Path:
         raise UsageError(no_project_message())
     if os.pathsep in str(folder):
         raise UsageError(
-            f"The project {folder} has {os.pathsep!r} in its path, which separates folders in PYTHONPATH, so that Python "
-            "cannot import from it. Rename the folder."
+            f"The project {folder} has {os.pathsep!r} in its path, which separates folders in PYTHONPATH, so that "
+            "Python cannot import from it. Rename the folder."
         )
     return folder
 
