@@ -36,10 +36,10 @@ def require_history(services: Services, line: str, versions: Sequence[Version]) 
     if lost:
         named = ", ".join(digest[:12] for digest in sorted(lost)[:5]) + (", …" if len(lost) > 5 else "")
         have = f"knows {len(versions)} of its versions" if versions else "has no version of it"
-        detectors = f"{len(lost)} published or served detector{'s' * (len(lost) > 1)}"
+        belong = "detector belongs" if len(lost) == 1 else "detectors belong"
         raise RegistryError(
-            f"The registry has lost versions of {line}: {detectors} ({named}) without a "
-            f"version at {services.workspace.tracking_uri}, which {have}. {way_back(services.workspace)} If their "
+            f"The registry has lost versions of {line}: {len(lost)} published or served {belong} to no "
+            f"version ({named}) at {services.workspace.tracking_uri}, which {have}. {way_back(services.workspace)} If their "
             "versions were deleted on purpose, or another registry uses the same store: "
             f"csflow restore --start-over {line}"
         )
