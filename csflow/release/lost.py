@@ -39,8 +39,8 @@ def require_history(services: Services, line: str, versions: Sequence[Version]) 
         belong = "detector belongs" if len(lost) == 1 else "detectors belong"
         raise RegistryError(
             f"The registry has lost versions of {line}: {len(lost)} published or served {belong} to no "
-            f"version ({named}) at {services.workspace.tracking_uri}, which {have}. {way_back(services.workspace)} If their "
-            "versions were deleted on purpose, or another registry uses the same store: "
+            f"version ({named}) at {services.workspace.tracking_uri}, which {have}. {way_back(services.workspace)} If "
+            "their versions were deleted on purpose, or another registry uses the same store: "
             f"csflow restore --start-over {line}"
         )
     former = [version for version in versions if version.was_champion]
