@@ -35,11 +35,12 @@ def require_history(services: Services, line: str, versions: Sequence[Version]) 
     lost = lost_digests(services, line, versions)
     if lost:
         named = ", ".join(digest[:12] for digest in sorted(lost)[:5]) + (", …" if len(lost) > 5 else "")
-        have = f"has only {len(versions)} versions of it" if versions else "has no version of it"
+        have = f"knows {len(versions)} of its versions" if versions else "has no version of it"
+        belong = "detector belongs" if len(lost) == 1 else "detectors belong"
         raise RegistryError(
-            f"The registry has lost versions of {line}: {len(lost)} published or served detectors ({named}) belong to "
-            f"no version at {services.workspace.tracking_uri}, which {have}. {way_back(services.workspace)} If their "
-            "versions were deleted on purpose, or another registry uses the same store: "
+            f"The registry has lost versions of {line}: {len(lost)} published or served {belong} to no "
+            f"version ({named}) at {services.workspace.tracking_uri}, which {have}. {way_back(services.workspace)} If "
+            "their versions were deleted on purpose, or another registry uses the same store: "
             f"csflow restore --start-over {line}"
         )
     former = [version for version in versions if version.was_champion]

@@ -45,11 +45,16 @@ def require_project() -> Path:
     """Return the project's folder.
 
     Raises:
-        UsageError: If there is none.
+        UsageError: If there is none, or Python cannot import from it.
     """
     folder = find_project()
     if folder is None:
         raise UsageError(no_project_message())
+    if os.pathsep in str(folder):
+        raise UsageError(
+            f"The project {folder} has {os.pathsep!r} in its path, which separates folders in PYTHONPATH, so that "
+            "Python cannot import from it. Rename the folder."
+        )
     return folder
 
 

@@ -35,7 +35,8 @@ def write_model(folder: Path, detector: Path, *, run_id: str, model_id: str, exa
     mlflow.pyfunc.save_model(
         folder,
         python_model=str(Path(__file__).with_name("pyfunc_model.py")),
-        artifacts={"detector": str(detector)},
+        # As an address, because MLflow reads a path as one: at "#" and "?" it would end.
+        artifacts={"detector": detector.absolute().as_uri()},
         signature=_signature(),
         input_example=pd.DataFrame({"image": [example]}),
         pip_requirements=_requirements(),

@@ -1,4 +1,4 @@
-"""ImageChange the images of a data repository so that a crash at any point can be finished or undone later.
+"""Change the images of a data repository so that a crash at any point can be finished or undone later.
 
 One process at a time changes a repository. Before it touches anything it writes a journal into git's own folder, so
 that it shows in no ``git status``: the files it is going to add and remove, and the text of the ``.dvc`` file. The

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from csflow.errors import UsageError
+from csflow.system.project import PROJECT, require_project
 from csflow.system.workspace import LONGEST_ROOT, Workspace, sqlite_address
 
 
@@ -58,3 +59,17 @@ def test_the_database_is_found_by_its_address(tmp_path: Path, monkeypatch: pytes
     assert sqlalchemy.make_url(address).database == str(tmp_path / name)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
     assert Workspace(tmp_path).database == tmp_path / name
+
+
+def test_a_project_that_python_cannot_import_from_is_refused_by_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("a b%20#ü", "a:b"):
+        (tmp_path / name / "lines").mkdir(parents=True)
+        (tmp_path / name / "pipelines").mkdir()
+        (tmp_path / name / "pipelines/__init__.py").touch()
+    monkeypatch.setenv(PROJECT, str(tmp_path / "a b%20#ü"))
+    assert require_project() == tmp_path / "a b%20#ü"
+    monkeypatch.setenv(PROJECT, str(tmp_path / "a:b"))
+    with pytest.raises(UsageError, match="a:b has ':' in its path"):
+        require_project()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import re
 import shutil
 import sqlite3
@@ -10,12 +11,14 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from csflow.adapters.mlflow import database
 from csflow.adapters.mlflow.backups import KEPT, back_up, backups_folder, list_backups, restore
 from csflow.adapters.mlflow.registry import Registry
 from csflow.adapters.mlflow.tracking import Tracker
 from csflow.errors import ConfigError, CsflowError, NotRegisteredError, RegistryError, UsageError
+from csflow.system.files import sha256_tree
 from csflow.system.workspace import Workspace
 
 DIGEST = "5" * 64
@@ -319,5 +322,17 @@ def test_any_path_of_a_workspace_works(tmp_path: Path, monkeypatch: pytest.Monke
     (tmp_path / "note.txt").write_text("hello")
     tracker.log_artifact(run_id, tmp_path / "note.txt")
     assert tracker.fetch_artifact(run_id, "note.txt", tmp_path / "out").read_text() == "hello"
+    detector = tmp_path / name / "detector"
+    detector.mkdir(parents=True)
+    (detector / "config.json").write_text("{}")
+    example, tags = io.BytesIO(), {"content_key": "k", "detector_digest": sha256_tree(detector)}
+    Image.new("RGB", (40, 40)).save(example, "PNG")
+    registry = Registry(workspace)
+    registry.register(detector, line="tiles", run_id=run_id, tags=tags, example=example.getvalue())
+    copy = registry.download_detector("tiles", 1, workspace.detectors / "tiles")
+    assert copy.name == tags["detector_digest"]
     assert [path.name for path in (tmp_path / "top").iterdir()] == [name]
-    assert {path.name for path in workspace.root.iterdir()} == {".mlflow.db.lock", "mlflow.db", "mlartifacts"}
+    assert {path.name for path in workspace.root.iterdir()} == {
+        *(".mlflow.db.lock", ".registry.lock", "mlflow.db"),
+        *("mlartifacts", "detectors"),
+    }
