@@ -149,17 +149,20 @@ def undisturbed(factory: Factory) -> Iterator[tuple[Home, float, dict[str, str]]
     made.clear()
 
 
-def strike(home: Home, command: subprocess.Popen[bytes], rng: random.Random) -> str:
-    """Send a signal to the command or to any process of its run; return what was done."""
+def strike(home: Home, command: subprocess.Popen[bytes], rng: random.Random) -> tuple[str, bool]:
+    """Send a signal to the command or to any process of its run; return what was done, and if the command got it.
+
+    A run may go on without some of its processes, such as its guard.
+    """
     number = rng.choice([signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGTERM, signal.SIGINT])
     if number == signal.SIGKILL and rng.random() < 0.5 and (alive := home.processes()):
         victim = rng.choice(alive)
         with suppress(psutil.Error):
             what = " ".join(victim.cmdline()[:4])
             victim.kill()
-            return f"SIGKILL to {what}"
+            return f"SIGKILL to {what}", victim.pid == command.pid
     command.send_signal(number)
-    return f"{number.name} to the command"
+    return f"{number.name} to the command", True
 
 
 def wait_until(condition: Callable[[], bool], message: str) -> None:
@@ -178,10 +181,10 @@ def test_runs_that_are_killed_at_any_moment_end_like_an_undisturbed_one(
         command, moment = home.start(), rng.uniform(0.02, 0.95) * life
         with suppress(subprocess.TimeoutExpired):
             command.wait(moment)
-        done = strike(home, command, rng)
+        done, direct = strike(home, command, rng)
         what = f"moment {turn}, {moment:.1f} s of {life:.1f} s: {done}"
         with suppress(subprocess.TimeoutExpired):
-            command.wait(PATIENCE)
+            command.wait(PATIENCE if direct else PATIENCE + 2 * life)
         wait_until(lambda: not home.processes(), f"{what}: something goes on\n{home.log}")
         if command.returncode == 0:  # a later moment of its life than this run had
             assert home.results() == expected, what

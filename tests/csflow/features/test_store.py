@@ -202,7 +202,7 @@ class TestBadInput:
 
     def test_store_that_cannot_be_made(self, images: Manifest, tmp_path: Path) -> None:
         (tmp_path / "file").write_text("in the way")
-        with pytest.raises(CacheError, match=r"Cannot write .*file/features.*choose another folder"):
+        with pytest.raises(CacheError, match=r"Cannot write .*file/features.*choose another one"):
             FeatureStore(tmp_path / "file" / "features").extract(images, FEATURES, toy())
 
 

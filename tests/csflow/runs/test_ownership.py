@@ -83,6 +83,7 @@ def test_it_ended_when_it_was_last_heard_of(
     heard = time.time()
     process.kill()
     process.wait()
+    monkeypatch.setenv(OWNER, this_command(services.workspace))
     time.sleep(1.0)
     close_killed_runs(services, "tiles")
     from csflow.adapters.mlflow.connection import client_of
@@ -109,6 +110,7 @@ def test_a_model_that_was_only_half_stored_goes_with_its_run(
     assert stored
     process.kill()
     process.wait()
+    monkeypatch.setenv(OWNER, this_command(services.workspace))
     time.sleep(0.1)
     close_killed_runs(services, "tiles")
     assert not any(path.exists() for path in stored)
