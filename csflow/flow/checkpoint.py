@@ -22,6 +22,7 @@ from torch.optim import Adam
 from csflow.errors import CsflowError, DamagedFileError, ModelError
 from csflow.flow.cross_scale import CrossScaleFlow
 from csflow.system import seals
+from csflow.system.files import explain_full_disk
 
 CHECKPOINT_FILE = "checkpoint.safetensors"
 CHECKPOINT_FORMAT = "3"
@@ -123,9 +124,8 @@ def save_checkpoint(
         partial.replace(path)
     except (OSError, SafetensorError) as error:
         partial.unlink(missing_ok=True)
-        raise CsflowError(
-            f"Cannot write the checkpoint {path}: {error}. Free disk space or choose another folder."
-        ) from error
+        refused = CsflowError(f"Cannot write the checkpoint {path}: {error}. Check the permissions of the folder.")
+        raise explain_full_disk(error, (path.parent,)) or refused from error
 
 
 def check_checkpoint(path: Path) -> None:

@@ -48,7 +48,7 @@ def promote(services: Services, context_path: str | Path, manifest_path: str | P
             outcome, reason = result.outcome, result.reason
             _publish_decision(services, context, version, outcome, reason)
         services.tracker.set_tags(context.run_id, {"decision_reason": reason})
-        say(f"promote: {outcome}: {_defects_found(services, context, version)}{reason}")
+        say(f"promote: {outcome}: {reason}")
     services.tracker.finish(context.run_id, outcome)
     services.registry.back_up()
     return outcome
@@ -62,21 +62,6 @@ def _publish_decision(services: Services, context: RunContext, version: int, out
     decision = Decision(outcome, reason)
     describe_version(services, context, version, read_facts(services, context.run_id), decision)
     stamp_report(services, context.run_id, version, decision)
-
-
-def _defects_found(services: Services, context: RunContext, version: int) -> str:
-    """Return a sentence that says how many defects the version finds; empty if that was not measured."""
-    if context.unchanged:
-        return ""
-    from csflow.release.description import read_facts
-    from csflow.reporting.findings import LOW_RECALL
-    from csflow.reporting.model_card import defects_found
-
-    found = defects_found(read_facts(services, context.run_id))
-    if found is None or not found.trials:
-        return ""
-    few = " (few: see the report)" if found.events < LOW_RECALL * found.trials else ""
-    return f"version {version}, defects found at the threshold: {found.text}{few}. "
 
 
 def _judge(services: Services, context: RunContext, version: int, manifest: Manifest) -> GateDecision:

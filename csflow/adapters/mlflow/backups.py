@@ -19,7 +19,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from urllib.parse import quote
 
-from csflow.errors import CsflowError, RegistryError, UsageError
+from csflow.errors import RegistryError, UsageError
+from csflow.system.files import cannot_write
 
 KEPT = 5
 """Number of backups, each of another state of the registry."""
@@ -111,9 +112,7 @@ def back_up(database: Path, *, always: bool = False) -> Path | None:
     except sqlite3.Error as error:
         raise RegistryError(f"{database} cannot be backed up to {folder}: {error}. Is the disk full?") from error
     except OSError as error:
-        raise CsflowError(
-            f"Cannot write a backup of {database} to {folder}: {error.strerror or error}. Free disk space."
-        ) from error
+        raise cannot_write(folder, error) from error
     _remove_old(folder, state, keep=folder / name)
     return folder / name
 
