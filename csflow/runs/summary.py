@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import shutil
 import sys
 from dataclasses import asdict, dataclass, field
@@ -155,11 +156,10 @@ def _next_commands(summary: RunSummary, workspace: Workspace) -> list[tuple[str,
 
 def _runs_page(tracking_uri: str) -> str:
     """Return the address of the runs page, or for a database the command that starts a server with the page."""
-    if not tracking_uri.startswith("sqlite:///"):
+    scheme, separator, path = tracking_uri.partition(":///")
+    if not scheme.startswith("sqlite"):
         return tracking_uri
-    return (
-        f"{_program('mlflow')} ui --backend-store-uri {_short(tracking_uri.removeprefix('sqlite:///'), 'sqlite:///')}"
-    )
+    return f"{_program('mlflow')} ui --backend-store-uri {shlex.quote(_short(path, scheme + separator))}"
 
 
 def _program(name: str) -> str:
