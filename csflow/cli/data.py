@@ -96,6 +96,7 @@ def remove_data(
 def repair_data(
     line: LineArgument,
     undo: Annotated[bool, typer.Option("--undo", help="Undo the change even if it could be finished.")] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Finish or undo a change of a line's images that was killed in the middle.
 
@@ -104,7 +105,12 @@ def repair_data(
     """
     from csflow.runs.change_images import repair
 
-    typer.echo(repair(load_line(line), undo=undo))
+    config = load_line(line)
+    done = repair(config, undo=undo)
+    if as_json:
+        print_json({"line": config.line, "done": done})
+    else:
+        typer.echo(done)
 
 
 def _print_change(what: str, done: Changed, line: str, *, as_json: bool) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import shutil
 import sys
 from dataclasses import asdict, dataclass, field
@@ -164,9 +165,10 @@ def _next_commands(summary: RunSummary, workspace: Workspace) -> list[tuple[str,
 
 def _runs_page(tracking_uri: str, experiment: str) -> list[tuple[str, str]]:
     """Return the address of the page with the runs, after the command that starts its server if there is none."""
-    if not tracking_uri.startswith("sqlite:///"):
+    scheme, separator, path = tracking_uri.partition(":///")
+    if not scheme.startswith("sqlite"):
         return [(runs_address(tracking_uri, experiment), "the same runs in the browser")]
-    database = _short(tracking_uri.removeprefix("sqlite:///"), "sqlite:///")
+    database = shlex.quote(_short(path, scheme + separator))
     return [
         (f"{_program('mlflow')} ui --backend-store-uri {database}", "then the same runs in the browser:"),
         (runs_address(_LOCAL_PAGE, experiment), ""),
