@@ -345,7 +345,7 @@ def test_a_wrong_folder_is_named_with_the_one_that_was_meant(classes: Path, tmp_
 @pytest.fixture
 def not_killed() -> Iterator[None]:
     """A SIGTERM that nobody heeds does not end the tests."""
-    former = signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    former = signal.signal(signal.SIGTERM, lambda *_: None)
     yield
     signal.signal(signal.SIGTERM, former)
 

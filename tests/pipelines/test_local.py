@@ -43,7 +43,7 @@ def test_a_child_gets_folders_that_hold_from_anywhere(tmp_path: Path, monkeypatc
 
 
 STEP = """
-import signal, subprocess, sys, time
+import os, signal, subprocess, sys, time
 def save(*_):
     print("last words", flush=True)
     time.sleep(1.0)
@@ -51,7 +51,7 @@ def save(*_):
     open(sys.argv[1], "a").write("saved\\n")
     sys.exit(143)
 signal.signal(signal.SIGTERM, save)
-print("»» ready", flush=True)
+print(os.environ["CSFLOW_MARK"] + "ready", flush=True)
 time.sleep(60)
 """
 GRAPH = """

@@ -177,10 +177,11 @@ def test_each_reason_for_nothing_to_choose_has_its_own_words(ablated: Path) -> N
         choose("--takt-ms", "35")
 
 
-def test_a_damaged_plan_is_named(ablated: Path) -> None:
+def test_a_damaged_plan_is_put_aside(ablated: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (ablated / "ablations" / "plates" / "feed" / "plan.json").write_text('{"line": ')
-    with pytest.raises(DataError, match=r"plan\.json is no plan of an ablation"):
+    with pytest.raises(DataError, match="csflow ablate plates"):
         choose("--takt-ms", "35")
+    assert (ablated / "ablations" / "plates" / "feed" / "plan.json.damaged").is_file()
 
 
 @pytest.mark.usefixtures("home")

@@ -86,7 +86,7 @@ def test_score_leaves_pictures_as_they_are_and_its_own_overlays_out(
         )
         rows = json.loads(found.stdout)["scores"]
         assert len(rows) == len({row["overlay"] for row in rows}) == 12
-    assert "12 overlays that csflow drew are left out" in found.stderr
+    assert "score: 12 files of . are left out: 00.bmp-overlay.png (an overlay that csflow drew)" in found.stderr
     assert {file: file.read_bytes() for file in before} == before
     assert len(list(folder.iterdir())) == 24
     with pytest.raises(UsageError, match=r"00\.png-overlay\.png is an overlay"):

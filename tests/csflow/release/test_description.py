@@ -19,6 +19,7 @@ from csflow.reporting.report import write_report
 from csflow.runs.context import RunContext
 from csflow.runs.services import Services
 from csflow.steps.register import register
+from csflow.system.files import sha256_file
 from csflow.system.workspace import Workspace
 from tests.csflow.reporting.test_report import calibration, evaluation
 
@@ -38,13 +39,21 @@ def registered(tmp_path_factory: pytest.TempPathFactory) -> tuple[Services, RunC
         write_report(report, evaluation())
         services.tracker.log_artifact(run_id, report)
         services.tracker.log_metrics(run_id, {"image_auroc": 0.95, "threshold": 0.9})
-        context = RunContext(line=LINE, run_id=run_id, data_root=str(root / "images"), unchanged=False, **DIGESTS)
-        context.save(root / "context.json")
         (root / "images/train/good").mkdir(parents=True)
         Image.fromarray(np.zeros((9, 9, 3), np.uint8)).save(root / "images/train/good/0.png")
         build_manifest(root / "images", line="tiles", roles=LINE.roles).save(root / "manifest.csv")
+        context = RunContext(
+            line=LINE,
+            run_id=run_id,
+            data_root=str(root / "images"),
+            unchanged=False,
+            manifest_sha256=sha256_file(root / "manifest.csv"),
+            **DIGESTS,
+        )
+        context.save(root / "context.json")
         (root / "detector").mkdir()
         (root / "detector/calibration.json").write_text(json.dumps(calibration().to_json()))
+        patch.setattr("csflow.detector.graph_file.check_directory", lambda directory: None)  # there is no graph here
         assert register(services, root / "context.json", root / "manifest.csv", root / "detector") == 1
         return services, context
 

@@ -220,5 +220,5 @@ def test_estimate_shows_every_step_and_says_that_the_machine_is_busy(
     assert (plain["run_seconds"], plain["promotion_seconds"], plain["busy"]) == (129.0, 40.0, 1.5)
 
 
-def passes(manifest: Manifest, _: object) -> QualityReport:
+def passes(manifest: Manifest, *_: object) -> QualityReport:
     return QualityReport("bolts", {}, (), (), {"images": len(manifest)}, {})

@@ -117,7 +117,8 @@ def test_a_model_that_was_only_half_stored_goes_with_its_run(
     assert list(client.search_logged_models([experiment])) == []
 
 
-def test_a_line_that_never_ran_has_nothing_to_close(services: Services) -> None:
+def test_a_line_that_never_ran_has_nothing_to_close(services: Services, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(OWNER, raising=False)
     services.tracker.initialise()
     close_killed_runs(services, "tiles")
     assert os.environ.get(OWNER) is None

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -315,15 +316,17 @@ def test_fresh_process_loads_the_champion(workspace: Workspace, real_detector: D
 
 @pytest.mark.parametrize(
     ("value", "complaint"),
-    [("not base64!", "Row 0: the text .* is not base64"), (3, "Row 0: column 'image' holds int"), (b"GIF?", "row 0")],
+    [("not base64!", "Row 0: the text .* is not base64"), (3, "Row 0: column 'image' holds int"), (b"EPS?", "row 0")],
 )
 def test_loaded_model_names_the_row_without_an_image(value: object, complaint: str) -> None:
     import pandas as pd
 
     from csflow.adapters.mlflow.pyfunc_model import LoadedDetector
 
+    model = LoadedDetector()
+    model.engine = SimpleNamespace(line=LineConfig(line="tiles", data=DataConfig(path="data/tiles")))  # type: ignore[assignment]
     with pytest.raises(DataError, match=complaint):
-        LoadedDetector().predict(None, pd.DataFrame({"image": [value]}))
+        model.predict(None, pd.DataFrame({"image": [value]}))
 
 
 def test_the_newest_version_is_challenger_until_it_is_champion(workspace: Workspace, line: str, detector: Path) -> None:
