@@ -37,11 +37,13 @@ class Fitting:
         directory: Holds the checkpoint of kinds that are trained in epochs.
         on_epoch: Called after each of their epochs.
         group: The processes that train together; kinds without epochs are fitted by each of them.
+        held_out: Features of good images that are not fitted, on which kinds with epochs measure how they get on.
     """
 
     directory: Path
     on_epoch: Callable[[EpochResult], None] = lambda result: None
     group: ProcessGroup = ALONE
+    held_out: ShapedFeatures | None = None
 
 
 class Implementation(Protocol):
@@ -77,6 +79,7 @@ def fit_model(
     directory: Path,
     on_epoch: Callable[[EpochResult], None] = lambda result: None,
     group: ProcessGroup = ALONE,
+    held_out: ShapedFeatures | None = None,
 ) -> Model:
     """Fit the kind of detector that a line names to good images.
 
@@ -86,6 +89,7 @@ def fit_model(
         directory: Holds the checkpoint of kinds that are trained in epochs.
         on_epoch: Called after each of their epochs.
         group: The processes that train together.
+        held_out: Features of good images that are not fitted; they change nothing.
 
     Raises:
         DataError: If there are too few images.
@@ -93,4 +97,5 @@ def fit_model(
     """
     if not len(features):
         raise DataError("There are no images to fit. Add good images, or hold out fewer (roles).")
-    return implementation_of(line.detector).fit(line, features, Fitting(directory, on_epoch, group)).eval()
+    fitting = Fitting(directory, on_epoch, group, held_out)
+    return implementation_of(line.detector).fit(line, features, fitting).eval()

@@ -42,6 +42,8 @@ class EpochResult:
         grad_norm: Mean gradient norm before clipping.
         seconds: Time the epoch took, interruptions not counted.
         learning_rate: Of the epoch's last step.
+        held_out_nll: The same of images that are not trained on, with the weights after the epoch; None if it was not
+            measured.
         again: True if the epoch was finished before a resumption, which reports it again.
     """
 
@@ -51,6 +53,7 @@ class EpochResult:
     grad_norm: float
     seconds: float
     learning_rate: float
+    held_out_nll: float | None = None
     again: bool = field(default=False, compare=False)
 
 

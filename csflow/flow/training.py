@@ -39,6 +39,7 @@ from csflow.flow.checkpoint import EpochResult as EpochResult
 from csflow.flow.cross_scale import CrossScaleFlow
 from csflow.flow.device import Features, Feed, feed_device
 from csflow.flow.distributed import ALONE, ProcessGroup
+from csflow.flow.held_out import HeldOut
 from csflow.flow.stop_signals import collect_stop_signals
 from csflow.flow.training_run import UNREAD_STEPS, TrainingRun, start_run
 
@@ -53,6 +54,7 @@ def fit_flow(
     directory: Path,
     on_epoch: Callable[[EpochResult], None] = lambda result: None,
     group: ProcessGroup = ALONE,
+    held_out: Features | None = None,
 ) -> CrossScaleFlow:
     """Train a flow for a fixed number of epochs; the last epoch is the result.
 
@@ -65,34 +67,39 @@ def fit_flow(
         directory: For the checkpoint; created if needed.
         on_epoch: Called after every epoch, in the first process; after a resumption first for the epochs before it.
         group: The processes that train together.
+        held_out: Of good images that are not fitted, whose likelihood is measured after some epochs.
 
     Returns:
         The trained flow on the CPU, in evaluation mode.
 
     Raises:
         DataError: If there are no features.
-        ModelError: If the features do not fit the flow, training diverges, the device is missing, or ``directory``
-            holds a checkpoint of another configuration.
+        ModelError: If features or checkpoint do not fit the flow, training diverges, or the device is missing.
         SystemExit: After a signal, with the checkpoint written.
     """
     if not len(features):
         raise DataError("There are no images to train on. Add good images, or hold out fewer (roles).")
     run = start_run(features, flow, training, channels=channels, scales=scales, directory=directory, group=group)
     feed = feed_device(features, run.device)
+    watched = HeldOut.on(run.device, held_out) if group.first else None
     cudnn = torch.backends.cudnn.flags(enabled=True, benchmark=True, allow_tf32=run.precision != "float32")
-    for result in run.progress.finished if group.first else ():
-        on_epoch(replace(result, again=True))
+    _report(run, on_epoch, [replace(result, again=True) for result in run.progress.finished])
     with collect_stop_signals() as received, cudnn:
         while run.progress.epoch <= training.epochs:
             _train_epoch(run, feed, received)
-            result = _result(run)
-            if group.first:
-                on_epoch(result)
+            result = _result(run, watched)
+            _report(run, on_epoch, [result])
             run.leave_if_asked(received)
             run.progress = run.progress.after(result)
             if run.progress.epoch > training.epochs:
                 run.save()
     return run.finish()
+
+
+def _report(run: TrainingRun, on_epoch: Callable[[EpochResult], None], results: Sequence[EpochResult]) -> None:
+    """Report epochs, in the first process alone."""
+    for result in results if run.group.first else ():
+        on_epoch(result)
 
 
 def _train_epoch(run: TrainingRun, feed: Feed, received: Sequence[int]) -> None:
@@ -113,7 +120,7 @@ def _train_epoch(run: TrainingRun, feed: Feed, received: Sequence[int]) -> None:
             run.save()
 
 
-def _result(run: TrainingRun) -> EpochResult:
+def _result(run: TrainingRun, watched: HeldOut | None) -> EpochResult:
     progress = run.progress
     return EpochResult(
         epoch=progress.epoch,
@@ -122,4 +129,5 @@ def _result(run: TrainingRun) -> EpochResult:
         grad_norm=progress.grad_norm_sum / progress.step,
         seconds=progress.seconds,
         learning_rate=run.optimizer.param_groups[0]["lr"],
+        held_out_nll=watched.nll(run) if watched and watched.is_due(progress.epoch, run.training.epochs) else None,
     )

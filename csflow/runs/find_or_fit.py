@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,6 +29,7 @@ def find_or_fit(
     publish: OnEpoch = lambda result: None,
     *,
     processes: int | None = None,
+    held_out: Sequence[str] = (),
 ) -> Path:
     """Find the model that was fitted to equal inputs before, or fit a new one; resume a training that was killed.
 
@@ -41,6 +43,8 @@ def find_or_fit(
         publish: Receives the result of every epoch, also those of a model that was found.
         processes: How many processes train together; the number changes the result only by rounding. By default
             :func:`processes_for` decides.
+        held_out: SHA-256 of good images that are not fitted, whose likelihood is measured while a flow is trained; a
+            model that is found may have been trained without.
 
     Returns:
         The folder with ``model.safetensors`` and ``training.json``.
@@ -52,7 +56,7 @@ def find_or_fit(
     """
     folder = model_folder(line, cached, images, models)
     with held(folder.with_name(f".{folder.name}.lock"), f"the training {folder.name[:12]}"):
-        return _found_or_fitted(line, cached, images, folder, publish, processes)
+        return _found_or_fitted(line, cached, images, folder, publish, processes, held_out)
 
 
 def _found_or_fitted(
@@ -62,6 +66,7 @@ def _found_or_fitted(
     folder: Path,
     publish: OnEpoch,
     processes: int | None,
+    held_out: Sequence[str],
 ) -> Path:
     """Find or fit the model while no other process does."""
     known = _sound_epochs(folder) if folder.exists() else None
@@ -72,9 +77,9 @@ def _found_or_fitted(
         return folder
     count = processes_for(line) if processes is None else processes
     if count == 1:
-        fit_here(line, cached, images, folder, publish)
+        fit_here(line, cached, images, folder, publish, held_out=held_out)
     else:
-        fit_together(line, cached, images, folder, publish, processes=count)
+        fit_together(line, cached, images, folder, publish, processes=count, held_out=held_out)
     return folder
 
 

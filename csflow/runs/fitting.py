@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
@@ -96,6 +96,7 @@ def fit_here(
     publish: OnEpoch,
     *,
     group: ProcessGroup | None = None,
+    held_out: Sequence[str] = (),
 ) -> None:
     """Fit the detector in this process, alone or as a member of a group; only the first member writes the model.
 
@@ -107,6 +108,7 @@ def fit_here(
             ``.work``. A damaged checkpoint is put aside, and training starts over.
         publish: Receives the result of every epoch.
         group: The processes that train together; this process alone by default.
+        held_out: SHA-256 of good images that are not fitted, whose likelihood is measured while a flow is trained.
 
     Raises:
         ModelError: If training diverges.
@@ -129,7 +131,14 @@ def fit_here(
         say(f"train: {line.detector} on {len(images)} images{effort}{together}")
     with counting() as tell:
         curve = _Curve(publish, tell)
-        model = fit_model(line, cached.open(images), directory=work, on_epoch=curve.add, group=group)
+        model = fit_model(
+            line,
+            cached.open(images),
+            directory=work,
+            on_epoch=curve.add,
+            group=group,
+            held_out=cached.open(held_out) if held_out else None,
+        )
     if not group.first:
         return
     with new_directory(folder) as target:

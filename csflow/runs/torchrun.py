@@ -54,11 +54,13 @@ class Job:
         line: The line's configuration.
         images: SHA-256 of the images to fit.
         folder: Folder of the model, in a folder that all processes can write to.
+        held_out: SHA-256 of good images whose likelihood is measured.
     """
 
     line: LineConfig
     images: list[str]
     folder: Path
+    held_out: tuple[str, ...] = ()
 
     def save(self, path: Path, cached: CacheManifest) -> None:
         """Write the job, and next to it the manifest of its features."""
@@ -67,6 +69,7 @@ class Job:
             "line": self.line.model_dump(mode="json"),
             "images": self.images,
             "folder": str(self.folder.absolute()),
+            "held_out": list(self.held_out),
         }
         write_sealed_json(path, plain)
 
@@ -80,7 +83,7 @@ class Job:
         try:
             plain = read_sealed_json(path)
             line = parse_line_json(json.dumps(plain["line"]), source=path)
-            return cls(line, list(plain["images"]), Path(plain["folder"]))
+            return cls(line, list(plain["images"]), Path(plain["folder"]), tuple(plain.get("held_out", ())))
         except (DamagedFileError, KeyError, TypeError) as error:
             raise UsageError(
                 f"{path} is no training job ({error!r}). Make one: python -m csflow.runs.torchrun prepare LINE {path}"
@@ -88,7 +91,14 @@ class Job:
 
 
 def fit_together(
-    line: LineConfig, cached: CacheManifest, images: list[str], folder: Path, publish: OnEpoch, *, processes: int
+    line: LineConfig,
+    cached: CacheManifest,
+    images: list[str],
+    folder: Path,
+    publish: OnEpoch,
+    *,
+    processes: int,
+    held_out: Sequence[str] = (),
 ) -> None:
     """Fit a line's detector in several processes and wait for them; resume a training that was killed.
 
@@ -102,6 +112,7 @@ def fit_together(
         folder: Folder of the model; see :func:`csflow.runs.fitting.fit_here`.
         publish: Receives the result of every epoch.
         processes: Number of processes, each with its own GPU if it trains on GPUs.
+        held_out: SHA-256 of good images that are not fitted, whose likelihood is measured.
 
     Raises:
         CsflowError: If a process fails; class and message are those of its error.
@@ -109,7 +120,7 @@ def fit_together(
     """
     with tempfile.TemporaryDirectory(prefix="csflow-fit-") as name:
         job = Path(name) / "job.json"
-        Job(line, images, folder).save(job, cached)
+        Job(line, images, folder, tuple(held_out)).save(job, cached)
         began = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--local-addr", "127.0.0.1"]
         command = [*began, "--nproc-per-node", str(processes), "-m", __name__, "fit", str(job), "--tell"]
         # In a new session, Ctrl-C at a terminal reaches the processes only once: forwarded by this process.
@@ -230,7 +241,7 @@ def fit_job(path: Path, *, tell: bool) -> None:
         with join_process_group(device=job.line.training.device) as group:
             cached = CacheManifest.load(_features(path))
             publish = _tell if tell else lambda result: None
-            fit_here(job.line, cached, job.images, job.folder, publish, group=group)
+            fit_here(job.line, cached, job.images, job.folder, publish, group=group, held_out=job.held_out)
             if group.first:
                 say(f"train: the model is stored in {job.folder}")
     except Exception as error:

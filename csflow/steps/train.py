@@ -9,6 +9,9 @@ from csflow.runs.context import RunContext, load_manifest, step
 from csflow.runs.services import Services
 from csflow.runs.stored_features import load_features
 
+WATCHED = 32
+"""Most held-out images whose likelihood is measured while a flow is trained."""
+
 
 def train(
     services: Services,
@@ -42,10 +45,11 @@ def train(
         from csflow.runs.find_or_fit import find_or_fit
         from csflow.runs.fitting import images_to_fit
 
-        manifest = load_manifest(context, Path(manifest_path)).rows(role="fit")
+        manifest = load_manifest(context, Path(manifest_path))
         cached = load_features(services, context.run_id, Path(features_path))
-        images = images_to_fit(context.line, list(manifest.frame["sha256"]))
+        images = images_to_fit(context.line, list(manifest.rows(role="fit").frame["sha256"]))
+        held_out = sorted(manifest.rows(role="calibrate").frame["sha256"])[:WATCHED]
         with services.tracker.epoch_log(context.run_id) as publish:
-            folder = find_or_fit(context.line, cached, images, services.workspace.models, publish)
+            folder = find_or_fit(context.line, cached, images, services.workspace.models, publish, held_out=held_out)
         services.tracker.set_tags(context.run_id, {"model_key": folder.name})
         shutil.copytree(folder, Path(model_out), dirs_exist_ok=True)

@@ -49,6 +49,8 @@ class Curves:
             "train_epoch_seconds": result.seconds,
             "train_learning_rate": result.learning_rate,
         }
+        if result.held_out_nll is not None:
+            values["train_held_out_nll"] = result.held_out_nll
         self._waiting += [Point.now(name, value, result.epoch) for name, value in values.items()]
         if time.monotonic() - self._written >= self._every:
             self.flush()

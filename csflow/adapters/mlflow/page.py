@@ -12,6 +12,8 @@
 metric                        meaning
 ============================= =====================================================================
 ``train_nll``                 mean negative log-likelihood per dimension in nats, one value per epoch
+``train_held_out_nll``        the same of at most 32 calibration images, which are not trained on, after
+                              about 20 epochs
 ``train_grad_norm``           gradient norm before clipping, one value per epoch
 ``train_epoch_seconds``       duration of the epoch
 ``train_learning_rate``       of the epoch

@@ -46,6 +46,7 @@ def fit(line: LineConfig, features: ShapedFeatures, fitting: Fitting) -> Model:
         directory=fitting.directory,
         on_epoch=fitting.on_epoch,
         group=fitting.group,
+        held_out=fitting.held_out,
     )
     return FlowModel(flow, line.scoring)
 

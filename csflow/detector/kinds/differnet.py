@@ -84,6 +84,7 @@ def fit(line: LineConfig, features: ShapedFeatures, fitting: Fitting) -> Model:
         directory=fitting.directory,
         on_epoch=fitting.on_epoch,
         group=fitting.group,
+        held_out=fitting.held_out and PooledFeatures(fitting.held_out, line.features.rotations),
     )
     return PooledFlowModel(flow, line.features.rotations)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
@@ -14,6 +13,7 @@ from csflow.adapters.mlflow.curves import Curves, Point
 from csflow.adapters.mlflow.runs import flat_params
 from csflow.adapters.mlflow.tracking import Tracker
 from csflow.config import DataConfig, LineConfig
+from csflow.flow.training import EpochResult
 from csflow.system.workspace import Workspace
 
 
@@ -137,13 +137,15 @@ def test_epochs_are_written_together() -> None:
     written: list[list[Point]] = []
     curves = Curves(lambda points: written.append(list(points)), every=1000.0)
     for epoch in (1, 2, 3):
-        curves.add(SimpleNamespace(epoch=epoch, nll=1.0, grad_norm=2.0, seconds=3.0, learning_rate=4.0))  # type: ignore[arg-type]
+        held_out = 5.0 if epoch == 3 else None
+        curves.add(EpochResult(epoch, 3, nll=1.0, grad_norm=2.0, seconds=3.0, learning_rate=4.0, held_out_nll=held_out))
     assert written == []
     curves.flush()
     assert [(point.metric, point.epoch) for point in written[0]][:4] == [
         ("curves/nll", 1), ("curves/grad_norm", 1), ("curves/epoch_seconds", 1), ("curves/learning_rate", 1),
     ]  # fmt: skip
-    assert len(written[0]) == 12
+    assert len(written[0]) == 13
+    assert [(point.metric, point.epoch) for point in written[0]][-1] == ("curves/held_out_nll", 3)
 
 
 def experiment(workspace: Workspace) -> str:
