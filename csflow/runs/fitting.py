@@ -115,7 +115,6 @@ def fit_here(
         CacheError: If a stored feature is damaged.
         SystemExit: After SIGTERM or SIGINT, once a checkpoint has been written.
     """
-    from csflow.config import KINDS
     from csflow.detector.fitting import fit_model
     from csflow.detector.model_file import save_model
     from csflow.flow.distributed import ALONE
@@ -125,10 +124,7 @@ def fit_here(
     if group.first:
         if work.exists() and not work.is_dir():
             put_aside(work, f"{work} is not a folder.")
-        trained = KINDS[line.detector].epochs
-        effort = f", {line.training.epochs} epochs, hidden width {line.flow.hidden}" if trained else ""
-        together = f", {group.size} processes" if group.size > 1 else ""
-        say(f"train: {line.detector} on {len(images)} images{effort}{together}")
+        _announce(line, len(images), group.size)
     with counting() as tell:
         curve = _Curve(publish, tell)
         model = fit_model(
@@ -145,6 +141,15 @@ def fit_here(
         save_model(model, target / MODEL)  # rounded, so that it is calibrated as it will be stored
         write_sealed_json(target / TRAINING, {"epochs": [asdict(result) for result in curve.results]})
     shutil.rmtree(work, ignore_errors=True)
+
+
+def _announce(line: LineConfig, images: int, processes: int) -> None:
+    from csflow.config import KINDS
+
+    trained = KINDS[line.detector].epochs
+    effort = f", {line.training.epochs} epochs, hidden width {line.flow.hidden}" if trained else ""
+    together = f", {processes} processes" if processes > 1 else ""
+    say(f"train: {line.detector} on {images} images{effort}{together}")
 
 
 @dataclass(frozen=True)
