@@ -122,19 +122,11 @@ def fit_here(
     group = group or ALONE
     work = folder.with_suffix(".work")
     if group.first:
-        if work.exists() and not work.is_dir():
-            put_aside(work, f"{work} is not a folder.")
-        _announce(line, len(images), group.size)
+        _begin(line, len(images), group.size, work)
     with counting() as tell:
         curve = _Curve(publish, tell)
-        model = fit_model(
-            line,
-            cached.open(images),
-            directory=work,
-            on_epoch=curve.add,
-            group=group,
-            held_out=cached.open(held_out) if held_out else None,
-        )
+        watched = cached.open(held_out) if held_out else None
+        model = fit_model(line, cached.open(images), directory=work, on_epoch=curve.add, group=group, held_out=watched)
     if not group.first:
         return
     with new_directory(folder) as target:
@@ -143,9 +135,12 @@ def fit_here(
     shutil.rmtree(work, ignore_errors=True)
 
 
-def _announce(line: LineConfig, images: int, processes: int) -> None:
+def _begin(line: LineConfig, images: int, processes: int, work: Path) -> None:
+    """Say what begins, and make room for the checkpoint."""
     from csflow.config import KINDS
 
+    if work.exists() and not work.is_dir():
+        put_aside(work, f"{work} is not a folder.")
     trained = KINDS[line.detector].epochs
     effort = f", {line.training.epochs} epochs, hidden width {line.flow.hidden}" if trained else ""
     together = f", {processes} processes" if processes > 1 else ""
