@@ -38,7 +38,7 @@ def test_a_line_trains_on_the_gpus_it_asks_for_if_all_are_here(monkeypatch: pyte
 def test_two_that_want_the_same_model_fit_it_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fits: list[str] = []
 
-    def fit(line: LineConfig, cached: CacheManifest, images: list[str], folder: Path, publish: Any) -> None:
+    def fit(line: LineConfig, cached: CacheManifest, images: list[str], folder: Path, publish: Any, **_: Any) -> None:
         fits.append(threading.current_thread().name)
         with new_directory(folder) as made:
             time.sleep(0.5)
