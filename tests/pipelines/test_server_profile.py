@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from csflow.adapters.deployment.local import LocalEndpoints
+from csflow.adapters.mlflow.page import read_tags
 from tests.pipelines.test_local_run import Factory
 from tests.servers import ObjectStore, mlflow_server, object_store, postgres
 
@@ -126,14 +127,14 @@ def test_the_detector_went_through_the_server_into_the_bucket(site: Site, tmp_pa
             place.parent.mkdir(parents=True, exist_ok=True)
             place.write_bytes(site.store.read(key))
     champion = client.get_model_version_by_alias("csflow-plates", "champion")
-    assert sha256_tree(tmp_path / "detector") == champion.tags["detector_digest"]
+    assert sha256_tree(tmp_path / "detector") == read_tags(champion.tags)["detector_digest"]
 
 
 def test_the_champion_is_published_in_the_store_under_its_digest(site: Site) -> None:
     from mlflow import MlflowClient
 
     champion = MlflowClient(site.tracking_uri).get_model_version_by_alias("csflow-plates", "champion")
-    published = f"{STORE}/detectors/plates/{champion.tags['detector_digest']}/"
+    published = f"{STORE}/detectors/plates/{read_tags(champion.tags)['detector_digest']}/"
     names = {key.removeprefix(published) for key in site.store.keys(published)}
     assert names >= {"config.json", "model.safetensors", "backbone.safetensors", "calibration.json", "lineage.json"}
     assert site.store.keys(f"{STORE}/features/"), "features are shared by all runs"
@@ -156,7 +157,7 @@ def test_commands_read_from_the_server(site: Site, tmp_path: Path) -> None:
 def test_nothing_changed_means_unchanged_here_and_on_a_fresh_machine(site: Site, tmp_path: Path) -> None:
     done = site.profile.run("pipelines", "run", str(site.factory.yaml))
     assert done.returncode == 0, done.stdout + done.stderr
-    assert f"{site.tracking_uri} " in done.stdout, "where to see the runs"
+    assert f"{site.tracking_uri}/#/experiments/" in done.stdout, "where to see the runs"
     again = json.loads((site.profile.home / "summary.json").read_text())
     assert (again["outcome"], again["model_version"]) == ("unchanged", 1)
     assert again["endpoint"] == site.first["endpoint"]
