@@ -7,7 +7,6 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -18,6 +17,7 @@ from csflow.adapters.mlflow.tracking import Tracker
 from csflow.adapters.mlflow.versions import LONGEST_TAG
 from csflow.config import DataConfig, LineConfig
 from csflow.errors import DataError, NotRegisteredError, RegistryError
+from csflow.flow.checkpoint import EpochResult
 from csflow.system.workspace import Workspace
 
 FirstRuns = tuple[Workspace, list[subprocess.CompletedProcess[str]]]
@@ -35,18 +35,6 @@ print(Tracker(workspace).start_run("tiles", params={"seed": "0"}, tags={}))
 from mlflow.telemetry import get_telemetry_client
 assert get_telemetry_client() is None, "MLflow would call home"
 """
-
-
-@dataclass(frozen=True)
-class EpochResult:
-    """The fields of csflow.flow.training.EpochResult, without torch."""
-
-    epoch: int
-    epochs: int
-    nll: float
-    grad_norm: float
-    seconds: float
-    learning_rate: float
 
 
 @pytest.fixture(scope="module")
