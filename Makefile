@@ -7,8 +7,6 @@ LOCK := requirements/dev.txt
 export DVC_NO_ANALYTICS := 1
 # Some containers forbid bytecode; then every step compiles all its imports again.
 unexport PYTHONDONTWRITEBYTECODE
-# Threads that spin while they wait starve the other processes of a small machine.
-export OMP_WAIT_POLICY ?= passive
 ifneq ($(wildcard ../shared/data),)
 export CSFLOW_TEST_DATA ?= $(abspath ../shared/data)
 endif

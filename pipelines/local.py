@@ -192,8 +192,6 @@ def run_child(arguments: Sequence[str], root: Path, workspace: Workspace, *, loc
         OWNER: this_command(workspace),
         "TMPDIR": str(scratch),
         "PYTHONUNBUFFERED": "1",
-        # Threads that spin while they wait take cores from other processes, such as the line's endpoint.
-        "OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "passive"),
     }
     code = _stream([sys.executable, "-m", *arguments], environment, log, () if lock is None else (lock,))
     if code != 0:

@@ -21,9 +21,9 @@ _NOT_WRITABLE = {errno.EACCES, errno.EDQUOT, errno.ENOSPC, errno.ENOTDIR, errno.
 
 def run_app(app: typer.Typer) -> NoReturn:
     """Run a command line; for a csflow error, print its message and exit with its code (2 for usage, 1 otherwise)."""
-    from csflow.system.cores import respect_quota
+    from csflow.system.threads import prepare_threads
 
-    respect_quota()
+    prepare_threads()
     try:
         with raised_on_sigterm():
             app()

@@ -14,6 +14,7 @@ from pathlib import Path
 from csflow.cli.options import JsonOption, print_json
 from csflow.config import line_names, lines_folder, load_line
 from csflow.errors import CsflowError
+from csflow.system.cores import cores_in_reach, cpu_quota
 from csflow.system.project import PROJECT, find_project
 from csflow.system.workspace import Workspace
 
@@ -86,11 +87,21 @@ def _disk() -> str:
 
 
 def _device() -> str:
+    import torch
+
     from csflow.config import TrainingConfig
     from csflow.flow.device import choose_device, choose_precision
+    from csflow.flow.gradient_check import require_sound_gradients
 
     training = TrainingConfig()
-    return f"trains on {choose_device(training)} in {choose_precision(training, choose_device(training))}"
+    device = choose_device(training)
+    require_sound_gradients(device)
+    quota = cpu_quota()
+    allowed = "" if quota is None else f", a CPU quota of {quota:g}"
+    return (
+        f"trains on {device} in {choose_precision(training, device)}; "
+        f"{torch.get_num_threads()} threads ({cores_in_reach()} cores{allowed})"
+    )
 
 
 def _bfloat16() -> str:

@@ -11,7 +11,7 @@ import typer
 
 from csflow.cli.options import JsonOption, print_json
 from csflow.config import KINDS
-from csflow.errors import NotRegisteredError, RegistryError
+from csflow.errors import RegistryError
 from csflow.runs.services import Services
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ def why(
     line, _, which = name.partition("@")
     try:
         version = services.registry.find_version(line, which or CHAMPION)
-    except NotRegisteredError:
+    except RegistryError:
         load_line(line)  # a mistyped name is more likely, and this error suggests the nearest one
         raise
     story = tell(services, version)

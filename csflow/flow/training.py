@@ -74,7 +74,7 @@ def fit_flow(
 
     Raises:
         DataError: If there are no features.
-        ModelError: If features or checkpoint do not fit the flow, training diverges, or the device is missing.
+        ModelError: If features or checkpoint do not fit, training diverges, or the device is missing or wrong.
         SystemExit: After a signal, with the checkpoint written.
     """
     if not len(features):

@@ -25,6 +25,7 @@ from csflow.flow.checkpoint import (
 from csflow.flow.cross_scale import CrossScaleFlow
 from csflow.flow.device import Features, Feed, Precision, choose_device, choose_precision
 from csflow.flow.distributed import ProcessGroup
+from csflow.flow.gradient_check import require_sound_gradients
 from csflow.flow.learning_rate import learning_rate_at
 from csflow.flow.standardization import channel_statistics
 from csflow.system.seals import put_aside
@@ -198,9 +199,11 @@ def start_run(
         group: The processes that train together.
 
     Raises:
-        ModelError: If the device is missing, or features or checkpoint do not fit the configuration.
+        ModelError: If the device is missing or computes wrong gradients, or features or checkpoint do not fit the
+            configuration.
     """
     device = choose_device(training)
+    require_sound_gradients(device)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(training.seed)
         flow = CrossScaleFlow(config, channels=channels, scales=scales)

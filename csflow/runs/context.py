@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 from csflow.config import LineConfig, parse_line_json
 from csflow.errors import CsflowError, DamagedFileError, DataError
-from csflow.system.cores import respect_quota
 from csflow.system.files import explain_full_disk, sha256_file, write_atomic
 from csflow.system.processes import raised_on_sigterm
 from csflow.system.seals import put_aside, read_sealed_json, write_sealed_json
+from csflow.system.threads import prepare_threads
 
 if TYPE_CHECKING:
     from csflow.data.manifest import Manifest
@@ -107,7 +107,7 @@ def step(services: Services, name: str, context: RunContext | None = None) -> It
     Raises:
         DiskFullError: If a full disk is behind the failure, whichever library found it.
     """
-    respect_quota()
+    prepare_threads()
     try:
         with raised_on_sigterm(), nullcontext() if context is None else services.tracker.step(context.run_id, name):
             yield

@@ -12,6 +12,7 @@ import numpy as np
 
 from csflow.errors import DataError
 from csflow.runs.identity import model_code
+from csflow.system.cores import BUSY, busy_elsewhere, cores_in_reach
 from csflow.system.files import new_directory, sha256_json
 from csflow.system.progress import counting, say
 from csflow.system.seals import check, put_aside, read_sealed_json, write_sealed_json
@@ -145,6 +146,20 @@ def _begin(line: LineConfig, images: int, processes: int, work: Path) -> None:
     effort = f", {line.training.epochs} epochs, hidden width {line.flow.hidden}" if trained else ""
     together = f", {processes} processes" if processes > 1 else ""
     say(f"train: {line.detector} on {images} images{effort}{together}")
+    if trained and processes == 1:
+        _say_if_busy(line)
+
+
+def _say_if_busy(line: LineConfig) -> None:
+    """Say that others use the cores, if the training needs them. The number of threads stays (decision 023)."""
+    from csflow.flow.device import choose_device
+
+    busy = busy_elsewhere() if choose_device(line.training).type == "cpu" else None
+    if busy is not None and busy > BUSY:
+        say(
+            f"train: other processes keep {busy:.1f} of {cores_in_reach()} cores busy, and epochs take longer; "
+            "OMP_NUM_THREADS sets the number of threads"
+        )
 
 
 @dataclass(frozen=True)

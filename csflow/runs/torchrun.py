@@ -31,11 +31,11 @@ from csflow import errors
 from csflow.config import LineConfig, load_line, parse_line_json
 from csflow.errors import CsflowError, DamagedFileError, UsageError
 from csflow.runs.fitting import OnEpoch, fit_here, images_to_fit, model_folder
-from csflow.system.cores import cores
 from csflow.system.files import write_json
 from csflow.system.process_family import guarded
 from csflow.system.progress import say
 from csflow.system.seals import read_sealed_json, write_sealed_json
+from csflow.system.threads import NUMBER, share_of_threads
 from csflow.system.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -141,7 +141,7 @@ def _environment(processes: int) -> dict[str, str]:
     """Return an environment with this code and an equal share of the cores; ``torchrun`` would give each just one."""
     root = str(Path(__file__).resolve().parents[2])
     path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
-    return {"OMP_NUM_THREADS": str(max(1, cores() // processes))} | os.environ | {"PYTHONPATH": path}
+    return os.environ | {NUMBER: str(share_of_threads(processes)), "PYTHONPATH": path}
 
 
 def _listen(process: subprocess.Popen[str], publish: OnEpoch) -> None:

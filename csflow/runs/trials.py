@@ -14,8 +14,8 @@ from statistics import median
 from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 from csflow.config import KINDS, LineConfig
-from csflow.system.cores import respect_quota
 from csflow.system.processes import peak_memory
+from csflow.system.threads import prepare_threads
 
 if TYPE_CHECKING:
     from csflow.data.manifest import Manifest
@@ -96,7 +96,7 @@ class RandomFeatures:
 
 def apart(work: Callable[Arguments, Result], *arguments: Arguments.args, **keywords: Arguments.kwargs) -> Result:
     """Run in a new process, so that its peak memory can be measured separately."""
-    respect_quota()
+    prepare_threads()
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
         return pool.submit(work, *arguments, **keywords).result()
 

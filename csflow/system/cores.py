@@ -10,13 +10,11 @@ from __future__ import annotations
 
 import os
 import re
-import sys
 import time
-from collections.abc import Iterator, Mapping, MutableMapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 _PROC, _STAT = Path("/proc/self"), Path("/proc/stat")
-THREADS = "OMP_NUM_THREADS"
 
 BUSY = 0.2
 """Cores used by other processes above which a machine counts as busy; an idle system stays below."""
@@ -34,18 +32,6 @@ def cores() -> int:
 def cores_in_reach() -> int:
     """Return the number of cores this process may run on, whatever its quota."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def respect_quota(environment: MutableMapping[str, str] = os.environ) -> None:
-    """Let torch and NumPy start as many threads as the quota allows; they know the affinity mask alone.
-
-    It has to be called before either is imported, and leaves ``OMP_NUM_THREADS`` alone if somebody has set it. Without
-    a quota, or with one above the number of cores, it does nothing.
-    """
-    if cores() < cores_in_reach() and not environment.get(THREADS):
-        environment[THREADS] = str(cores())
-        if "torch" in sys.modules:  # too late for the variable
-            sys.modules["torch"].set_num_threads(cores())
 
 
 def cpu_quota(proc: Path = _PROC) -> float | None:

@@ -110,13 +110,6 @@ _OURS = (
         "training on CPUs",
     ),
     Variable(
-        "OMP_WAIT_POLICY",
-        "How OpenMP threads wait. Passive threads leave the cores to other processes, such as an endpoint.",
-        "`passive` in local runs",
-        "active",
-        "local runs",
-    ),
-    Variable(
         "CSFLOW_TEST_DATA",
         "Folder of the Magnetic Tile Defects images for the tests marked `real`.",
         "these tests are skipped",

@@ -127,10 +127,19 @@ LIBRARIES = (
     ),
     Variable(
         "OMP_NUM_THREADS",
-        "Threads of a process. With several training processes on a machine, csflow sets an equal share of the cores.",
-        "all cores",
+        "Threads of a process. With several training processes on a machine, csflow sets an equal share of the cores. "
+        "`OMP_THREAD_LIMIT` is respected; `OMP_DYNAMIC`, with which gradients are wrong, is switched off.",
+        "all cores, or as many as the CPU quota allows",
         "4",
         "torch, ONNX Runtime",
+        "library",
+    ),
+    Variable(
+        "OMP_WAIT_POLICY",
+        "How OpenMP threads wait. Passive threads sleep, and leave the cores to other processes, such as an endpoint.",
+        "`passive`",
+        "active",
+        "torch's CPU kernels",
         "library",
     ),
     Variable(

@@ -17,9 +17,9 @@ from pathlib import Path
 from csflow.adapters.serving import LOOPBACK, ServedDetector, serve_detectors
 from csflow.detector.directory import line_of
 from csflow.errors import CsflowError, ModelError, UsageError
-from csflow.system.cores import respect_quota
 from csflow.system.ports import bind
 from csflow.system.processes import raised_on_sigterm
+from csflow.system.threads import prepare_threads
 
 MOUNTED = Path("/mnt/models")
 """Folder at which KServe mounts the detector that ``storageUri`` names."""
@@ -28,7 +28,7 @@ MOUNTED = Path("/mnt/models")
 def main(arguments: Sequence[str] | None = None) -> int:
     """Parse the arguments, serve until a signal, and return the exit status."""
     options = _parser().parse_args(arguments)
-    respect_quota()
+    prepare_threads()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s")
     try:
         models = _many(options) if options.model else _one(options)

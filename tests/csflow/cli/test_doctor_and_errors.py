@@ -17,6 +17,13 @@ from csflow.errors import CsflowError, UsageError
 ROOT = Path(__file__).resolve().parents[3]
 
 
+@pytest.fixture(autouse=True)
+def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A workspace of the test's own: what the project's holds is none of its business."""
+    monkeypatch.setenv("CSFLOW_HOME", str(tmp_path / "home"))
+    return tmp_path / "home"
+
+
 def command(*words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "csflow.cli", *words], cwd=ROOT, capture_output=True, text=True, check=False

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from csflow.system import cores as module
-from csflow.system.cores import cores, cores_in_reach, cpu_quota, respect_quota
+from csflow.system.cores import cores, cpu_quota
 
 
 class Machine:
@@ -120,30 +118,6 @@ def test_a_quota_is_rounded_down_to_at_least_one_core(
     monkeypatch.setattr(module, "cpu_quota", lambda: quota)
     monkeypatch.setattr(module, "cores_in_reach", lambda: 8)
     assert cores() == expected
-    environment: dict[str, str] = {}
-    monkeypatch.setattr(sys, "modules", {})
-    respect_quota(environment)
-    assert environment == ({} if expected == 8 else {"OMP_NUM_THREADS": str(expected)})
-    chosen = {"OMP_NUM_THREADS": "5"}
-    respect_quota(chosen)
-    assert chosen == {"OMP_NUM_THREADS": "5"}
-
-
-def test_torch_starts_as_many_threads_as_the_quota_allows() -> None:
-    """Torch looks at the affinity mask alone, so every entrance has to tell it, before torch is imported or after."""
-    if cores_in_reach() < 2:
-        pytest.skip("needs two cores")
-    for late in (False, True):
-        code = (
-            "from csflow.system import cores as module\n"
-            "module.cpu_quota = lambda: 1.0\n"
-            f"{'import torch' if late else 'pass'}\n"
-            "module.respect_quota()\n"
-            "import torch; print(torch.get_num_threads())"
-        )
-        environment = {key: value for key, value in os.environ.items() if not key.startswith("OMP_")}
-        done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
-        assert done.stdout.strip() == "1"
 
 
 def test_the_systems_count_has_what_anyone_computes_and_no_idling(
