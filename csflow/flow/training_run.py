@@ -204,9 +204,7 @@ def start_run(
     """
     device = choose_device(training)
     require_sound_gradients(device)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(training.seed)
-        flow = CrossScaleFlow(config, channels=channels, scales=scales)
+    flow = _drawn(config, channels, scales, training.seed)
     flow = flow.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     directory.mkdir(parents=True, exist_ok=True)
     run = TrainingRun(
@@ -227,6 +225,13 @@ def start_run(
     if not _resumed(run) and config.standardize:
         flow.set_standardization(*channel_statistics(features, arrange=flow.arrange))
     return run
+
+
+def _drawn(config: FlowConfig, channels: int, scales: int, seed: int) -> CrossScaleFlow:
+    """Return a flow with random weights that depend on the seed alone; the caller's random numbers stay as they are."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return CrossScaleFlow(config, channels=channels, scales=scales)
 
 
 def _resumed(run: TrainingRun) -> bool:
