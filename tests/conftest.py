@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import shutil
+import signal
 from collections.abc import Generator, Iterator
 from pathlib import Path
 
@@ -15,6 +16,11 @@ from csflow.adapters.mlflow import database
 
 os.environ["DVC_NO_ANALYTICS"] = "1"
 os.environ["GIT_CONFIG_NOSYSTEM"] = "1"
+
+# A shell ignores them for what it starts in the background or under nohup, and all that the tests start inherits that.
+for number in (signal.SIGHUP, signal.SIGINT):
+    if signal.getsignal(number) == signal.SIG_IGN:
+        signal.signal(number, signal.SIG_DFL if number == signal.SIGHUP else signal.default_int_handler)
 
 
 REQUIRED = "CSFLOW_REQUIRE"

@@ -22,7 +22,7 @@ from csflow.adapters.mlflow.runs import ablations_of, flat_params
 from csflow.errors import CsflowError
 from csflow.runs.ownership import owner_tags
 from csflow.runs.services import Services
-from csflow.system.files import exclusive
+from csflow.system.locks import held
 from csflow.system.processes import raised_on_sigterm
 from csflow.system.progress import say
 
@@ -91,7 +91,7 @@ def run_variant(folder: Path, key: str, services: Services, bench: Bench | None 
     """
     plan, bench = read_plan(folder), bench or Bench(services)
     variant, names = plan.variant(key), plan.names(key)
-    with exclusive(services.workspace.ablations / ".measuring"):
+    with held(services.workspace.ablations / ".measuring", "the measuring of variants"):
         row = stored_row(services.workspace, key)
         if row is not None and not row.error:
             row = _found(services, plan, row, bench)

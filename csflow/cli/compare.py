@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from csflow.cli.options import JsonOption, print_json
+from csflow.config import KINDS, load_line
 from csflow.errors import NotRegisteredError
 
 if TYPE_CHECKING:
@@ -15,6 +16,9 @@ if TYPE_CHECKING:
     from csflow.adapters.mlflow.versions import Version
 
 _ALWAYS = {"detector": "detector", "epochs": "training.epochs", "hidden width": "flow.hidden", "seed": "training.seed"}
+
+_SECTIONS = {section for kind in KINDS.values() for section in kind.sections}
+"""Sections of a line's YAML that only some kinds of detector read."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +47,6 @@ def compare_runs(
 ) -> None:
     """Show the last runs of a line side by side: results, versions and the parameters that differ."""
     from csflow.adapters.mlflow.versions import model_name
-    from csflow.config import load_line
     from csflow.runs.line_state import read_recent_runs
     from csflow.runs.services import Services
 
@@ -67,7 +70,7 @@ def differing_params(columns: list[RunColumn]) -> dict[str, list[str]]:
         By parameter, its value in every run; ``-`` if the run, for instance an older one, does not have it.
     """
     names = sorted({name for column in columns for name in column.params} - set(_ALWAYS.values()))
-    values = {name: [column.params.get(name, "-") for column in columns] for name in names}
+    values = {name: [_setting(column, name) for column in columns] for name in names}
     return {name: row for name, row in values.items() if len(set(row)) > 1}
 
 
@@ -124,7 +127,15 @@ def _rows(columns: list[RunColumn]) -> dict[str, list[str]]:
         "threshold": [_number(column.threshold, ".4f") for column in columns],
         "seconds": [_number(column.seconds, ".1f") for column in columns],
     }
-    return rows | {label: [column.params.get(name, "-") for column in columns] for label, name in _ALWAYS.items()}
+    return rows | {label: [_setting(column, name) for column in columns] for label, name in _ALWAYS.items()}
+
+
+def _setting(column: RunColumn, name: str) -> str:
+    """Return a parameter of a run; ``-`` if its kind of detector does not read it, or an older run does not have it."""
+    kind = KINDS.get(column.params.get("detector", ""))
+    section = name.partition(".")[0]
+    unread = kind is not None and section in _SECTIONS - set(kind.sections) and name != "training.seed"
+    return "-" if unread else column.params.get(name, "-")
 
 
 def _defects_found(run: Run) -> float | None:

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
 
 from csflow.cli.options import JsonOption, print_json, require_line_names
 from csflow.config import load_line
-from csflow.errors import ConfigError, DeployError
+from csflow.errors import ConfigError, DeployError, NotRegisteredError, RegistryError
 from csflow.runs.services import Services
+
+if TYPE_CHECKING:
+    from csflow.adapters.mlflow.versions import Version
 
 
 @dataclass(frozen=True)
@@ -32,6 +36,7 @@ def lines(as_json: JsonOption = False) -> None:
     """List the lines: champion, its quality and threshold, the data it was trained on, and its endpoint."""
     names = require_line_names()
     services = Services.from_environment()
+    services.registry.lines()  # a registry that cannot be read at all is no trouble of a single line
     rows = [_row(services, name) for name in names]
     if as_json:
         print_json([asdict(row) for row in rows])
@@ -40,14 +45,23 @@ def lines(as_json: JsonOption = False) -> None:
 
 
 def _row(services: Services, name: str) -> LineRow:
-    """Read the row of a line; a broken YAML affects only its own row, an unreachable cluster only the endpoints."""
+    """Read the row of a line.
+
+    A broken YAML or a line that the registry has lost affects only its own row, an unreachable cluster only the
+    endpoints.
+    """
+    from csflow.release.lost import require_champion
     from csflow.runs.line_state import read_line_state
 
+    description = ""
     try:
         line = load_line(name)
-    except ConfigError as error:
-        return LineRow(name, "", None, None, None, None, None, None, False, str(error))
-    state = read_line_state(services, line.line, tolerate=DeployError)
+        description = line.description
+        state = read_line_state(services, line.line, tolerate=DeployError)
+        if state.champion is None:
+            require_champion(name, _versions(services, name))
+    except (ConfigError, RegistryError) as error:
+        return LineRow(name, description, None, None, None, None, None, None, False, str(error))
     champion, endpoint = state.champion, state.endpoint
     return LineRow(
         line=line.line,
@@ -63,6 +77,13 @@ def _row(services: Services, name: str) -> LineRow:
         beside=endpoint.beside if endpoint else "",
         endpoint_error=" ".join(state.troubles),
     )
+
+
+def _versions(services: Services, line: str) -> list[Version]:
+    try:
+        return services.registry.versions(line)
+    except NotRegisteredError:
+        return []
 
 
 def _print(rows: list[LineRow]) -> None:

@@ -43,6 +43,15 @@ def require_history(services: Services, line: str, versions: Sequence[Version]) 
             "their versions were deleted on purpose, or another registry uses the same store: "
             f"csflow restore --start-over {line}"
         )
+    require_champion(line, versions)
+
+
+def require_champion(line: str, versions: Sequence[Version]) -> None:
+    """Refuse a line that had a champion and has none.
+
+    Raises:
+        RegistryError: If that is so.
+    """
     former = [version for version in versions if version.was_champion]
     if former and not any(version.is_champion for version in versions):
         newest = max(former, key=lambda version: version.champion_order)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,6 +12,7 @@ from csflow.adapters.mlflow.detector_files import is_intact, place
 from csflow.errors import CsflowError, LostFilesError, RegistryError, StorageError
 from csflow.runs.services import Services
 from csflow.system.files import write_atomic
+from csflow.system.progress import say
 
 if TYPE_CHECKING:
     from csflow.adapters.mlflow.versions import Version
@@ -75,6 +77,30 @@ def lay_down(services: Services, version: Version) -> Path:
         return _intact_copy(services, version)
     except LostFilesError as error:
         raise LostFilesError(f"{error} {ways_out(services, version)}") from error
+
+
+def require_champion_files(services: Services, versions: Sequence[Version]) -> None:
+    """Refuse to train if the gate could not compare the result, because the champion's files are lost.
+
+    If no version is intact, training another one is the way out; then only a line of progress says so.
+
+    Args:
+        services: The outside systems.
+        versions: All versions of a line.
+
+    Raises:
+        LostFilesError: If the champion's files are lost and another version's are intact.
+    """
+    champion = next((version for version in versions if version.is_champion), None)
+    if champion is None:
+        return
+    try:
+        _intact_copy(services, champion)
+    except LostFilesError as error:
+        message = f"{error} {ways_out(services, champion)}"
+        if any(_is_available(services, version, champion) for version in versions):
+            raise LostFilesError(message) from error
+        say(message)
 
 
 def ways_out(services: Services, lost: Version) -> str:

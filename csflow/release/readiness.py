@@ -158,26 +158,30 @@ def _counts(line: LineConfig, manifest: Manifest) -> Iterator[Finding]:
     if not missing:
         roles = (f"{len(manifest.rows(role=role))} {role}" for role in ("fit", "calibrate", "gate", "test"))
         yield Finding("images", ", ".join(roles))
-    yield _evidence(manifest)
+    yield _evidence(line, manifest)
 
 
-def _evidence(manifest: Manifest) -> Finding:
+def _evidence(line: LineConfig, manifest: Manifest) -> Finding:
     """Tell if there are images by which the gate can judge."""
     test, gate = manifest.rows(role="test"), manifest.rows(role="gate")
     if is_labelled(manifest):
         counts = [len(test.rows(label=label)) for label in ("good", "defective")]
-        if min(counts) >= MIN_IMAGES:
-            return Finding("gate", f"judges by {counts[0]} good and {counts[1]} defective test images")
-        few = f"{counts[0]} good and {counts[1]} defective test images"
-        return Finding(
-            "gate", f"{few}: a champion is replaced only with at least {MIN_IMAGES} of each. Add test images."
-        )
+        judged = f"judges by {counts[0]} good and {counts[1]} defective test images; {_floor(line)}"
+        few = f". A champion is replaced only with at least {MIN_IMAGES} of each: add test images."
+        return Finding("gate", judged if min(counts) >= MIN_IMAGES else judged + few)
     if not len(gate):
         text = (
             "The line has neither defective test images nor gate images to judge by, so nothing would be promoted. Add "
             "either, or raise roles.gate."
         )
         return Finding("gate", text, problem=True)
-    judged = f"judges by {len(gate)} gate images with pasted defects"
-    few = f": a champion is replaced only with at least {MIN_IMAGES}. Add good images, or raise roles.gate."
+    judged = f"judges by {len(gate)} gate images with pasted defects; {_floor(line)}"
+    few = f". A champion is replaced only with at least {MIN_IMAGES}: add good images, or raise roles.gate."
     return Finding("gate", judged if len(gate) >= MIN_IMAGES else judged + few)
+
+
+def _floor(line: LineConfig) -> str:
+    return (
+        f"a detector has to find {100 * line.gate.min_recall:g} % of the defects at its threshold (gate.min_recall), "
+        f"with an AUROC of at least {line.gate.min_auroc:g} (gate.min_auroc)"
+    )

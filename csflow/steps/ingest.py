@@ -13,6 +13,7 @@ from csflow.data.image_files import say_left_out
 from csflow.errors import NotRegisteredError
 from csflow.features.weights import weights_digest
 from csflow.release.lost import require_history
+from csflow.release.publication import require_champion_files
 from csflow.release.settled import is_settled
 from csflow.release.unfinished import FORCED, KeyOf, abandon, unfinished
 from csflow.runs.checkout import materialise
@@ -91,6 +92,7 @@ def _open_run(
 
         check_size(line)
         check_enough(line, manifest)
+        require_champion_files(services, versions)
     identity = {
         "content_key": key,
         "data_md5": checked_out.data_md5,

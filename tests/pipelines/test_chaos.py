@@ -61,7 +61,6 @@ class Home:
                 env=self.factory.environment | {"CSFLOW_HOME": str(self.root), "OMP_NUM_THREADS": "1"},
                 stdout=log,
                 stderr=log,
-                preexec_fn=_heed_all_signals,
             )
 
     def finish(self) -> None:
@@ -118,12 +117,6 @@ class Home:
     def clear(self) -> None:
         LocalEndpoints(Workspace(self.root)).stop(LINE)
         shutil.rmtree(self.root)
-
-
-def _heed_all_signals() -> None:
-    """Undo what a test run in the background inherits: there SIGINT is ignored."""
-    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM):
-        signal.signal(number, signal.SIG_DFL)
 
 
 @pytest.fixture(scope="module")

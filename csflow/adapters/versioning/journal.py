@@ -19,7 +19,8 @@ from typing import Any
 
 from csflow.adapters.versioning.git import git
 from csflow.errors import DataError
-from csflow.system.files import exclusive, write_atomic, write_json
+from csflow.system.files import write_atomic, write_json
+from csflow.system.locks import held
 
 _JOURNAL, _REMOVED, _LOCK = "csflow/journal.json", "csflow/removed", "csflow/lock"
 _QUIET_SECONDS = 1.0
@@ -74,7 +75,7 @@ class ImageChange:
 @contextmanager
 def locked(repository: Path) -> Iterator[None]:
     """Keep other csflow processes from changing a repository inside the block; wait for one that does."""
-    with exclusive(_folder(repository) / _LOCK):
+    with held(_folder(repository) / _LOCK, f"the data repository {repository}"):
         yield
 
 

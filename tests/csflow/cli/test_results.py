@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +18,8 @@ from csflow.adapters.mlflow import database
 from csflow.adapters.mlflow.registry import Registry
 from csflow.adapters.mlflow.runs import flat_params
 from csflow.adapters.mlflow.tracking import Tracker
-from csflow.cli.compare import compare_runs
+from csflow.adapters.mlflow.versions import Version
+from csflow.cli.compare import RunColumn, _rows, compare_runs, differing_params
 from csflow.cli.lines import lines
 from csflow.cli.why import tell, why
 from csflow.config import KINDS, LineConfig, load_line
@@ -114,6 +116,23 @@ def test_compare_shows_runs_side_by_side_newest_first() -> None:
     assert "failed in validate: test/good/[1].png cannot be read" in output
 
 
+def test_compare_shows_settings_only_of_runs_that_read_them() -> None:
+    line = LineConfig.model_validate({"line": "tiles", "data": {"path": "tiles"}})
+    columns = [
+        replace(COLUMN, params=dict(flat_params(line.model_copy(update={"detector": kind}))))
+        for kind in ("csflow", "padim")
+    ]
+    rows = _rows(columns)
+    assert rows["detector"] == ["csflow", "padim"]
+    assert rows["epochs"] == [str(line.training.epochs), "-"]
+    assert rows["hidden width"] == [str(line.flow.hidden), "-"]
+    assert rows["seed"] == ["0", "0"]
+    different = differing_params(columns)
+    assert different["flow.blocks"] == [str(line.flow.blocks), "-"]
+    assert different["padim.dimensions"] == ["-", str(line.padim.dimensions)]
+    assert "patchcore.coreset" not in different
+
+
 @pytest.mark.usefixtures("root")
 def test_compare_as_json_and_limited() -> None:
     (newest,) = json.loads(run(compare_runs, "tiles", "--last", "1", "--json"))
@@ -156,6 +175,8 @@ def test_why_tells_of_a_version_that_was_kept_out() -> None:
     assert story["now"]["alias"] == "challenger"
     assert story["run"]["seed"] == "1"
 
+
+COLUMN = RunColumn("1" * 32, "2026-01-01", "promoted", 1, "champion", *[None] * 5, 1.0, "", {})
 
 KINDS_SETTINGS = {
     "csflow": {"blocks", "hidden width", "epochs", "batch size", "learning rate", "seed"},
@@ -230,6 +251,33 @@ def test_lines_show_a_hold(root: Path) -> None:
         assert json.loads(run(why, "tiles", "--json"))["now"]["hold"] == "user: ada"
     finally:
         Registry(workspace).set_hold("tiles", None)
+
+
+def test_a_lost_champion_or_line_spoils_its_own_row_only(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A deleted champion is not the dash of a line that never had one."""
+    find = Registry.versions
+
+    def deleted(self: Registry, line: str) -> list[Version]:
+        return [
+            replace(version, aliases=(), tags={**version.tags, "champion_since": "2026-01-01"})
+            for version in find(self, line)
+        ]
+
+    def lost(self: Registry, line: str) -> list[Version]:
+        if line == "wood":
+            raise RegistryError("The registry has lost the line 'wood'. csflow restore brings it back.")
+        return find(self, line)
+
+    for versions, name, message in (
+        (deleted, "tiles", "tiles has no champion although it had one"),
+        (lost, "wood", "The registry has lost the line 'wood'"),
+    ):
+        monkeypatch.setattr(Registry, "versions", versions)
+        output = run(lines)
+        assert re.search(rf"{name} +│ broken", output)
+        assert message in " ".join(output.split())
+        found = {each["line"]: each["error"] for each in json.loads(run(lines, "--json"))}
+        assert [other for other, error in found.items() if error] == [name]
 
 
 def test_broken_yaml_spoils_its_own_row_only(root: Path) -> None:

@@ -18,7 +18,7 @@ from csflow.adapters.storage import Store
 from csflow.errors import LostFilesError, UsageError
 from csflow.release import challenge
 from csflow.release.locate import locate_detector
-from csflow.release.publication import lay_down, publish
+from csflow.release.publication import lay_down, publish, require_champion_files
 from csflow.runs.services import Services
 from csflow.system.files import sha256_tree
 from csflow.system.workspace import Workspace
@@ -125,3 +125,29 @@ def test_the_gate_names_the_new_version_as_the_way_out(
 def test_a_mistyped_name_is_still_a_usage_error(services: Services) -> None:
     with pytest.raises(UsageError, match="does not exist"):
         locate_detector("some/folder", services)
+
+
+def test_training_is_refused_before_it_begins_if_the_gate_could_not_compare(
+    services: Services, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first = register(services, 1, decision="promoted")
+    register(services, 2)
+    services.registry.set_alias("tiles", 1)
+    require_champion_files(services, services.registry.versions("tiles"))
+    spoil(first, "damaged")
+    shutil.rmtree(services.workspace.detectors)
+    with pytest.raises(LostFilesError, match=r"version 1 .*intact \(2\).*csflow promote tiles@2"):
+        require_champion_files(services, services.registry.versions("tiles"))
+    services.registry.set_alias("tiles", 2)
+    require_champion_files(services, services.registry.versions("tiles"))
+
+
+def test_training_is_the_way_out_if_no_version_is_intact(
+    services: Services, capsys: pytest.CaptureFixture[str]
+) -> None:
+    only = register(services, 1, decision="promoted")
+    services.registry.set_alias("tiles", 1)
+    spoil(only, "missing")
+    shutil.rmtree(services.workspace.detectors)
+    require_champion_files(services, services.registry.versions("tiles"))
+    assert "No other version of tiles is intact either. Train another one" in capsys.readouterr().err

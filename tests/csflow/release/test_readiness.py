@@ -136,7 +136,8 @@ def test_a_line_that_cannot_be_judged_is_a_problem(lines: Path) -> None:
     write(lines, "nuts", "roles: {gate: 0.1}\n", data="nuts")
     few = check_line(Services.from_environment(), load_line("nuts"), trials=False)
     assert problems(few) == []
-    assert "gate images with pasted defects: a champion is replaced only with at least 10" in few[-1].found
+    assert "gate images with pasted defects" in few[-1].found
+    assert "A champion is replaced only with at least 10: add good images" in few[-1].found
 
 
 def predicted(**changes: object) -> Forecast:
