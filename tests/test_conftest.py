@@ -20,6 +20,7 @@ def test_needs_an_engine():
 
 
 @pytest.mark.parametrize(("required", "outcome"), [("", "1 skipped"), ("gpu", "1 skipped"), ("gpu,docker", "1 failed")])
+@pytest.mark.slow
 def test_a_required_test_is_not_skipped(tmp_path: Path, required: str, outcome: str) -> None:
     (tmp_path / "conftest.py").write_text(CONFTEST.read_text())
     (tmp_path / "pytest.ini").write_text("[pytest]\nmarkers = docker\n")

@@ -154,7 +154,7 @@ def _say_if_busy(line: LineConfig) -> None:
     """Say that others use the cores, if the training needs them. The number of threads stays (decision 023)."""
     from csflow.flow.device import choose_device
 
-    busy = busy_elsewhere() if choose_device(line.training).type == "cpu" else None
+    busy = busy_elsewhere(seconds=0.25) if choose_device(line.training).type == "cpu" else None
     if busy is not None and busy > BUSY:
         say(
             f"train: other processes keep {busy:.1f} of {cores_in_reach()} cores busy, and epochs take longer; "

@@ -23,6 +23,8 @@ from csflow.config import DataConfig, LineConfig
 from csflow.errors import ConfigError, DataError
 from csflow.metrics import IMAGE_METRICS, paired_bootstrap
 
+pytestmark = pytest.mark.slow
+
 PROTOCOLS = sorted(FOLDER.glob("*.yaml"))
 PAPER = mvtec_paper.PaperTable.model_validate(yaml.safe_load((FOLDER / "table1-paper.yml").read_text()))
 

@@ -58,6 +58,7 @@ def test_compile_writes_both_documents_with_the_lines_resources(lines: Path, tmp
     assert next(yaml.safe_load_all(target.read_text()))["pipelineInfo"]["name"] == "csflow-ablate"
 
 
+@pytest.mark.slow
 def test_submit_starts_a_run_and_waits_for_it(lines: Path, kfp: KfpServer) -> None:
     write(lines, "tiles")
     kfp.states = ["SUCCEEDED"]
@@ -71,6 +72,7 @@ def test_submit_starts_a_run_and_waits_for_it(lines: Path, kfp: KfpServer) -> No
     assert typed("submit", "tiles", "--wait").exit_code == 1
 
 
+@pytest.mark.slow
 def test_submit_if_changed_without_a_champion_submits(lines: Path, kfp: KfpServer) -> None:
     write(lines, "tiles")
     assert typed("submit", "tiles", "--if-changed").exit_code == 0
@@ -115,6 +117,7 @@ def test_dry_run_without_server_shows_what_is_wanted(lines: Path, monkeypatch: p
         typed("schedule", "tiles", "--yes")
 
 
+@pytest.mark.slow
 def test_schedule_shows_the_difference_asks_and_acts(lines: Path, kfp: KfpServer) -> None:
     write(lines, "tiles", SCHEDULE)
     write(lines, "bolts", SCHEDULE)
@@ -141,6 +144,7 @@ def test_schedule_shows_the_difference_asks_and_acts(lines: Path, kfp: KfpServer
     assert left["trigger"]["cron_schedule"]["cron"] in {"0 0 2 * * *", "0 0 3 * * *"}
 
 
+@pytest.mark.slow
 def test_schedule_does_nothing_if_any_line_is_broken(lines: Path, kfp: KfpServer) -> None:
     write(lines, "tiles", SCHEDULE)
     typed("schedule", "--all", "--yes")
@@ -158,6 +162,7 @@ def test_schedule_does_nothing_if_any_line_is_broken(lines: Path, kfp: KfpServer
         typed("schedule")
 
 
+@pytest.mark.slow
 def test_status_shows_every_line(lines: Path, kfp: KfpServer) -> None:
     write(lines, "tiles", SCHEDULE)
     write(lines, "bolts")

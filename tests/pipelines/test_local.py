@@ -18,6 +18,8 @@ from csflow.system.project import PROJECT
 from csflow.system.workspace import Workspace
 from pipelines.local import run_child
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[2]
 TELL = """
 import json, os, sys

@@ -27,6 +27,7 @@ from csflow.system.workspace import Workspace
 from tests.csflow.ablation.small_line import LINE, OTHER, request, rows_of
 
 
+@pytest.mark.slow
 def test_figures_are_those_of_the_model(first: Path, workspace: Workspace) -> None:
     """Scored by hand, judged by scikit-learn; nothing held out was fitted."""
     from csflow.detector.model import score_stored

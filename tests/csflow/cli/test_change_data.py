@@ -83,6 +83,7 @@ def kill_at(point: str, folder: Path) -> None:
     ("point", "finished"),
     [("placing", False), ("gate", False), ("recording", True), ("committing", True), ("end", True)],
 )
+@pytest.mark.slow
 def test_a_killed_addition_is_finished_or_undone(plant: Path, tmp_path: Path, point: str, finished: bool) -> None:
     for number in range(3):
         draw(tmp_path / f"new/monday/{number}.png", 800 + number)
@@ -102,6 +103,7 @@ def test_a_killed_addition_is_finished_or_undone(plant: Path, tmp_path: Path, po
     assert sorted(files_of(manifest.root)) == sorted(files_of(plant / "data"))
 
 
+@pytest.mark.slow
 def test_a_repair_can_undo_what_it_could_finish(plant: Path, tmp_path: Path) -> None:
     before = head(plant), files_of(plant / "data")
     kill_at("recording", draw(tmp_path / "new/deep/er/1.png", 800).parents[2])
@@ -118,6 +120,7 @@ def test_an_unreadable_journal_is_named(plant: Path, tmp_path: Path) -> None:
             call(data_app, *arguments)
 
 
+@pytest.mark.slow
 def test_two_additions_at_once_take_turns(plant: Path, tmp_path: Path) -> None:
     folders = [draw(tmp_path / f"new{number}/part{number}.png", 800 + number).parent for number in range(3)]
     command = [sys.executable, "-c", "import sys; from csflow.cli.data import data_app; data_app(sys.argv[1:])"]

@@ -16,6 +16,8 @@ from csflow.cli.app import app
 from csflow.detector.detector import Detector
 from csflow.errors import DataError, UsageError
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def directory(make_detector: Callable[..., Path]) -> Path:

@@ -16,6 +16,8 @@ from csflow.data.manifest import build_manifest
 from csflow.detector.detector import Detector
 from tests.csflow.data.encodings import Encoding, deep_grey, refused, same_picture
 
+pytestmark = pytest.mark.slow
+
 SAME = list(same_picture())
 REFUSED = [encoding for encoding, _ in refused()]
 

@@ -23,6 +23,8 @@ from csflow.runs.assembly import assemble
 from csflow.synthetic.paste import paste_defects
 from tests.csflow.detector.small_line import SMALL
 
+pytestmark = pytest.mark.slow
+
 KINDS = ("csflow", "differnet", "padim", "patchcore", "nearest-neighbour", "mahalanobis")
 
 

@@ -22,6 +22,8 @@ from csflow.detector.prediction import judged
 from csflow.detector.sizing import put_sizing_in
 from csflow.errors import ModelError
 
+pytestmark = pytest.mark.slow
+
 
 def picture(seed: int, size: tuple[int, int]) -> Image.Image:
     draw = np.random.default_rng(seed)

@@ -29,6 +29,8 @@ from csflow.features.store import FeatureStore
 from csflow.runs.assembly import assemble
 from csflow.runs.identity import detector_code
 
+pytestmark = pytest.mark.slow
+
 MEDIAN = DetectorKind("median", "Median", "tests.csflow.detector.median_kind", seeded=False)
 ABOUT = """{"line": "plates", "detector": "median", "data": {"path": "x"}, "features": {"image_size": 128},
  "calibration": {"alpha": 0.1}}"""

@@ -57,6 +57,7 @@ def test_weights_and_curve_are_the_same_with_and_without(tmp_path: Path) -> None
     assert {result.held_out_nll for result in expected} == {None}
 
 
+@pytest.mark.slow
 def test_the_last_value_is_the_likelihood_under_the_trained_flow(tmp_path: Path) -> None:
     """Oracle: the density of a normal vector and the Jacobian by autograd, of one image after the other in float64."""
     images = Images(11, 1)

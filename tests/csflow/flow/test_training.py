@@ -200,6 +200,7 @@ def test_averaging_is_the_mean_of_the_weights_after_each_of_the_last_steps(tmp_p
 
 
 @pytest.mark.parametrize("crash", [3, 6, 9])
+@pytest.mark.slow
 def test_averaging_is_resumed_with_the_same_bits(tmp_path: Path, crash: int) -> None:
     expected = run(tmp_path / "whole", averaging=0.6)
     with pytest.raises(Killed):

@@ -23,6 +23,8 @@ from csflow.system.files import sha256_file
 from csflow.system.workspace import Workspace
 from tests.csflow.reporting.test_report import calibration, evaluation
 
+pytestmark = pytest.mark.slow
+
 LINE = LineConfig(line="tiles", description="Magnetic tiles", data=DataConfig(path="data/tiles"))
 DIGESTS = {"content_key": "c" * 64, "data_md5": "d.dir", "data_digest": "e" * 64, "git_rev": "f" * 40}
 

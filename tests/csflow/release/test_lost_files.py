@@ -23,6 +23,8 @@ from csflow.runs.services import Services
 from csflow.system.files import sha256_tree
 from csflow.system.workspace import Workspace
 
+pytestmark = pytest.mark.slow
+
 State = Literal["intact", "damaged", "missing"]
 STATES: tuple[State, ...] = ("intact", "damaged", "missing")
 

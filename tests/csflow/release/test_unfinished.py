@@ -17,6 +17,8 @@ from csflow.release.unfinished import FORCED, abandon, unfinished
 from csflow.runs.services import Services
 from csflow.system.workspace import Workspace
 
+pytestmark = pytest.mark.slow
+
 LINE = LineConfig(line="tiles", data=DataConfig(path="tiles"))
 
 

@@ -97,6 +97,7 @@ def test_what_then_happens(bolts: Manifest, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("kind", "epochs"), [("mahalanobis", False), ("patchcore", False), ("differnet", True)])
+@pytest.mark.slow
 def test_other_kinds_are_tried_too(kind: str, epochs: bool) -> None:
     line = LINE.model_copy(update={"detector": kind})
     trial = try_fitting(line, ((6, 4, 4), (6, 2, 2), (6, 1, 1)), 40)

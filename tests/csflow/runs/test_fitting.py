@@ -41,7 +41,7 @@ def fit(cached: CacheManifest, models: Path, line: LineConfig = LINE) -> tuple[P
     return find_or_fit(line, cached, list(cached.entries), models, told.append, processes=1), told
 
 
-@pytest.mark.parametrize("kind", ["csflow", "mahalanobis"])
+@pytest.mark.parametrize("kind", [pytest.param("csflow", marks=pytest.mark.slow), "mahalanobis"])
 @pytest.mark.parametrize("name", FILES)
 def test_a_damaged_model_is_put_aside_and_fitted_again(
     cached: CacheManifest, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, kind: str

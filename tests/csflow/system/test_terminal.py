@@ -21,9 +21,14 @@ def csflow(*words: str, **environment: str) -> subprocess.CompletedProcess[bytes
 
 
 @pytest.mark.parametrize(
-    "locale", [{"LC_ALL": "C", "PYTHONUTF8": "0"}, {"LC_ALL": "POSIX", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"},
-               {"LC_ALL": "C.UTF-8", "PYTHONIOENCODING": "ascii"}, {"LC_ALL": "C.UTF-8", "PYTHONIOENCODING": "latin-1"}]
-)  # fmt: skip
+    "locale",
+    [
+        {"LC_ALL": "C", "PYTHONUTF8": "0"},
+        pytest.param({"LC_ALL": "POSIX", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}, marks=pytest.mark.slow),
+        pytest.param({"LC_ALL": "C.UTF-8", "PYTHONIOENCODING": "ascii"}, marks=pytest.mark.slow),
+        pytest.param({"LC_ALL": "C.UTF-8", "PYTHONIOENCODING": "latin-1"}, marks=pytest.mark.slow),
+    ],
+)
 def test_every_character_is_printed_or_replaced(tmp_path: Path, locale: dict[str, str]) -> None:
     folder = tmp_path / "Größe"
     folder.mkdir()

@@ -21,6 +21,8 @@ from csflow.errors import ConfigError, CsflowError, NotRegisteredError, Registry
 from csflow.system.files import sha256_tree
 from csflow.system.workspace import Workspace
 
+pytestmark = pytest.mark.slow
+
 DIGEST = "5" * 64
 ASKED: dict[str, Callable[[Workspace], object]] = {
     "list lines": lambda workspace: Registry(workspace).lines(),

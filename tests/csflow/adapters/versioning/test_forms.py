@@ -18,6 +18,8 @@ from csflow.config import DataConfig
 from csflow.errors import DataError
 from tests.csflow.adapters.versioning.files import files_of, write
 
+pytestmark = pytest.mark.slow
+
 TILE = {"train/good/a.png": "a", "test/crack/x.png": "x"}
 MD5 = "0123456789abcdef0123456789abcdef.dir"
 NAMED = ("-c", "user.name=t", "-c", "user.email=t@example.com")

@@ -43,6 +43,7 @@ def test_differnet_scores_the_mean_over_turns(manifest: Manifest, store: Feature
     torch.testing.assert_close(scores, torch.stack(expected).mean(dim=0))
 
 
+@pytest.mark.slow
 def test_pooled_features_are_a_vector_a_turn(manifest: Manifest, store: FeatureStore) -> None:
     line = line_of("differnet-turned")
     features = cached(store, manifest, line, load_backbone(line.features))
