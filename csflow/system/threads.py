@@ -29,7 +29,8 @@ def prepare_threads(environment: MutableMapping[str, str] = os.environ) -> None:
       respected by asking for no more threads than they allow, and ``OMP_DYNAMIC`` is switched off.
 
     Reference:
-        docs/decisions/023-threads.md; OpenMP API 5.2, chapter 21 (environment variables).
+        docs/decisions/023-threads.md; OpenMP API 5.2, chapter 21 (environment variables); pytorch/pytorch#91547
+        (gradients that are never finished under ``OMP_THREAD_LIMIT``).
     """
     asked = _number(environment, NUMBER)
     threads = min(filter(None, (asked or cores(), *_limits(environment))))
@@ -37,7 +38,7 @@ def prepare_threads(environment: MutableMapping[str, str] = os.environ) -> None:
         environment[NUMBER] = str(threads)
         if "torch" in sys.modules:  # too late for the variable
             sys.modules["torch"].set_num_threads(threads)
-    if environment.get(_DYNAMIC, "").strip().lower() == "true":
+    if _varies(environment):
         environment[_DYNAMIC] = "false"
     if not environment.get(WAITING):
         environment[WAITING] = "passive"
@@ -54,6 +55,20 @@ def share_of_threads(processes: int, environment: Mapping[str, str] = os.environ
     """
     asked = _number(environment, NUMBER)
     return asked if asked is not None and asked != cores() else max(1, cores() // processes)
+
+
+def why_fewer(threads: int, environment: Mapping[str, str] = os.environ) -> str | None:
+    """Return the variable with which OpenMP may start fewer than this number of threads; ``None`` if there is none."""
+    if threads > 1 and _varies(environment):
+        return f"{_DYNAMIC}=true"
+    for name, limit in zip((_LIMIT, _LEVELS), _limits(environment), strict=True):
+        if limit is not None and limit < threads:
+            return f"{name}={environment[name]}"
+    return None
+
+
+def _varies(environment: Mapping[str, str]) -> bool:
+    return environment.get(_DYNAMIC, "").strip().lower() == "true"
 
 
 def _limits(environment: Mapping[str, str]) -> list[int | None]:

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 
 import csflow.system.threads as module
-from csflow.system.threads import prepare_threads, share_of_threads
+from csflow.system.threads import prepare_threads, share_of_threads, why_fewer
 
 SLEEPING = {"OMP_WAIT_POLICY": "passive"}
 
@@ -83,6 +83,23 @@ def test_torch_that_is_there_already_is_told(monkeypatch: pytest.MonkeyPatch) ->
     assert told == [6]
 
 
+@pytest.mark.parametrize(
+    ("given", "threads", "reason"),
+    [
+        ({}, 8, None),
+        ({"OMP_DYNAMIC": "True"}, 2, "OMP_DYNAMIC=true"),
+        ({"OMP_DYNAMIC": "true"}, 1, None),
+        ({"OMP_DYNAMIC": "false"}, 8, None),
+        ({"OMP_THREAD_LIMIT": "4"}, 4, None),
+        ({"OMP_THREAD_LIMIT": "4"}, 5, "OMP_THREAD_LIMIT=4"),
+        ({"OMP_MAX_ACTIVE_LEVELS": "0"}, 2, "OMP_MAX_ACTIVE_LEVELS=0"),
+        ({"OMP_MAX_ACTIVE_LEVELS": "1"}, 8, None),
+    ],
+)
+def test_what_makes_threads_missing_is_named(given: dict[str, str], threads: int, reason: str | None) -> None:
+    assert why_fewer(threads, given) == reason
+
+
 TRAINS = """
 import sys
 from csflow.system import cores
@@ -98,12 +115,15 @@ print("right with", torch.get_num_threads())
 
 
 def test_gradients_are_right_whatever_openmp_was_told() -> None:
-    """Torch counts on two threads and OpenMP starts one: oneDNN leaves half of each gradient as it found the memory."""
+    """Torch counts on two threads and OpenMP starts one: oneDNN leaves half of each gradient as it found the memory.
+
+    That is not computed here: on processors with AVX-512 it would not end.
+    """
     told = {"OMP_DYNAMIC": "true", "OMP_THREAD_LIMIT": "1"}
     assert run("prepared", **told).stdout == "right with 1\n"
     refused = run("as it is", OMP_NUM_THREADS="2", **told)
     assert refused.returncode == 1
-    assert "ModelError: This machine computes wrong gradients" in refused.stderr
+    assert "ModelError: OMP_DYNAMIC=true makes OpenMP start fewer threads than torch counts on" in refused.stderr
     assert "Unset OMP_DYNAMIC, OMP_THREAD_LIMIT" in refused.stderr
 
 
