@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import tempfile
 from pathlib import Path
@@ -12,13 +13,17 @@ from csflow.adapters.mlflow.model_files import write_model
 from csflow.adapters.mlflow.versions import Version, model_name
 from csflow.errors import LostFilesError
 from csflow.system.files import new_directory, scratch_directory, sha256_tree
+from csflow.system.progress import say
 from csflow.system.seals import put_aside
 from csflow.system.workspace import Workspace
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import LoggedModel
+    from mlflow.entities.model_registry import ModelVersion
     from mlflow.store.artifact.artifact_repo import ArtifactRepository
+
+_MODEL_ID = re.compile(r"\b(m-[0-9a-f]{32})\b")
 
 
 def download(workspace: Workspace, version: Version, target_parent: Path) -> Path:
@@ -77,6 +82,39 @@ def upload(client: MlflowClient, detector: Path, run_id: str, example: bytes) ->
     client.finalize_logged_model(stored.model_id, "READY")
     client.log_outputs(run_id, [LoggedModelOutput(stored.model_id, step=0)])
     return stored
+
+
+def restore(workspace: Workspace, version: Version, detector: Path, example: bytes) -> None:
+    """Store the files of a version again if they are lost, and the detector at hand is the one that was registered.
+
+    Args:
+        workspace: Names the MLflow database or server.
+        version: The version.
+        detector: The detector directory.
+        example: One encoded image, kept with the model as its input example.
+    """
+    digest = version.tags.get("detector_digest")
+    if sha256_tree(detector) != digest:
+        return
+    with tempfile.TemporaryDirectory(prefix="csflow-register.") as scratch:
+        try:
+            if sha256_tree(_fetch(workspace, version, Path(scratch))) == digest:
+                return
+        except LostFilesError as error:
+            say(f"register: {error} They are stored again.")
+        made = client_of(workspace).get_model_version(model_name(version.line), str(version.version))
+        folder = Path(scratch) / "model"
+        write_model(folder, detector, run_id=version.run_id, model_id=model_id_of(made) or "", example=example)
+        artifacts_of(workspace, version).log_artifacts(str(folder))  # type: ignore[no-untyped-call]
+
+
+def model_id_of(made: ModelVersion) -> str | None:
+    """Return the id of the logged model that a version was made of.
+
+    MLflow's database does not keep it, and answers with ``None``; but the files lie in a folder of that name.
+    """
+    found = _MODEL_ID.search(made.source or "")
+    return made.model_id or (found[1] if found else None)
 
 
 def stored_bytes(workspace: Workspace, version: Version) -> int:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from csflow.adapters.mlflow.connection import client_of, typed_errors
+from csflow.adapters.mlflow.detector_files import model_id_of
 from csflow.adapters.mlflow.runs import Run
 from csflow.system.retry import database_is_locked, retried
 from csflow.system.workspace import Workspace
@@ -52,7 +53,7 @@ def _remove_unregistered(client: MlflowClient, run: MlflowRun, uri: str) -> None
 
     run_id = run.info.run_id
     stored = client.search_logged_models([run.info.experiment_id], f"source_run_id = '{run_id}'")
-    registered = {version.model_id for version in client.search_model_versions(f"run_id = '{run_id}'")}
+    registered = {model_id_of(version) for version in client.search_model_versions(f"run_id = '{run_id}'")}
     for model in stored:
         if model.model_id not in registered:
             client.delete_logged_model(model.model_id)

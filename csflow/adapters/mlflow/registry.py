@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -46,7 +47,8 @@ class Registry:
     def register(self, detector: Path, *, line: str, run_id: str, tags: Mapping[str, object], example: bytes) -> int:
         """Register a detector directory as the next version of its line.
 
-        If a version with the same tag ``content_key`` exists already, its number is returned.
+        If a version with the same tag ``content_key`` exists already, its number is returned; if its files are lost,
+        they are stored again.
 
         Args:
             detector: The detector directory.
@@ -65,8 +67,12 @@ class Registry:
         client, name, texts = client_of(self.workspace), model_name(line), _texts(tags)
         with exclusive(self.workspace.root / ".registry.lock"), quiet():
             _ensure_model(client, name)
-            for version in self.versions(line):
+            known = self.versions(line)
+            for version in known:
                 if version.tags.get("content_key") == texts["content_key"]:
+                    detector_files.restore(self.workspace, version, detector, example)
+                    if version is known[0] and not version.decision:  # whoever registered it may have been killed here
+                        _announce(client, client.get_model_version(name, str(version.version)))
                     return version.version
             stored = detector_files.upload(client, detector, run_id, example)
             # The location itself, because MLflow would look up "models:/ID" in its process-wide registry.
@@ -77,9 +83,7 @@ class Registry:
                 tags=version_tags(texts, {}),
                 model_id=stored.model_id,
             )
-            link = json.dumps([{"name": name, "version": made.version}])
-            client.set_logged_model_tags(stored.model_id, {"mlflow.modelVersions": link})
-            client.set_registered_model_alias(name, CHALLENGER, made.version)
+            _announce(client, made)
         return int(made.version)
 
     @typed_errors
@@ -124,7 +128,8 @@ class Registry:
                 f"{', '.join(keeping)} names it. Move the alias first."
             )
         client, store = client_of(self.workspace), detector_files.artifacts_of(self.workspace, version)
-        model_id = client.get_model_version(model_name(version.line), str(version.version)).model_id
+        made = client.get_model_version(model_name(version.line), str(version.version))
+        model_id = detector_files.model_id_of(made)
         client.delete_model_version(model_name(version.line), str(version.version))
         if model_id:
             client.delete_logged_model(model_id)
@@ -284,6 +289,16 @@ class Registry:
             RegistryError: If there is no such version, or its files are missing or not those registered.
         """
         return detector_files.download(self.workspace, self.find_version(line, which), target_parent)
+
+
+def _announce(client: MlflowClient, made: ModelVersion) -> None:
+    """Link the logged model with its version, and make the version the challenger."""
+    from mlflow.exceptions import MlflowException
+
+    link = json.dumps([{"name": made.name, "version": made.version}])
+    with suppress(MlflowException):  # somebody deleted the logged model, whose page would show the link
+        client.set_logged_model_tags(detector_files.model_id_of(made) or "", {"mlflow.modelVersions": link})
+    client.set_registered_model_alias(made.name, CHALLENGER, made.version)
 
 
 def _ensure_model(client: MlflowClient, name: str) -> None:

@@ -14,6 +14,7 @@ import pytest
 
 from csflow.runs.ownership import OWNER, close_killed_runs, owner_tags, this_command
 from csflow.runs.services import Services
+from csflow.system.files import sha256_tree
 from csflow.system.workspace import Workspace
 
 COMMAND = """
@@ -115,6 +116,27 @@ def test_a_model_that_was_only_half_stored_goes_with_its_run(
     close_killed_runs(services, "tiles")
     assert not any(path.exists() for path in stored)
     assert list(client.search_logged_models([experiment])) == []
+
+
+def test_a_model_that_was_registered_stays_although_its_run_was_killed(
+    services: Services, command: tuple[subprocess.Popen[str], str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """MLflow's database does not say which model a version is of, so that all of them looked half stored."""
+    process, owner = command
+    monkeypatch.setenv(OWNER, owner)
+    detector = tmp_path / "detector"
+    detector.mkdir()
+    (detector / "config.json").write_text("{}")
+    run_id = services.tracker.start_run("tiles", params={}, tags=owner_tags())
+    tags = {"content_key": "k", "detector_digest": sha256_tree(detector)}
+    services.registry.register(detector, line="tiles", run_id=run_id, tags=tags, example=b"")
+    process.kill()
+    process.wait()
+    monkeypatch.setenv(OWNER, this_command(services.workspace))
+    time.sleep(0.1)
+    close_killed_runs(services, "tiles")
+    assert services.tracker.read_run(run_id).status == "KILLED"
+    assert services.registry.download_detector("tiles", 1, tmp_path / "copy").name == tags["detector_digest"]
 
 
 def test_a_line_that_never_ran_has_nothing_to_close(services: Services, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,7 +23,7 @@ from csflow.adapters.mlflow import database
 from csflow.adapters.mlflow.connection import client_of
 from csflow.adapters.mlflow.registry import Registry
 from csflow.adapters.mlflow.tracking import Tracker
-from csflow.adapters.mlflow.versions import LONGEST_TAG
+from csflow.adapters.mlflow.versions import LONGEST_TAG, model_name
 from csflow.config import DataConfig, FeatureConfig, FlowConfig, LineConfig
 from csflow.errors import ConfigError, DataError, NotRegisteredError, RegistryError
 from csflow.system.files import sha256_tree
@@ -233,6 +233,44 @@ def test_damaged_copy_is_fetched_again_and_a_sound_one_kept(
     before = target.stat().st_ino
     Registry(workspace).download_detector(line, 1, tmp_path / "copies")
     assert target.stat().st_ino == before
+
+
+@pytest.mark.parametrize("loss", ["folder", "file", "changed", "killed before the alias"])
+def test_a_version_without_its_files_gets_them_back_from_the_detector_it_was_made_of(
+    workspace: Workspace, line: str, detector: Path, tmp_path: Path, loss: str
+) -> None:
+    """A run that was killed while it registered is finished by the next one, which has the same detector at hand."""
+    register(workspace, line, detector, "one")
+    stored = model_folder(workspace, line) / "artifacts" / detector.name
+    if loss == "folder":
+        shutil.rmtree(model_folder(workspace, line))
+    elif loss == "file":
+        (stored / "model.safetensors").unlink()
+    elif loss == "changed":
+        (stored / "config.json").write_text("changed")
+    else:
+        client_of(workspace).delete_registered_model_alias(model_name(line), "challenger")
+    assert register(workspace, line, detector, "one") == 1
+    (version,) = Registry(workspace).versions(line)
+    assert version.aliases == ("challenger",)
+    target = Registry(workspace).download_detector(line, 1, tmp_path / "copies")
+    assert sha256_tree(target) == sha256_tree(detector)
+    (detector / "config.json").write_text('{"another": "detector"}')
+    shutil.rmtree(model_folder(workspace, line))
+    shutil.rmtree(target)
+    register(workspace, line, detector, "one", detector_digest=version.tags["detector_digest"])
+    with pytest.raises(RegistryError, match="cannot be read"):
+        Registry(workspace).download_detector(line, 1, tmp_path / "copies")
+
+
+def test_a_deleted_version_leaves_no_model_behind(workspace: Workspace, line: str, detector: Path) -> None:
+    register(workspace, line, detector, "one")
+    register(workspace, line, detector, "two")
+    first = Registry(workspace).find_version(line, 1)
+    experiment = client_of(workspace).get_run(first.run_id).info.experiment_id
+    Registry(workspace).delete_version(first)
+    (left,) = client_of(workspace).search_logged_models([experiment])
+    assert left.source_run_id == Registry(workspace).find_version(line, 2).run_id
 
 
 def test_changed_or_lost_store_is_noticed(workspace: Workspace, line: str, detector: Path, tmp_path: Path) -> None:
