@@ -188,6 +188,25 @@ def test_runs_that_are_killed_at_any_moment_end_like_an_undisturbed_one(
     home.check_nothing_is_left()
 
 
+STEPS = ("ingest", "validate", "cache_features", "train", "evaluate", "register", "promote")
+
+
+@pytest.mark.parametrize("after", STEPS if os.environ.get("CSFLOW_CHAOS_DAMAGE") else ["register"])
+def test_a_run_that_is_killed_after_a_step_goes_on_from_there(
+    undisturbed: tuple[Home, float, dict[str, str]], home: Home, after: str
+) -> None:
+    """What a step has said that it did, it keeps: a version between registration and promotion has lost its files."""
+    _, _, expected = undisturbed
+    command = home.start()
+    wait_until(lambda: f"  {after}: " in home.log, f"no {after}\n{home.log}")
+    command.kill()
+    command.wait()
+    wait_until(lambda: not home.processes(), "something goes on")
+    home.finish()
+    assert home.results() == expected
+    home.check_nothing_is_left()
+
+
 KEPT = ("data", "features", "models")
 """Folders of what is kept between steps and runs."""
 
