@@ -158,8 +158,8 @@ def strike(home: Home, command: subprocess.Popen[bytes], rng: random.Random) -> 
     return f"{number.name} to the command", True
 
 
-def wait_until(condition: Callable[[], bool], message: str) -> None:
-    last = time.monotonic() + PATIENCE
+def wait_until(condition: Callable[[], bool], message: str, *, seconds: float = PATIENCE) -> None:
+    last = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < last, message
         time.sleep(0.2)
@@ -196,9 +196,9 @@ def test_a_run_that_is_killed_after_a_step_goes_on_from_there(
     undisturbed: tuple[Home, float, dict[str, str]], home: Home, after: str
 ) -> None:
     """What a step has said that it did, it keeps: a version between registration and promotion has lost its files."""
-    _, _, expected = undisturbed
+    _, life, expected = undisturbed
     command = home.start()
-    wait_until(lambda: f"  {after}: " in home.log, f"no {after}\n{home.log}")
+    wait_until(lambda: f"  {after}: " in home.log, f"no {after}\n{home.log}", seconds=3 * life)
     command.kill()
     command.wait()
     wait_until(lambda: not home.processes(), "something goes on")
