@@ -544,13 +544,18 @@ def test_sigterm_finishes_the_request_in_flight(make_detector: Callable[..., Pat
     server = Server(process, port, 0, directory, log)
     wait_until_ready(server)
     statuses: list[int] = []
+    sent = threading.Event()
 
     def score() -> None:
-        statuses.append(post(server.connect(), V1, {"instances": [b64(encoded(9, (600, 600)))] * 16})[0])
+        connection = server.connect()
+        connection.request("POST", V1, json.dumps({"instances": [b64(encoded(9, (600, 600)))] * 16}))
+        sent.set()
+        statuses.append(connection.getresponse().status)
 
     worker = threading.Thread(target=score)
     worker.start()
-    time.sleep(0.3)
+    assert sent.wait(60)
+    time.sleep(0.2)
     os.kill(process.pid, signal.SIGTERM)
     worker.join(60)
     assert statuses == [200]
