@@ -40,12 +40,20 @@ PATIENCE = 90.0
 """Seconds until everything must have ended after a signal; a step has 60 to save its work."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class Home:
-    """A workspace in which the line runs."""
+    """A workspace in which the line runs; one that is cleared goes on under a new name.
+
+    MLflow keeps a database open under its name, so that this process would go on reading one that was deleted.
+    """
 
     factory: Factory
-    root: Path
+    folder: Path
+    lives: int = 0
+
+    @property
+    def root(self) -> Path:
+        return self.folder / f"life-{self.lives}"
 
     @property
     def services(self) -> Services:
@@ -53,7 +61,7 @@ class Home:
 
     def start(self) -> subprocess.Popen[bytes]:
         """Start the command that a person types."""
-        self.root.mkdir(exist_ok=True)
+        self.root.mkdir(parents=True, exist_ok=True)
         with (self.root.parent / f"{self.root.name}.log").open("ab") as log:
             return subprocess.Popen(
                 [sys.executable, "-m", "csflow.cli", "run", str(self.factory.yaml)],
@@ -86,6 +94,8 @@ class Home:
         """The digests of all that a run keeps and that depends on nothing but its inputs."""
         (digest,) = (v.tags["detector_digest"] for v in self.services.registry.versions(LINE) if v.is_champion)
         detector = self.root / "detectors" / LINE / digest
+        published = [path.name for path in detector.parent.iterdir()]
+        assert published == [digest], f"{digest} was promoted, {published} published\n{self.log}"
         files = {f"detector/{path.relative_to(detector)}": path for path in detector.rglob("*") if path.is_file()}
         for folder in ("features", "models"):
             files |= {str(p.relative_to(self.root)): p for p in (self.root / folder).rglob("*") if p.is_file()}
@@ -117,6 +127,7 @@ class Home:
     def clear(self) -> None:
         LocalEndpoints(Workspace(self.root)).stop(LINE)
         shutil.rmtree(self.root)
+        self.lives += 1
 
 
 @pytest.fixture(scope="module")
