@@ -7,9 +7,14 @@ Only detector directories are read: no tracker, registry or orchestrator is impo
 ``requests.py``    reads images and wishes from a request, or says what is wrong
 ``responses.py``   describes predictions to clients
 ``model.py``       the ``kserve.Model`` of one line
-``data_plane.py``  decodes V1 and V2 bodies, and encodes responses
-``http_errors.py`` responds with 400 and 413
-``server.py``      sockets, loopback, start and stop
+``data_plane.py``  decodes V1 and V2 requests, and encodes responses
+``bodies.py``      unpacks bodies and parses JSON within bounds
+``body_limit.py``  refuses bodies that are too large
+``routes.py``      the addresses of REST
+``rest.py``        the REST server
+``connections.py`` bounds what a client may take: headers, time, connections
+``rpc.py``         the gRPC server
+``server.py``      start and stop
 ================== ===============================================================
 """
 

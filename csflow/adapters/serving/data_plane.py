@@ -3,25 +3,55 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from importlib.metadata import version
 from typing import TypeVar
 
-import orjson
 from kserve import InferInput, InferRequest, InferResponse
 from kserve.constants.constants import INFERENCE_CONTENT_LENGTH_HEADER, PredictorProtocol
-from kserve.errors import InvalidInput
+from kserve.errors import InvalidInput, ModelNotFound
 from kserve.protocol.dataplane import DataPlane
 from kserve.protocol.infer_type import RequestedOutput
+
+from csflow.adapters.serving.bodies import parsed
 
 _Field = TypeVar("_Field")
 
 
 class DetectorDataPlane(DataPlane):  # type: ignore[misc]
-    """KServe's data plane with three gaps closed.
+    """KServe's data plane with gaps closed.
 
     A V1 body is JSON whatever its content type says; with ``; charset=utf-8`` or curl's default, KServe passes
     undecoded bytes to the model. The V2 binary extension may carry BYTES that are not UTF-8, such as a PNG. And every
     mistake in either body is an ``InvalidInput``, never a stray ``KeyError`` that ends as a 500.
     """
+
+    stopping = False
+    """True once the server has been asked to stop: it still answers, but is not ready for more."""
+
+    async def ready(self) -> bool:
+        """Tell if the server takes requests."""
+        return not self.stopping
+
+    def metadata(self) -> dict[str, object]:
+        """Describe the server."""
+        return {"name": "csflow", "version": version("csflow"), "extensions": ["binary_tensor_data"]}
+
+    def require_version(self, name: str, wanted: str | None) -> str:
+        """Return the version of a line that is served.
+
+        Raises:
+            ModelNotFound: If the line is not served, or in another version than is wanted.
+        """
+        served: str = self.get_model_from_registry(name).version
+        if wanted is not None and wanted != served:
+            raise UnknownVersionError(name, wanted, served)
+        return served
+
+    async def model_metadata(self, model_name: str, wanted: str | None = None) -> dict[str, object]:
+        """Describe a line's inputs, outputs and version."""
+        served = self.require_version(model_name, wanted)
+        about: dict[str, object] = await super().model_metadata(model_name)
+        return about | {"versions": [served], "platform": "csflow"}
 
     def decode(
         self,
@@ -36,8 +66,8 @@ class DetectorDataPlane(DataPlane):  # type: ignore[misc]
             return decoded
         if protocol_version.lower() == PredictorProtocol.REST_V2.value:
             length = _json_length(body, headers)
-            return infer_request(_json(body[:length]), body[length:], model_name or ""), {}
-        return _json(body), {}
+            return infer_request(parsed(body[:length]), body[length:], model_name or ""), {}
+        return parsed(body), {}
 
     def encode(
         self, model_name: str, response: object, headers: Mapping[str, str], req_attributes: Mapping[str, object]
@@ -47,6 +77,14 @@ class DetectorDataPlane(DataPlane):  # type: ignore[misc]
             return response, {}
         encoded, json_length = response.to_rest()
         return encoded, {} if json_length is None else {INFERENCE_CONTENT_LENGTH_HEADER: str(json_length)}
+
+
+class UnknownVersionError(ModelNotFound):  # type: ignore[misc]
+    """A line is served, but not in the version that the client asks for (404)."""
+
+    def __init__(self, name: str, wanted: str, served: str) -> None:
+        super().__init__(name)
+        self.reason = f"Line {name} is served in version {served}, not in {wanted[:40]!r}."
 
 
 def infer_request(head: object, tail: bytes, model_name: str) -> InferRequest:
@@ -85,19 +123,12 @@ def _json_length(body: bytes, headers: Mapping[str, str]) -> int:
     given = headers.get(INFERENCE_CONTENT_LENGTH_HEADER)
     if given is None:
         return len(body)
-    if not (given.isascii() and given.isdigit()) or int(given) > len(body):
+    if not (given.isascii() and given.isdigit() and len(given) < 12) or int(given) > len(body):
         raise InvalidInput(
             f"Header {INFERENCE_CONTENT_LENGTH_HEADER} is {given[:40]!r}, "
             f"expected the length of the JSON part, at most {len(body)}."
         )
     return int(given)
-
-
-def _json(body: bytes) -> object:
-    try:
-        return orjson.loads(body)
-    except orjson.JSONDecodeError as error:
-        raise InvalidInput(f"The body is not JSON: {error}.") from error
 
 
 def _input(fields: dict[str, object], path: str, tail: bytes) -> tuple[InferInput, bytes]:

@@ -57,6 +57,11 @@ class DetectorModel(Model):  # type: ignore[misc]
         self._engine.predict([Image.new("RGB", (64, 64))])
         self.ready = True
 
+    @property
+    def version(self) -> str:
+        """Return the version of the detector, as responses name it."""
+        return self._version
+
     def get_input_types(self) -> list[dict[str, object]]:
         """Describe the one input, for ``GET /v2/models/NAME``."""
         return [{"name": "image", "datatype": "BYTES", "shape": [-1]}]

@@ -248,7 +248,7 @@ BAD: list[tuple[str, str, object, dict[str, str], str]] = [
     ("empty body", V1, b"", {}, "not JSON"),
     ("no object", V1, [], {}, "JSON list"),
     ("wrong key", V1, {"instance": []}, {}, "'instances'"),
-    ("instances no list", V1, {"instances": "x"}, {}, "to be a list"),
+    ("instances no list", V1, {"instances": "x"}, {}, "expected a list"),
     ("nothing", V1, {"instances": []}, {}, "no image"),
     ("too many", V1, {"instances": [b64(IMAGES[0])] * (MAX_IMAGES + 1)}, {}, "at most"),
     ("wrong base64", V1, {"instances": ["%%%"]}, {}, "not base64"),

@@ -1,19 +1,12 @@
-"""Turn errors into HTTP responses: a 400 with its reason, a 413 for a body that is too large."""
+"""Refuse bodies that are too large, before they are read."""
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Awaitable, Callable, MutableMapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
-
-if TYPE_CHECKING:
-    from fastapi import Request
-
-_logger = logging.getLogger("csflow.serving")
 
 MAX_BODY = 64 * 2**20
 """Bytes of one request at most, over REST and gRPC."""
@@ -59,24 +52,3 @@ class BodyLimit:
 
     def _reason(self) -> str:
         return f"The request is larger than {self._limit} bytes. Send fewer or smaller images at a time."
-
-
-async def refuse_invalid_input(request: Request, error: Exception) -> JSONResponse:
-    """Respond with 400 and log one line; a client's mistake is no reason for a traceback."""
-    _logger.info("%s: refused: %s", request.url.path, error)
-    return JSONResponse({"error": str(error)}, status_code=400)
-
-
-async def refuse_invalid_body(_: Request, error: Exception) -> JSONResponse:
-    """Respond with 400 and the reason where FastAPI would respond with 422 and a structure of its own."""
-    problems = error.errors() if isinstance(error, RequestValidationError) else []
-    # FastAPI accepts a body of bytes as well; the complaint that it is not bytes helps nobody.
-    chosen = [problem for problem in problems if problem.get("type") != "bytes_type"] or problems
-    reasons = [f"{'.'.join(str(part) for part in problem['loc'])}: {problem['msg']}" for problem in chosen]
-    return JSONResponse({"error": "; ".join(reasons[:5]) or str(error)}, status_code=400)
-
-
-async def refuse(_: Request, error: Exception) -> JSONResponse:
-    """Respond to any other HTTP error in the same JSON structure."""
-    assert isinstance(error, HTTPException)
-    return JSONResponse({"error": error.detail}, status_code=error.status_code)

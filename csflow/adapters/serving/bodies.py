@@ -1,0 +1,84 @@
+"""Read request bodies: unpack them, and parse JSON only if it cannot grow into more than the server has memory for."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Mapping
+
+import orjson
+from kserve.errors import InvalidInput
+
+from csflow.adapters.serving.body_limit import MAX_BODY
+
+MOST_OBJECTS = 10_000
+"""Objects in a JSON body at most; each takes 64 bytes or more, however short it is written."""
+
+MOST_VALUES = 12 * 2**20
+"""Values in lists at most: the pixels of an image of 2 000 x 2 000 written as numbers."""
+
+MOST_LISTS = 4 * 2**20 + 10_000
+"""Lists at most: those of three numbers each in such an image."""
+
+_WINDOWS = {"gzip": zlib.MAX_WBITS | 16, "x-gzip": zlib.MAX_WBITS | 16, "deflate": zlib.MAX_WBITS}
+
+
+class UnknownEncodingError(InvalidInput):  # type: ignore[misc]
+    """A body is compressed in a way that the server does not read (415)."""
+
+
+def unpacked(body: bytes, headers: Mapping[str, str]) -> bytes:
+    """Decompress a body as its ``Content-Encoding`` says; bodies of other encodings are returned as they are.
+
+    Args:
+        body: As received.
+        headers: Of the request, names in lower case.
+
+    Raises:
+        UnknownEncodingError: If the encoding is none of gzip, deflate and identity.
+        InvalidInput: If the body is damaged, or larger than :data:`MAX_BODY` once unpacked.
+    """
+    for name in reversed([each.strip().lower() for each in headers.get("content-encoding", "").split(",")]):
+        if name in ("", "identity"):
+            continue
+        if name not in _WINDOWS:
+            raise UnknownEncodingError(f"Content-Encoding is {name[:40]!r}, expected gzip, deflate or none.")
+        body = _inflated(body, name)
+    return body
+
+
+def parsed(body: bytes) -> object:
+    """Parse JSON after counting what it would make.
+
+    Raises:
+        InvalidInput: If it is not JSON, or has too many objects, lists or values.
+    """
+    for character, most, what in ((b"{", MOST_OBJECTS, "objects"), (b"[", MOST_LISTS, "lists"),
+                                  (b",", MOST_VALUES, "values")):  # fmt: skip
+        if (found := body.count(character)) > most:
+            raise InvalidInput(
+                f"The JSON has about {found} {what}, expected at most {most}. Send images as files (base64, or the "
+                "binary extension), and fewer in a request."
+            )
+    try:
+        return orjson.loads(body)
+    except orjson.JSONDecodeError as error:
+        raise InvalidInput(f"The body is not JSON: {error}.") from error
+
+
+def _inflated(body: bytes, name: str) -> bytes:
+    stream = zlib.decompressobj(_WINDOWS[name])
+    try:
+        try:
+            content = stream.decompress(body, MAX_BODY + 1)
+        except zlib.error:
+            if name != "deflate":
+                raise
+            stream = zlib.decompressobj(-zlib.MAX_WBITS)  # without zlib's header, as many clients send it
+            content = stream.decompress(body, MAX_BODY + 1)
+    except zlib.error as error:
+        raise InvalidInput(f"The body is not {name} as its Content-Encoding says: {error}.") from error
+    if len(content) > MAX_BODY:
+        raise InvalidInput(f"The body is larger than {MAX_BODY} bytes once unpacked. Send fewer images at a time.")
+    if not stream.eof or stream.unused_data:
+        raise InvalidInput(f"The body is cut off or has bytes after its {name} data.")
+    return content
