@@ -13,11 +13,22 @@ from csflow.adapters.serving.body_limit import MAX_BODY
 MOST_OBJECTS = 10_000
 """Objects in a JSON body at most; each takes 64 bytes or more, however short it is written."""
 
+MOST_KEYS = 100_000
+"""Keys at most, in all objects together."""
+
 MOST_VALUES = 12 * 2**20
 """Values in lists at most: the pixels of an image of 2 000 x 2 000 written as numbers."""
 
 MOST_LISTS = 4 * 2**20 + 10_000
 """Lists at most: those of three numbers each in such an image."""
+
+_BOUNDS = (
+    (b":", MOST_KEYS, "keys"),
+    (b"{", MOST_OBJECTS, "objects"),
+    (b"[", MOST_LISTS, "lists"),
+    (b",", MOST_VALUES, "values"),
+)
+"""What can be counted without parsing; a text that contains these characters counts as well."""
 
 _WINDOWS = {"gzip": zlib.MAX_WBITS | 16, "x-gzip": zlib.MAX_WBITS | 16, "deflate": zlib.MAX_WBITS}
 
@@ -52,8 +63,7 @@ def parsed(body: bytes) -> object:
     Raises:
         InvalidInput: If it is not JSON, or has too many objects, lists or values.
     """
-    for character, most, what in ((b"{", MOST_OBJECTS, "objects"), (b"[", MOST_LISTS, "lists"),
-                                  (b",", MOST_VALUES, "values")):  # fmt: skip
+    for character, most, what in _BOUNDS:
         if (found := body.count(character)) > most:
             raise InvalidInput(
                 f"The JSON has about {found} {what}, expected at most {most}. Send images as files (base64, or the "

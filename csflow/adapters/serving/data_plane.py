@@ -13,6 +13,14 @@ from kserve.protocol.dataplane import DataPlane
 from kserve.protocol.infer_type import RequestedOutput
 
 from csflow.adapters.serving.bodies import parsed
+from csflow.adapters.serving.body_limit import MAX_BODY
+from csflow.adapters.serving.requests import MAX_IMAGES, clipped, names_of
+
+MOST_OUTPUTS = 32
+"""Outputs that a request names at most; there are seven."""
+
+MOST_SIDES = 8
+"""Sides of a tensor at most."""
 
 _Field = TypeVar("_Field")
 
@@ -100,14 +108,14 @@ def infer_request(head: object, tail: bytes, model_name: str) -> InferRequest:
     """
     fields = _object(head, "The request")
     inputs: list[InferInput] = []
-    for index, tensor in enumerate(_objects(fields, "inputs")):
+    for index, tensor in enumerate(_objects(fields, "inputs", most=MAX_IMAGES)):
         read, tail = _input(tensor, f"inputs[{index}]", tail)
         inputs.append(read)
     if tail:
         raise InvalidInput(f"{len(tail)} bytes follow the last tensor. Check 'binary_data_size' of every input.")
     wanted = [
         RequestedOutput(name=_field(output, "name", str, f"outputs[{index}]"), parameters=_parameters(output))
-        for index, output in enumerate(_objects(fields, "outputs", optional=True))
+        for index, output in enumerate(_objects(fields, "outputs", most=MOST_OUTPUTS, optional=True))
     ]
     return InferRequest(
         model_name=model_name,
@@ -135,8 +143,8 @@ def _input(fields: dict[str, object], path: str, tail: bytes) -> tuple[InferInpu
     """Read one tensor; return it and the rest of the binary part."""
     parameters = _parameters(fields) or {}
     shape = _field(fields, "shape", list, path)
-    if not all(isinstance(side, int) and not isinstance(side, bool) and side >= 0 for side in shape):
-        raise InvalidInput(f"{path}.shape is {shape!r}, expected a list of whole numbers.")
+    if len(shape) > MOST_SIDES or not all(_is_count(side) for side in shape):
+        raise InvalidInput(f"{path}.shape is {clipped(shape)}, expected a list of at most {MOST_SIDES} whole numbers.")
     tensor = InferInput(
         name=_field(fields, "name", str, path),
         shape=shape,
@@ -149,7 +157,7 @@ def _input(fields: dict[str, object], path: str, tail: bytes) -> tuple[InferInpu
     size = parameters.pop("binary_data_size", None)
     if not isinstance(size, int) or isinstance(size, bool) or not 0 <= size <= len(tail):
         raise InvalidInput(
-            f"{path} has no 'data', and its parameter 'binary_data_size' is {size!r}; "
+            f"{path} has no 'data', and its parameter 'binary_data_size' is {clipped(size)}; "
             f"{len(tail)} bytes follow the JSON part."
         )
     tensor._raw_data = tail[:size]
@@ -162,13 +170,19 @@ def _object(value: object, path: str) -> dict[str, object]:
     return value
 
 
-def _objects(fields: dict[str, object], key: str, *, optional: bool = False) -> list[dict[str, object]]:
+def _objects(fields: dict[str, object], key: str, *, most: int, optional: bool = False) -> list[dict[str, object]]:
     value = fields.get(key)
     if value is None and optional:
         return []
     if not isinstance(value, list):
-        raise InvalidInput(f"Field '{key}' is missing or not a list; found the fields {sorted(fields)[:10]}.")
+        raise InvalidInput(f"Field '{key}' is missing or not a list; found the fields {names_of(fields)}.")
+    if len(value) > most:
+        raise InvalidInput(f"'{key}' has {len(value)} entries, expected at most {most}.")
     return [_object(each, f"{key}[{index}]") for index, each in enumerate(value)]
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MAX_BODY
 
 
 def _parameters(fields: dict[str, object]) -> dict[str, object] | None:
@@ -180,5 +194,5 @@ def _field(fields: dict[str, object], key: str, kind: type[_Field], path: str) -
     value = fields.get(key)
     if not isinstance(value, kind):
         expected = "text" if kind is str else "a list"
-        raise InvalidInput(f"{path}.{key} is missing or not {expected}; found the fields {sorted(fields)[:10]}.")
+        raise InvalidInput(f"{path}.{key} is missing or not {expected}; found the fields {names_of(fields)}.")
     return value

@@ -48,7 +48,7 @@ def images_of_instances(body: object) -> list[RequestedImage]:
     if not isinstance(body, dict):
         raise DataError(f"The body is a JSON {_kind(body)}. {_EXPECTED}.")
     if "instances" not in body:
-        raise DataError(f"The body has no key 'instances', only: {_names(body)}. {_EXPECTED}.")
+        raise DataError(f"The body has no key 'instances', only: {names_of(body)}. {_EXPECTED}.")
     instances = body["instances"]
     if not isinstance(instances, list):
         raise DataError(f"'instances' is a JSON {_kind(instances)}, expected a list. {_EXPECTED}.")
@@ -97,7 +97,7 @@ def images_of_tensor(
         DataError: Naming what does not fit.
     """
     if name != "image":
-        raise DataError(f"There is no input {name!r}. Expected one input named 'image'.")
+        raise DataError(f"There is no input {clipped(name)}. Expected one input named 'image'.")
     if datatype == "BYTES":
         images = _bytes_elements(raw) if raw is not None else [_element(value) for value in data or []]
         found = len(images)
@@ -106,13 +106,26 @@ def images_of_tensor(
         images, found = [content], len(content)
     else:
         raise DataError(
-            f"Input 'image' has datatype {datatype!r}. "
+            f"Input 'image' has datatype {clipped(datatype)}. "
             "Expected BYTES (one encoded image an element) or UINT8 (the bytes of one encoded image)."
         )
     if found != math.prod(shape):
-        raise DataError(f"Input 'image' declares shape {list(shape)} but contains {found} {datatype} elements.")
+        raise DataError(
+            f"Input 'image' declares shape {clipped(list(shape))} but contains {found} {datatype} elements."
+        )
     check_count(found if datatype == "BYTES" else min(found, 1))
     return images
+
+
+def clipped(value: object) -> str:
+    """Write a value that a stranger chose, for a message, without the rest if it is long."""
+    text = repr(value[:10] if isinstance(value, list | str | bytes) and len(value) > 100 else value)
+    return text if len(text) <= 100 else f"{text[:100]}…"
+
+
+def names_of(keys: Mapping[str, object]) -> str:
+    """List the keys of an object for a message, shortened because a stranger chose them."""
+    return ", ".join(repr(str(key)[:40]) for key in list(keys)[:10]) or "none"
 
 
 def _image(instance: object, path: str) -> RequestedImage:
@@ -123,13 +136,13 @@ def _image(instance: object, path: str) -> RequestedImage:
     holders = [key for key in ("image", "b64") if key in instance]
     unknown = sorted(str(key) for key in instance if key not in {"image", "b64", *WISHES})
     if unknown or len(holders) != 1:
-        raise DataError(f"{path} has the keys {_names(instance)}. {_EXPECTED}.")
+        raise DataError(f"{path} has the keys {names_of(instance)}. {_EXPECTED}.")
     wishes = {name: _boolean(instance[name], f"{path}.{name}") for name in WISHES if name in instance}
     key = holders[0]
     value, path = instance[key], f"{path}.{key}"
     if key == "image" and isinstance(value, dict):
         if list(value) != ["b64"]:
-            raise DataError(f"{path} has the keys {_names(value)}, expected only 'b64'.")
+            raise DataError(f"{path} has the keys {names_of(value)}, expected only 'b64'.")
         value, path = value["b64"], f"{path}.b64"
     if not isinstance(value, str):
         raise DataError(f"{path} is a JSON {_kind(value)}, expected base64 text.")
@@ -193,8 +206,3 @@ def _kind(value: object) -> str:
         return "null"
     names = {bool: "boolean", int: "number", float: "number", str: "string", list: "list", dict: "object"}
     return names.get(type(value), type(value).__name__)
-
-
-def _names(keys: Mapping[str, object]) -> str:
-    """List the keys of an object for a message, shortened because a stranger chose them."""
-    return ", ".join(repr(str(key)[:40]) for key in list(keys)[:10]) or "none"
