@@ -20,7 +20,7 @@ from csflow.data.images import read_image, to_pyramid_inputs
 from csflow.detector.calibration import Calibration
 from csflow.detector.directory import BACKBONE, MODEL, Description
 from csflow.detector.engine import Engine
-from csflow.detector.graph_file import check_agreement, check_directory, drawn_examples, write_graph
+from csflow.detector.graph_file import check_agreement, check_directory, drawn_examples, write_graphs
 from csflow.detector.model import Model, score_pyramid, score_stored
 from csflow.detector.model_file import load_model, save_model
 from csflow.detector.prediction import Float32Array, judged
@@ -91,10 +91,10 @@ class Detector:
 
         Args:
             directory: The directory to write; must not exist.
-            examples: Images of the line on which the graph must agree with torch; drawn ones if there are none.
+            examples: Images of the line on which the graphs must agree with torch; drawn ones if there are none.
 
         Raises:
-            ModelError: If the model cannot be stored, or the graph disagrees with torch.
+            ModelError: If the model cannot be stored, or the graphs disagree with torch.
         """
         images = list(examples) or drawn_examples()
         about = Description(self.line, self.backbone.channels, self.calibration, self.lineage)
@@ -102,7 +102,7 @@ class Detector:
             about.write(target)
             save_model(self.model, target / MODEL)
             save_trunk(self.backbone, target / BACKBONE)
-            write_graph(target, about, self.backbone, self.model)
+            write_graphs(target, about, self.backbone, self.model)
             check_agreement(self.predict(images), Engine.load(target).predict(images), self.calibration)
 
     @classmethod

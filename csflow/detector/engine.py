@@ -1,7 +1,7 @@
-"""Score images without torch: run a detector directory's graph in ONNX Runtime, on images sized by Pillow.
+"""Score images without torch: run a detector directory's graphs in ONNX Runtime, on images sized by Pillow.
 
-All cores compute one image together. Several images are divided among the cores, a few each: images are sized while
-others are computed, and no core waits for another after every layer.
+One image is computed by all cores together. Several are computed in batches of a few, as many batches at once as there
+are cores, so that images are sized while others are computed.
 """
 
 from __future__ import annotations
@@ -10,31 +10,34 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import numpy as np
 from PIL import Image
 
 from csflow.config import LineConfig
 from csflow.data.images import read_image, to_pyramid_levels
 from csflow.detector.directory import (
-    GRAPH,
+    BACKBONE,
+    BACKBONE_GRAPH,
+    MODEL_GRAPH,
+    WHOLE_GRAPH,
     Description,
-    check_graph,
+    check_graphs,
     compare_digest,
-    digest_beside_graph,
+    digest_of,
+    digests_beside_last_graph,
     not_a_detector,
 )
-from csflow.detector.prediction import Float32Array, Prediction, judged
+from csflow.detector.prediction import Prediction, judged
+from csflow.detector.trunk import Activations, Levels, Trunk, Trunks
 from csflow.errors import ModelError
 from csflow.system.cores import cores
 from csflow.system.onnx_session import open_session
 
-if TYPE_CHECKING:
-    from onnxruntime import InferenceSession
-
 CHUNK = 4
-"""Most images that a core computes at once: more need memory and are not faster."""
+"""Most images that are computed at once: more need memory and are not faster."""
+
+_RESULTS = ["score", "map"]
 
 
 class Engine:
@@ -45,75 +48,91 @@ class Engine:
         calibration: Threshold and p-values, or the kind ``none``.
         lineage: Data, run, code and seed the detector was made from, as plain JSON values.
         threads: Number of cores used.
+        trunk: The first part of the detector; engines with the same one can share a batch.
     """
 
-    def __init__(self, directory: Path, about: Description, threads: int) -> None:
+    def __init__(
+        self, directory: Path, about: Description, files: Mapping[str, str], threads: int, trunks: Trunks
+    ) -> None:
         """Use :meth:`load`."""
         self.line: LineConfig = about.line
         self.calibration = about.calibration
         self.lineage: Mapping[str, Any] = dict(about.lineage)
         self.threads = threads
-        self._graph = directory / GRAPH
-        self._together = open_session(self._graph, threads=threads)
-        # A model that leaves out a scale has a graph without it.
-        self._inputs = [(int(value.name.removeprefix("level_")), value.name) for value in self._together.get_inputs()]
+        if about.format < 4:  # one graph, so nothing can be shared
+            self.trunk = Trunk(directory / WHOLE_GRAPH, _RESULTS, threads)
+            self._model = None
+        else:
+            own = digest_of({name: files[name] for name in (BACKBONE_GRAPH, BACKBONE)})
+            self.trunk = trunks.open(directory / BACKBONE_GRAPH, own, threads)
+            self._model = open_session(directory / MODEL_GRAPH, threads=threads)
 
     @classmethod
-    def load(cls, directory: Path, *, threads: int | None = None) -> Engine:
+    def load(cls, directory: Path, *, threads: int | None = None, trunks: Trunks | None = None) -> Engine:
         """Read a detector directory.
 
         Args:
             directory: The directory that :meth:`csflow.detector.detector.Detector.save` wrote.
             threads: Number of cores to use; by default all that this process may run on.
+            trunks: The trunks of other engines, to share one; by default nothing is shared.
 
         Raises:
             ModelError: If a file is missing, damaged or does not belong to the others.
         """
         directory = Path(directory)
         about = Description.read(directory)
-        if not (directory / GRAPH).is_file():
+        if not about.graphs:
             raise ModelError(
-                f"{not_a_detector(directory, GRAPH)} A csflow before 0.2 wrote it: train again to score without torch."
+                f"{not_a_detector(directory, WHOLE_GRAPH)} A csflow before 0.2 wrote it: train again to score without "
+                "torch."
             )
-        check_graph(directory)
-        with ThreadPoolExecutor(1) as aside:
-            digest = aside.submit(digest_beside_graph, directory)
-            engine = cls(directory, about, threads or cores())
-            engine._check_digest(digest.result())
+        check_graphs(directory, about.graphs)
+        files = digests_beside_last_graph(directory, about.graphs)
+        engine = cls(directory, about, files, threads or cores(), trunks or Trunks())
+        compare_digest(directory, engine._noted_digest(), digest_of(files))
         return engine
 
     def read(self, source: Path | bytes) -> Image.Image:
         """Decode an image as the detector's line does; see :func:`csflow.data.images.read_image`."""
         return read_image(source, self.line.features.bit_depth)
 
-    def predict(self, images: Sequence[Image.Image]) -> list[Prediction]:
-        """Score decoded RGB images (see :meth:`read`), of any sizes."""
-        if len(images) == 1 or self.threads == 1:
-            parts = [self._score(self._together, images[i : i + CHUNK]) for i in range(0, len(images), CHUNK)]
+    def sized(self, image: Image.Image) -> Levels:
+        """Resize an image for the trunk, as :func:`csflow.data.images.to_pyramid_levels` does."""
+        return to_pyramid_levels(image, self.line.features)
+
+    def judge(self, activations: Activations, sizes: Sequence[tuple[int, int]]) -> list[Prediction]:
+        """Judge N images by what the trunk computed of them.
+
+        Args:
+            activations: What :attr:`trunk` returned, N rows.
+            sizes: Width and height of the images before they were sized.
+        """
+        if self._model is None:
+            scores, maps = activations
         else:
-            size = max(1, min(CHUNK, -(-len(images) // self.threads)))
-            chunks = [images[start : start + size] for start in range(0, len(images), size)]
-            parts = list(self._workers.map(lambda chunk: self._score(self._alone, chunk), chunks))
-        found = [pair for scores, maps in parts for pair in zip(scores, maps, strict=True)]
+            scores, maps = self._model.run(_RESULTS, {"features": activations[0]})
         return [
-            judged(score, map2d, image.size, self.calibration)
-            for (score, map2d), image in zip(found, images, strict=True)
+            judged(score, map2d, size, self.calibration) for score, map2d, size in zip(scores, maps, sizes, strict=True)
         ]
 
-    @cached_property
-    def _alone(self) -> InferenceSession:
-        """The graph for as many callers as cores, of which each computes on one core."""
-        return open_session(self._graph, threads=1)
+    def predict(self, images: Sequence[Image.Image]) -> list[Prediction]:
+        """Score decoded RGB images (see :meth:`read`), of any sizes."""
+        size = max(1, min(CHUNK, -(-len(images) // self.threads)))
+        chunks = [images[start : start + size] for start in range(0, len(images), size)]
+        if len(chunks) < 2 or self.threads == 1:
+            parts = [self._score(chunk) for chunk in chunks]
+        else:
+            parts = list(self._workers.map(self._score, chunks))
+        return [prediction for part in parts for prediction in part]
 
     @cached_property
     def _workers(self) -> ThreadPoolExecutor:
         return ThreadPoolExecutor(self.threads, thread_name_prefix="engine")
 
-    def _score(self, session: InferenceSession, images: Sequence[Image.Image]) -> tuple[Float32Array, Float32Array]:
-        levels = list(zip(*(to_pyramid_levels(image, self.line.features) for image in images), strict=True))
-        scores, maps = session.run(["score", "map"], {name: np.stack(levels[scale]) for scale, name in self._inputs})
-        return scores, maps
+    def _score(self, images: Sequence[Image.Image]) -> list[Prediction]:
+        activations = self.trunk.compute([self.sized(image) for image in images])
+        return self.judge(activations, [image.size for image in images])
 
-    def _check_digest(self, digest: str) -> None:
-        noted = self._together.get_modelmeta().custom_metadata_map.get("digest", "")
-        compare_digest(self._graph.parent, noted, digest)
+    def _noted_digest(self) -> str:
+        session = self.trunk.session if self._model is None else self._model
+        return str(session.get_modelmeta().custom_metadata_map.get("digest", ""))

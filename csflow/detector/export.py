@@ -7,12 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import onnx
 from PIL import Image
 
 from csflow.detector.detector import Detector
-from csflow.detector.directory import GRAPH
-from csflow.detector.graph import put_weights_in
+from csflow.detector.directory import BACKBONE_GRAPH, MODEL_GRAPH
+from csflow.detector.graph import joined, with_weights
 from csflow.detector.graph_file import check_agreement, drawn_examples
 from csflow.detector.prediction import Prediction, judged
 from csflow.detector.sizing import put_sizing_in
@@ -35,8 +34,7 @@ def export_file(detector: Detector, output: Path, examples: Sequence[Image.Image
     with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}.") as folder:
         directory = Path(folder) / "detector"
         detector.save(directory, examples=examples)
-        model = onnx.load(directory / GRAPH, load_external_data=False)
-        put_weights_in(model, directory)
+        model = joined(*(with_weights(directory / name) for name in (BACKBONE_GRAPH, MODEL_GRAPH)))
         put_sizing_in(model, detector.line.features)
         single = Path(folder) / "single.onnx"
         single.write_bytes(sealed_bytes(model))

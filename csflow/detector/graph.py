@@ -1,26 +1,28 @@
-"""Turn a whole detector into an ONNX graph, its weights inside or in the detector's other files.
+"""Turn a fitted model into an ONNX graph that reads the features of the trunk's graph, and join the two.
 
-The graph begins with that of the trunk (:mod:`csflow.features.trunk_graph`) and ends with score and map. Its weights
-keep their names, so that they can stay in the safetensors files of the detector directory.
+The graph begins with the features as :func:`csflow.features.trunk_graph.trunk_graph` returns them and ends with score
+and map. Its weights keep their names, so that they can stay in the safetensors files of the detector directory.
 """
 
 from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 import onnx
+import onnx.compose
+import torch
 from onnx import TensorProto, helper, numpy_helper
-from torch import Tensor
+from torch import Tensor, nn
 
-from csflow.config import FeatureConfig
 from csflow.detector.model import Model
-from csflow.features.backbone import Backbone
-from csflow.features.trunk_graph import TrunkModule, bind_weights, traced
+from csflow.features.entries import Shape
+from csflow.features.trunk_graph import FEATURES, bind_weights, traced
 
 _TYPES = {
     "F32": TensorProto.FLOAT,
@@ -30,29 +32,42 @@ _TYPES = {
 }
 
 
-def detector_graph(
-    backbone: Backbone, model: Model, features: FeatureConfig, threshold: float | None
-) -> onnx.ModelProto:
-    """Trace trunk and model into one graph, whose weights are still to be given (:func:`leave_weights_in`).
+def model_graph(model: Model, shapes: Sequence[Shape], threshold: float | None) -> onnx.ModelProto:
+    """Trace a model into a graph, whose weights are still to be given (:func:`leave_weights_in`).
 
-    Inputs ``level_0`` … are ``(N, s, s, 3)`` uint8; outputs are ``score`` ``(N,)``, ``map`` ``(N, h, w)``, both
+    The input ``features`` is ``(N, values)`` float32; outputs are ``score`` ``(N,)``, ``map`` ``(N, h, w)``, both
     float32, and with a threshold ``defective`` ``(N,)`` bool.
 
+    Args:
+        model: The model.
+        shapes: ``(C, h, w)`` of every feature map.
+        threshold: The score above which a part is defective.
+
     Raises:
-        ModelError: If trunk or model has an operation ONNX does not know.
+        ModelError: If the model has an operation ONNX does not know.
     """
-    graph = traced(_Scorer(backbone, model, features), features, ["score", "map"])
+    example = torch.zeros(2, sum(math.prod(shape) for shape in shapes))
+    graph = traced(_FlatModel(model, shapes), {FEATURES: example}, ["score", "map"], type(model).__name__)
     if threshold is not None:
         _decide(graph.graph, threshold)
     return graph
+
+
+def joined(trunk: onnx.ModelProto, model: onnx.ModelProto) -> onnx.ModelProto:
+    """Join the graphs of trunk and model, with their weights inside, into one from sized images to score and map."""
+    renamed = onnx.compose.add_prefix(trunk, "trunk/", rename_inputs=False, rename_outputs=False)
+    del renamed.metadata_props[:]  # the model's describe the whole
+    whole = onnx.compose.merge_models(renamed, model, io_map=[(FEATURES, FEATURES)])
+    whole.ir_version = model.ir_version
+    return whole
 
 
 def leave_weights_in(model: onnx.ModelProto, files: Mapping[str, Path]) -> None:
     """Refer a graph's weights to safetensors files in its directory, so that they exist once.
 
     Args:
-        model: From :func:`detector_graph`.
-        files: The file for each first part of a weight's name, ``model`` and ``backbone``.
+        model: A graph without weights.
+        files: The file for each first part of a weight's name, ``model`` or ``backbone``.
     """
     tables = {part: (path.name, *_safetensors_table(path)) for part, path in files.items()}
 
@@ -70,28 +85,34 @@ def leave_weights_in(model: onnx.ModelProto, files: Mapping[str, Path]) -> None:
     bind_weights(model, stored)
 
 
-def put_weights_in(model: onnx.ModelProto, directory: Path) -> None:
-    """Make a graph self-contained: read the weights that are in files of ``directory`` (:func:`leave_weights_in`)."""
+def with_weights(path: Path) -> onnx.ModelProto:
+    """Read a graph, and put the weights in that are in files of its directory (:func:`leave_weights_in`)."""
+    model = onnx.load(path, load_external_data=False)
     for tensor in model.graph.initializer:
         if tensor.data_location == TensorProto.EXTERNAL:
             stored = {entry.key: entry.value for entry in tensor.external_data}
-            with (directory / stored["location"]).open("rb") as file:
+            with (path.parent / stored["location"]).open("rb") as file:
                 file.seek(int(stored["offset"]))
                 tensor.raw_data = file.read(int(stored["length"]))
             del tensor.external_data[:]
             tensor.data_location = TensorProto.DEFAULT
+    return model
 
 
-class _Scorer(TrunkModule):
-    """A detector that reads images in 8 bit and returns score and map."""
+class _FlatModel(nn.Module):
+    """A model that reads features flattened and joined."""
 
-    def __init__(self, backbone: Backbone, model: Model, features: FeatureConfig) -> None:
-        super().__init__(backbone, features)
+    def __init__(self, model: Model, shapes: Sequence[Shape]) -> None:
+        super().__init__()
         on_cpu = all(tensor.device.type == "cpu" for tensor in model.state_dict().values())
         self.model = model if on_cpu else copy.deepcopy(model).cpu()
+        self.shapes = [tuple(shape) for shape in shapes]
 
-    def forward(self, *levels: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
-        return cast("tuple[Tensor, Tensor]", self.model(self.pyramid(levels)))
+    def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """Return scores ``(N,)`` and maps ``(N, h, w)`` of features ``(N, values)``."""
+        flat = features.split([math.prod(shape) for shape in self.shapes], dim=1)
+        pyramid = [level.reshape(-1, *shape) for level, shape in zip(flat, self.shapes, strict=True)]
+        return cast("tuple[Tensor, Tensor]", self.model(pyramid))
 
 
 def _decide(graph: onnx.GraphProto, threshold: float) -> None:

@@ -1,4 +1,4 @@
-"""Write a detector's graph into its directory, and refuse one that disagrees with torch."""
+"""Write a detector's graphs into its directory, and refuse those that disagree with torch."""
 
 from __future__ import annotations
 
@@ -12,20 +12,22 @@ from PIL import Image
 from csflow.detector.calibration import Calibration
 from csflow.detector.directory import (
     BACKBONE,
+    BACKBONE_GRAPH,
     DETECTOR_FORMAT,
-    GRAPH,
     MODEL,
+    MODEL_GRAPH,
     Description,
-    check_graph,
+    check_graphs,
     compare_digest,
-    digest_beside_graph,
+    digest_of,
+    digests_beside_last_graph,
 )
-from csflow.detector.graph import detector_graph, leave_weights_in
+from csflow.detector.graph import leave_weights_in, model_graph
 from csflow.detector.model import Model
 from csflow.detector.prediction import Prediction
 from csflow.errors import ModelError
 from csflow.features.backbone import Backbone
-from csflow.features.trunk_graph import sealed_bytes
+from csflow.features.trunk_graph import sealed_bytes, trunk_graph_without_weights
 from csflow.system.files import write_atomic
 
 NEGLIGIBLE = 0.1
@@ -35,8 +37,8 @@ GRAPH_AGREEMENT = 1e-3
 """Largest relative difference between graph and torch that is allowed, of a score or (Euclidean norm) of a map."""
 
 
-def write_graph(directory: Path, about: Description, backbone: Backbone, model: Model) -> None:
-    """Write the graph into a detector directory that has all other files; its weights stay in those.
+def write_graphs(directory: Path, about: Description, backbone: Backbone, model: Model) -> None:
+    """Write the graphs into a detector directory that has all other files; their weights stay in those.
 
     Args:
         directory: The detector directory.
@@ -47,29 +49,35 @@ def write_graph(directory: Path, about: Description, backbone: Backbone, model: 
     Raises:
         ModelError: If the detector has an operation that ONNX does not know.
     """
-    graph = detector_graph(backbone, model, about.line.features, about.calibration.threshold)
-    leave_weights_in(graph, {"model": directory / MODEL, "backbone": directory / BACKBONE})
-    _describe(graph, about, digest_beside_graph(directory))
-    write_atomic(directory / GRAPH, sealed_bytes(graph))
+    features = about.line.features
+    trunk = trunk_graph_without_weights(backbone, features)
+    leave_weights_in(trunk, {"backbone": directory / BACKBONE})
+    write_atomic(directory / BACKBONE_GRAPH, sealed_bytes(trunk))
+    graph = model_graph(model, backbone.shapes(features), about.calibration.threshold)
+    leave_weights_in(graph, {"model": directory / MODEL})
+    _describe(graph, about, digest_of(digests_beside_last_graph(directory, about.graphs)))
+    write_atomic(directory / MODEL_GRAPH, sealed_bytes(graph))
 
 
 def check_directory(directory: Path) -> None:
-    """Compare all files of a detector directory with the checksums in its graph.
+    """Compare all files of a detector directory with the checksums in its graphs.
 
     Directories of format 1 have no graph, and thus no checksums.
 
     Raises:
         ModelError: If a file is missing or damaged.
     """
-    if not (directory / GRAPH).exists():
+    graphs = Description.read(directory).graphs
+    if not graphs:
         return
-    check_graph(directory)
+    check_graphs(directory, graphs)
+    last = directory / graphs[-1]
     try:
-        graph = onnx.load(directory / GRAPH, load_external_data=False)
+        graph = onnx.load(last, load_external_data=False)
     except Exception as error:  # protobuf's errors have no common base
-        raise ModelError(f"{directory / GRAPH} is damaged: {error}. Download or publish the detector again.") from error
+        raise ModelError(f"{last} is damaged: {error}. Download or publish the detector again.") from error
     noted = next((entry.value for entry in graph.metadata_props if entry.key == "digest"), "")
-    compare_digest(directory, noted, digest_beside_graph(directory))
+    compare_digest(directory, noted, digest_of(digests_beside_last_graph(directory, graphs)))
 
 
 def check_agreement(expected: Sequence[Prediction], found: Sequence[Prediction], calibration: Calibration) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import tempfile
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TypeAlias, cast
 
 import onnx
@@ -27,6 +27,9 @@ from csflow.system import seals
 Weights: TypeAlias = Callable[[str], TensorProto]
 """Returns the stored tensor of a name; its type may be narrower than the graph's."""
 
+FEATURES = "features"
+"""Name of the output of a trunk's graph, and of the input of a model's."""
+
 OPSET = 18
 """The first operator set whose ``Resize`` widens its filter when it shrinks an image, as Pillow does."""
 
@@ -43,13 +46,28 @@ def trunk_graph(backbone: Backbone, features: FeatureConfig) -> onnx.ModelProto:
     Raises:
         ModelError: If the trunk has an operation ONNX does not know.
     """
-    model = traced(TrunkModule(backbone, features), features, ["features"])
+    model = trunk_graph_without_weights(backbone, features)
     state = {f"backbone.{name}": tensor for name, tensor in backbone.state_dict().items()}
     bind_weights(model, lambda name: numpy_helper.from_array(state[name].cpu().numpy()))
     return model
 
 
-class TrunkModule(nn.Module):
+def trunk_graph_without_weights(backbone: Backbone, features: FeatureConfig) -> onnx.ModelProto:
+    """Trace the trunk into the graph of :func:`trunk_graph`, whose weights are still to be given (``backbone.…``).
+
+    Raises:
+        ModelError: If the trunk has an operation ONNX does not know.
+    """
+    module = _TrunkModule(backbone, features)
+    kept = 1 if features.downscale == "nearest" else features.scales
+    sizes = [features.image_size // 2**scale for scale in range(kept)]
+    examples = {f"level_{scale}": torch.zeros(2, size, size, 3, dtype=torch.uint8) for scale, size in enumerate(sizes)}
+    model = traced(module, examples, [FEATURES], backbone.name)
+    _merge_padding(model.graph, module)
+    return model
+
+
+class _TrunkModule(nn.Module):
     """A trunk that reads images in 8 bit and returns its features flattened."""
 
     def __init__(self, backbone: Backbone, features: FeatureConfig) -> None:
@@ -60,15 +78,11 @@ class TrunkModule(nn.Module):
         self.factor, self.offset = (torch.from_numpy(values)[:, None, None] for values in colours)
 
     def forward(self, *levels: Tensor) -> Tensor:
-        """Return the features of all scales, flattened and joined, ``(N, values)``."""
-        return torch.cat([level.flatten(1) for level in self.pyramid(levels)], dim=1)
-
-    def pyramid(self, levels: Sequence[Tensor]) -> list[Tensor]:
-        """Return the feature pyramid of images in 8 bit, each level ``(N, s, s, 3)``."""
+        """Return the features of images in 8 bit, each level ``(N, s, s, 3)``: all scales flattened and joined."""
         if self.strides is not None:
-            levels = [levels[0][:, ::stride, ::stride] for stride in self.strides]
+            levels = tuple(levels[0][:, ::stride, ::stride] for stride in self.strides)
         inputs = [level.permute(0, 3, 1, 2).float() * self.factor - self.offset for level in levels]
-        return cast("list[Tensor]", self.backbone(inputs))
+        return torch.cat([level.flatten(1) for level in cast("list[Tensor]", self.backbone(inputs))], dim=1)
 
 
 def _with_fixed_padding(backbone: Backbone) -> Backbone:
@@ -103,50 +117,47 @@ class _PaddedConvolution(nn.Module):
         return F.conv2d(padded, self.weight, self.bias, self.stride, 0, self.dilation, self.groups)
 
 
-def traced(module: TrunkModule, features: FeatureConfig, outputs: Sequence[str]) -> onnx.ModelProto:
-    """Trace a module into a graph whose inputs are the levels, then every weight by its name.
+def traced(module: nn.Module, examples: Mapping[str, Tensor], outputs: Sequence[str], name: str) -> onnx.ModelProto:
+    """Trace a module into a graph whose inputs are the examples', then every weight by its name.
 
     Args:
-        module: The trunk, or a module around it.
-        features: Image size and scales.
+        module: The trunk, or a model that reads its features.
+        examples: A tensor for every argument; its first side, the number of images, is left open in the graph.
         outputs: Names of the outputs.
+        name: Names the module in errors.
 
     Raises:
         ModelError: If the module has an operation that ONNX does not know.
     """
-    kept = 1 if features.downscale == "nearest" else features.scales
-    sizes = [features.image_size // 2**scale for scale in range(kept)]
-    levels = [f"level_{scale}" for scale in range(kept)]
-    examples = tuple(torch.zeros(2, size, size, 3, dtype=torch.uint8) for size in sizes)
+    arguments = tuple(examples.values())
     try:
         with tempfile.TemporaryDirectory() as folder, torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about sizes that become constants, as intended
-            module.eval()(*examples)  # tables that are computed on first use are constants from now on
+            module.eval()(*arguments)  # tables that are computed on first use are constants from now on
             torch.onnx.export(
                 module,
-                examples,
+                arguments,
                 f"{folder}/graph.onnx",
                 dynamo=False,  # ten times as fast, and leaves the number of images open
                 export_params=False,
                 do_constant_folding=False,
                 training=torch.onnx.TrainingMode.PRESERVE,  # EVAL would merge batch norm into nameless weights
-                input_names=levels,
+                input_names=list(examples),
                 output_names=list(outputs),
-                dynamic_axes={name: {0: "N"} for name in (*levels, *outputs)},
+                dynamic_axes={each: {0: "N"} for each in (*examples, *outputs)},
                 opset_version=OPSET,
             )
             model = onnx.load(f"{folder}/graph.onnx")
     except Exception as error:  # the exporter's errors have no common base
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
         raise ModelError(
-            f"{module.backbone.name} cannot be turned into an ONNX graph: {reason}. Use another backbone or stage."
+            f"{name} cannot be turned into an ONNX graph: {reason}. Use another backbone or stage."
         ) from error
     model.ir_version = IR_VERSION
-    _merge_padding(model.graph, module)
     return model
 
 
-def _merge_padding(graph: onnx.GraphProto, module: TrunkModule) -> None:
+def _merge_padding(graph: onnx.GraphProto, module: _TrunkModule) -> None:
     """Let convolutions pad their own input, unevenly, which torch cannot do; this saves a copy of the largest maps."""
     padded = {
         f"{name}.weight": layer.padding
@@ -183,8 +194,8 @@ def bind_weights(model: onnx.ModelProto, weights: Weights) -> None:
         weights: Returns the stored tensor of a name.
     """
     graph = model.graph
-    levels = [value for value in graph.input if value.name.startswith("level_")]
-    needed = [value for value in graph.input if value not in levels]
+    arguments = [value for value in graph.input if "." not in value.name]  # a weight belongs to a part of the module
+    needed = [value for value in graph.input if value not in arguments]
     casts = []
     for value in needed:
         tensor, wanted = weights(value.name), value.type.tensor_type.elem_type
@@ -194,7 +205,7 @@ def bind_weights(model: onnx.ModelProto, weights: Weights) -> None:
             casts.append(helper.make_node("Cast", [tensor.name], [value.name], to=wanted))
         graph.initializer.append(tensor)
     del graph.input[:]
-    graph.input.extend(levels)
+    graph.input.extend(arguments)
     _put_first(graph, casts)
 
 

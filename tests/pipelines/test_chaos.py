@@ -99,10 +99,10 @@ class Home:
         files = {f"detector/{path.relative_to(detector)}": path for path in detector.rglob("*") if path.is_file()}
         for folder in ("features", "models"):
             files |= {str(p.relative_to(self.root)): p for p in (self.root / folder).rglob("*") if p.is_file()}
-        # The first names the run and the time, the second has seconds; the graph names the digest of the first.
-        changing = ("lineage.json", "training.json", "graph.onnx")
+        # The first names the run and the time, the second has seconds; the model's graph names the digest of the first.
+        changing = ("lineage.json", "training.json", "model.onnx")
         found = {name: sha256_file(path) for name, path in files.items() if not name.endswith(changing)}
-        graph = onnx.load(str(detector / "graph.onnx"), load_external_data=False).graph
+        graph = onnx.load(str(detector / "model.onnx"), load_external_data=False).graph
         return found | {"graph": hashlib.sha256(graph.SerializeToString()).hexdigest()}
 
     def check_nothing_is_left(self) -> None:

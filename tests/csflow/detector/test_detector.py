@@ -23,7 +23,8 @@ def directory(make_detector: Callable[..., Path]) -> Path:
 
 def test_format_1_is_still_read(directory: Path, tmp_path: Path) -> None:
     old = Path(shutil.copytree(directory, tmp_path / "old"))
-    (old / "graph.onnx").unlink()
+    for name in ("model.onnx", "backbone.onnx"):
+        (old / name).unlink()
     state = {
         name.removeprefix("flow."): tensor.long() if "permutation" in name else tensor.float()
         for name, tensor in load_file(old / "model.safetensors").items()
@@ -45,8 +46,8 @@ def test_whoever_serves_it_may_read_every_file(directory: Path) -> None:
 def test_an_unknown_format_is_refused(directory: Path, tmp_path: Path) -> None:
     newer = Path(shutil.copytree(directory, tmp_path / "newer"))
     config = json.loads((newer / "config.json").read_text())
-    (newer / "config.json").write_text(json.dumps(config | {"format": 4}))
-    with pytest.raises(ModelError, match="has format 4, expected one of 1, 2, 3"):
+    (newer / "config.json").write_text(json.dumps(config | {"format": 5}))
+    with pytest.raises(ModelError, match="has format 5, expected one of 1, 2, 3, 4"):
         Detector.load(newer)
 
 
@@ -60,13 +61,13 @@ def test_a_graph_that_disagrees_is_refused(directory: Path, tmp_path: Path, monk
     """The exporter leaves out a part of the network; nothing is written then."""
     from csflow.detector import graph
 
-    judge = graph._Scorer.forward
+    judge = graph._FlatModel.forward
 
-    def another(self: graph._Scorer, *levels: Tensor) -> tuple[Tensor, Tensor]:
-        scores, maps = judge(self, *levels)
+    def another(self: graph._FlatModel, features: Tensor) -> tuple[Tensor, Tensor]:
+        scores, maps = judge(self, features)
         return 1.01 * scores, maps
 
-    monkeypatch.setattr(graph._Scorer, "forward", another)
+    monkeypatch.setattr(graph._FlatModel, "forward", another)
     with pytest.raises(ModelError, match="differs from the detector by"):
         Detector.load(directory).save(tmp_path / "wrong")
     assert list(tmp_path.iterdir()) == []

@@ -2,23 +2,35 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import shutil
 import subprocess
 import sys
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import onnx
 import pytest
 from PIL import Image
 
 from csflow.detector.detector import Detector
-from csflow.detector.directory import BACKBONE, CALIBRATION, CONFIG, GRAPH, LINEAGE, MODEL
+from csflow.detector.directory import (
+    BACKBONE,
+    BACKBONE_GRAPH,
+    CALIBRATION,
+    CONFIG,
+    LINEAGE,
+    MODEL,
+    MODEL_GRAPH,
+    WHOLE_GRAPH,
+)
 from csflow.detector.engine import CHUNK, Engine
 from csflow.detector.prediction import Prediction
+from csflow.detector.trunk import Trunks
 from csflow.errors import ModelError
+from tests.csflow.detector.old_formats import in_format_3
 from tests.damage import damages, inflict
 
 SIZES = [(200, 160), (64, 64), (31, 300), (500, 400)]
@@ -84,12 +96,42 @@ print(Engine.load(Path({str(directory)!r})).predict([Image.new("RGB", (90, 80))]
 
 def test_the_weights_exist_once(directory: Path) -> None:
     sizes = {path.name: path.stat().st_size for path in directory.iterdir()}
-    assert sizes["graph.onnx"] < 0.1 * (sizes["model.safetensors"] + sizes["backbone.safetensors"])
+    assert sizes[BACKBONE_GRAPH] + sizes[MODEL_GRAPH] < 0.1 * (sizes[MODEL] + sizes[BACKBONE])
+
+
+def test_one_graph_of_an_older_csflow(directory: Path, tmp_path: Path) -> None:
+    """Formats 2 and 3, with and without a seal."""
+    images = [noise(seed) for seed in range(3)]
+    for sealed in (True, False):
+        old = in_format_3(directory, tmp_path / f"sealed-{sealed}", sealed=sealed)
+        for load in (Engine.load, Detector.load):
+            assert_same(Detector.load(directory).predict(images), load(old).predict(images))
+        (old / WHOLE_GRAPH).unlink()
+        with pytest.raises(ModelError, match=r"graph\.onnx is missing"):
+            Engine.load(old)
+
+
+def test_lines_with_one_backbone_share_it(directory: Path, make_detector: Callable[..., Path]) -> None:
+    trunks = Trunks()
+    first, second = (Engine.load(each, trunks=trunks) for each in (directory, make_detector("plates")))
+    assert first.trunk is second.trunk
+    images = [noise(0), noise(1)]
+    together = first.trunk.compute([engine.sized(i) for engine, i in zip((first, second), images, strict=True)])
+    for engine, image, row in zip((first, second), images, range(2), strict=True):
+        assert_same(engine.predict([image]), engine.judge([each[row : row + 1] for each in together], [image.size]))
+
+
+def test_a_trunk_that_nobody_uses_is_closed(directory: Path) -> None:
+    trunks = Trunks()
+    closed = weakref.ref(Engine.load(directory, trunks=trunks).trunk)
+    gc.collect()
+    assert closed() is None
 
 
 class TestDamage:
     def test_a_directory_of_format_1(self, copied: Path) -> None:
-        (copied / "graph.onnx").unlink()
+        config = json.loads((copied / CONFIG).read_text())
+        (copied / CONFIG).write_text(json.dumps(config | {"format": 1}))
         with pytest.raises(ModelError, match=r"graph\.onnx is missing.*train again"):
             Engine.load(copied)
 
@@ -107,19 +149,20 @@ class TestDamage:
         with pytest.raises(ModelError, match="was changed"):
             Engine.load(copied)
 
-    @pytest.mark.parametrize("name", ["config.json", "calibration.json", "lineage.json", "model.safetensors"])
+    @pytest.mark.parametrize("name", [CONFIG, CALIBRATION, LINEAGE, MODEL, MODEL_GRAPH, BACKBONE, BACKBONE_GRAPH])
     def test_a_missing_file(self, copied: Path, name: str) -> None:
         (copied / name).unlink()
         with pytest.raises(ModelError):
             Engine.load(copied)
 
-    @pytest.mark.parametrize(("content", "expected"), [(b"", "it is empty"), (b"nothing of the kind", "cannot open")])
-    def test_no_graph_at_all(self, copied: Path, content: bytes, expected: str) -> None:
-        (copied / "graph.onnx").write_bytes(content)
+    @pytest.mark.parametrize(("content", "expected"), [(b"", "it is empty"), (b"nothing of the kind", "has no seal")])
+    @pytest.mark.parametrize("name", [MODEL_GRAPH, BACKBONE_GRAPH])
+    def test_no_graph_at_all(self, copied: Path, name: str, content: bytes, expected: str) -> None:
+        (copied / name).write_bytes(content)
         with pytest.raises(ModelError, match=expected):
             Engine.load(copied)
 
-    @pytest.mark.parametrize("name", [CONFIG, MODEL, BACKBONE, GRAPH, CALIBRATION, LINEAGE])
+    @pytest.mark.parametrize("name", [CONFIG, MODEL, BACKBONE, BACKBONE_GRAPH, MODEL_GRAPH, CALIBRATION, LINEAGE])
     @pytest.mark.parametrize("load", [Engine.load, Detector.load], ids=["engine", "torch"])
     def test_every_file_is_compared(self, copied: Path, name: str, load: Callable[[Path], object]) -> None:
         """A detector with one changed bit judges nothing, in the server as in torch."""
@@ -134,17 +177,6 @@ class TestDamage:
                 pytest.fail(damage)
             shutil.rmtree(copied.with_name("damaged"))
         load(copied)
-
-    def test_a_graph_of_an_older_csflow(self, copied: Path) -> None:
-        """It has no seal."""
-        graph = onnx.load(copied / GRAPH, load_external_data=False)
-        others = [entry for entry in graph.metadata_props if entry.key != "seal"]
-        assert len(others) == len(graph.metadata_props) - 1
-        del graph.metadata_props[:]
-        graph.metadata_props.extend(others)
-        (copied / GRAPH).write_bytes(graph.SerializeToString())
-        Engine.load(copied)
-        Detector.load(copied)
 
     def test_truncated_weights(self, copied: Path) -> None:
         content = (copied / "model.safetensors").read_bytes()

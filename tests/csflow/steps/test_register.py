@@ -21,7 +21,7 @@ from tests.damage import damages, inflict
 LINE = LineConfig(line="tiles", data=DataConfig(path="tiles"))
 
 
-@pytest.mark.parametrize("name", ["graph.onnx", "model.safetensors", "calibration.json"])
+@pytest.mark.parametrize("name", ["model.onnx", "backbone.onnx", "model.safetensors", "calibration.json"])
 def test_a_damaged_detector_is_not_registered(
     make_detector: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
