@@ -30,7 +30,7 @@ from csflow.system.files import sha256_file, sha256_json, write_json
 from csflow.system.seals import check
 
 DETECTOR_FORMAT = 4
-"""Format that is written. Up to format 3 one graph held trunk and model, and lines could not share a trunk; format 2 held
+"""Format that is written. Up to format 3 one graph held trunk and model, so that no trunk was shared; format 2 held
 flows only; format 1 held them in full precision, without a graph."""
 
 READABLE_FORMATS = (1, 2, 3, 4)

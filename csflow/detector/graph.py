@@ -110,7 +110,7 @@ class _FlatModel(nn.Module):
 
     def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
         """Return scores ``(N,)`` and maps ``(N, h, w)`` of features ``(N, values)``."""
-        flat = features.split([math.prod(shape) for shape in self.shapes], dim=1)
+        flat = torch.split_with_sizes(features, [math.prod(shape) for shape in self.shapes], dim=1)
         pyramid = [level.reshape(-1, *shape) for level, shape in zip(flat, self.shapes, strict=True)]
         return cast("tuple[Tensor, Tensor]", self.model(pyramid))
 
