@@ -33,11 +33,15 @@ def serve_lines(
     if bool(names) == all_lines:
         raise UsageError("Say what to serve: csflow serve LINE…, or csflow serve --all.")
     with bind(host, port) as listener:
-        models = _champions(services) if all_lines else dict(_named(services, name) for name in names or [])
+
+        def wanted() -> dict[str, ServedDetector]:
+            return _champions(services) if all_lines else dict(_named(services, name) for name in names or [])
+
+        models = wanted()
         if len(models) < len(names or []):
             raise UsageError("Two detectors of the same line cannot be served under one name. Serve them separately.")
         _print_example(list(models), f"http://{host}:{listener.getsockname()[1]}", f"{host}:{grpc_port}", grpc_port)
-        serve_detectors(models, [listener], grpc_port=grpc_port or None)
+        serve_detectors(wanted, [listener], grpc_port=grpc_port or None)
 
 
 def _champions(services: Services) -> dict[str, ServedDetector]:

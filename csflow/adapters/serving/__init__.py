@@ -6,11 +6,20 @@ Only detector directories are read: no tracker, registry or orchestrator is impo
 ================== ===============================================================
 ``requests.py``    reads images and wishes from a request, or says what is wrong
 ``responses.py``   describes predictions to clients
-``model.py``       the ``kserve.Model`` of one line
-``data_plane.py``  decodes V1 and V2 requests, and encodes responses
+``tensors.py``     reads V2 requests
+``lines.py``       loads, replaces and unloads detectors
+``decoding.py``    decodes images within a bound of memory
+``orders.py``      the images of a request until each has been scored
+``scheduler.py``   fair queues, batches and workers
+``plane.py``       answers decoded requests, of any protocol
+``access.py``      accounts for every request: access log, metrics
+``metrics.py``     the metrics
+``errors.py``      all that a request can fail with, and its status
+``limits.py``      what one client and all together may take
 ``bodies.py``      unpacks bodies and parses JSON within bounds
 ``body_limit.py``  refuses bodies that are too large
 ``routes.py``      the addresses of REST
+``replies.py``     HTTP responses
 ``rest.py``        the REST server
 ``connections.py`` bounds what a client may take: headers, time, connections
 ``rpc.py``         the gRPC server
@@ -22,7 +31,7 @@ from __future__ import annotations
 
 import socket
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 from csflow.adapters.serving.served import LOOPBACK as LOOPBACK
@@ -30,14 +39,20 @@ from csflow.adapters.serving.served import ServedDetector as ServedDetector
 
 
 def serve_detectors(
-    models: Mapping[str, ServedDetector], listeners: Sequence[socket.socket], *, grpc_port: int | None = None
+    wanted: Callable[[], Mapping[str, ServedDetector]],
+    listeners: Sequence[socket.socket],
+    *,
+    grpc_port: int | None = None,
+    max_memory: int | None = None,
 ) -> None:
     """Load the detectors and answer requests until SIGTERM or Ctrl-C.
 
     Args:
-        models: Detectors by the name under which they are served, which is the line's.
+        wanted: Returns the detectors by the name under which they are served, which is the line's; it is called
+            again at every SIGHUP.
         listeners: Bound TCP sockets; binding them beforehand makes "port in use" a clear early error.
         grpc_port: Port of the gRPC server, on the address of the first listener; ``None`` for no gRPC.
+        max_memory: Bytes that the weights of loaded detectors may take; ``None`` for no bound.
 
     Raises:
         ModelError: If a directory contains no detector.
@@ -45,7 +60,7 @@ def serve_detectors(
     """
     with without_arguments():
         from csflow.adapters.serving.server import DetectorServer
-    DetectorServer(listeners, grpc_port=grpc_port).run(models)
+    DetectorServer(listeners, grpc_port=grpc_port, max_memory=max_memory).run(wanted)
 
 
 @contextmanager

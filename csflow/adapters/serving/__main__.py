@@ -31,11 +31,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     prepare_threads()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s")
     try:
-        models = _many(options) if options.model else _one(options)
+        read = _many if options.model else _one
+        read(options)  # mistakes are reported before anything is bound
         # Process 1 of a container ignores a signal without a handler, but one that arrives while models are loaded
         # must end the process too. The server installs its own handlers later.
         with raised_on_sigterm():
-            serve_detectors(models, _listeners(options), grpc_port=options.grpc_port or None)
+            serve_detectors(lambda: read(options), _listeners(options), grpc_port=options.grpc_port or None)
     except CsflowError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code

@@ -6,9 +6,10 @@ import zlib
 from collections.abc import Mapping
 
 import orjson
-from kserve.errors import InvalidInput
 
-from csflow.adapters.serving.body_limit import MAX_BODY
+from csflow.adapters.serving.errors import UnknownEncodingError
+from csflow.adapters.serving.limits import Limits
+from csflow.errors import DataError
 
 MOST_OBJECTS = 10_000
 """Objects in a JSON body at most; each takes 64 bytes or more, however short it is written."""
@@ -30,11 +31,9 @@ _BOUNDS = (
 )
 """What can be counted without parsing; a text that contains these characters counts as well."""
 
+_MOST_BYTES = Limits.body_bytes
+
 _WINDOWS = {"gzip": zlib.MAX_WBITS | 16, "x-gzip": zlib.MAX_WBITS | 16, "deflate": zlib.MAX_WBITS}
-
-
-class UnknownEncodingError(InvalidInput):  # type: ignore[misc]
-    """A body is compressed in a way that the server does not read (415)."""
 
 
 def unpacked(body: bytes, headers: Mapping[str, str]) -> bytes:
@@ -46,7 +45,7 @@ def unpacked(body: bytes, headers: Mapping[str, str]) -> bytes:
 
     Raises:
         UnknownEncodingError: If the encoding is none of gzip, deflate and identity.
-        InvalidInput: If the body is damaged, or larger than :data:`MAX_BODY` once unpacked.
+        DataError: If the body is damaged, or larger than ``Limits.body_bytes`` once unpacked.
     """
     for name in reversed([each.strip().lower() for each in headers.get("content-encoding", "").split(",")]):
         if name in ("", "identity"):
@@ -61,34 +60,34 @@ def parsed(body: bytes) -> object:
     """Parse JSON after counting what it would make.
 
     Raises:
-        InvalidInput: If it is not JSON, or has too many objects, lists or values.
+        DataError: If it is not JSON, or has too many objects, lists or values.
     """
     for character, most, what in _BOUNDS:
         if (found := body.count(character)) > most:
-            raise InvalidInput(
+            raise DataError(
                 f"The JSON has about {found} {what}, expected at most {most}. Send images as files (base64, or the "
                 "binary extension), and fewer in a request."
             )
     try:
         return orjson.loads(body)
     except orjson.JSONDecodeError as error:
-        raise InvalidInput(f"The body is not JSON: {error}.") from error
+        raise DataError(f"The body is not JSON: {error}.") from error
 
 
 def _inflated(body: bytes, name: str) -> bytes:
     stream = zlib.decompressobj(_WINDOWS[name])
     try:
         try:
-            content = stream.decompress(body, MAX_BODY + 1)
+            content = stream.decompress(body, _MOST_BYTES + 1)
         except zlib.error:
             if name != "deflate":
                 raise
             stream = zlib.decompressobj(-zlib.MAX_WBITS)  # without zlib's header, as many clients send it
-            content = stream.decompress(body, MAX_BODY + 1)
+            content = stream.decompress(body, _MOST_BYTES + 1)
     except zlib.error as error:
-        raise InvalidInput(f"The body is not {name} as its Content-Encoding says: {error}.") from error
-    if len(content) > MAX_BODY:
-        raise InvalidInput(f"The body is larger than {MAX_BODY} bytes once unpacked. Send fewer images at a time.")
+        raise DataError(f"The body is not {name} as its Content-Encoding says: {error}.") from error
+    if len(content) > _MOST_BYTES:
+        raise DataError(f"The body is larger than {_MOST_BYTES} bytes once unpacked. Send fewer images at a time.")
     if not stream.eof or stream.unused_data:
-        raise InvalidInput(f"The body is cut off or has bytes after its {name} data.")
+        raise DataError(f"The body is cut off or has bytes after its {name} data.")
     return content

@@ -1,15 +1,13 @@
-"""Refuse bodies that are too large, before they are read."""
+"""Refuse bodies that are too large before they are read, and those for which there is no memory now."""
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
-from fastapi.responses import JSONResponse
-from starlette.exceptions import HTTPException
-
-MAX_BODY = 64 * 2**20
-"""Bytes of one request at most, over REST and gRPC."""
+from csflow.adapters.serving.errors import OverloadError, RequestError, TooLargeError
+from csflow.adapters.serving.limits import Limits
+from csflow.adapters.serving.replies import refusal
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -17,38 +15,76 @@ Send = Callable[[Message], Awaitable[None]]
 App = Callable[[MutableMapping[str, Any], Receive, Send], Awaitable[None]]
 
 
+class BodyBudget:
+    """Bytes of the requests that are in memory, over all protocols.
+
+    Args:
+        limits: How many they may be, and how many those of one request.
+    """
+
+    def __init__(self, limits: Limits) -> None:
+        self._limits = limits
+        self.taken = 0
+
+    def take(self, before: int, more: int) -> None:
+        """Take bytes for a request.
+
+        Args:
+            before: Bytes that the request has taken.
+            more: Bytes to take.
+
+        Raises:
+            TooLargeError: If the request is too large.
+            OverloadError: If too much is in memory.
+        """
+        if before + more > self._limits.body_bytes:
+            raise TooLargeError(
+                f"The request is larger than {self._limits.body_bytes} bytes. Send fewer or smaller images at a time."
+            )
+        if self.taken + more > self._limits.bodies_bytes:
+            raise OverloadError("Requests of other clients fill the memory. Try again later.", 1.0)
+        self.taken += more
+
+    def give_back(self, size: int) -> None:
+        """Give the bytes of a request back when it is over."""
+        self.taken -= size
+
+
 class BodyLimit:
-    """ASGI middleware that responds with 413 to a body above ``limit`` bytes, declared or streamed.
+    """ASGI middleware that refuses a body that is too large, declared or streamed.
 
     Args:
         app: The application to protect.
-        limit: Largest body in bytes.
+        budget: What bodies may take.
     """
 
-    def __init__(self, app: App, limit: int = MAX_BODY) -> None:
+    def __init__(self, app: App, budget: BodyBudget) -> None:
         self._app = app
-        self._limit = limit
+        self._budget = budget
 
     async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
         """Pass the request on, counting the bytes of its body."""
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-        declared = dict(scope["headers"]).get(b"content-length", b"0")
-        if declared.isdigit() and int(declared) > self._limit:
-            await JSONResponse({"error": self._reason()}, status_code=413)(scope, receive, send)
-            return
-        seen = 0
+        declared = dict(scope["headers"]).get(b"content-length", b"")
+        announced = int(declared) if declared.isdigit() and len(declared) < 19 else 0
+        taken = seen = 0
 
         async def counted() -> Message:
-            nonlocal seen
+            nonlocal taken, seen
             message = await receive()
             seen += len(message.get("body", b""))
-            if seen > self._limit:
-                raise HTTPException(413, self._reason())
+            if seen > taken:
+                more, before = seen - taken, taken
+                self._budget.take(before, more)
+                taken = seen
             return message
 
-        await self._app(scope, counted, send)
-
-    def _reason(self) -> str:
-        return f"The request is larger than {self._limit} bytes. Send fewer or smaller images at a time."
+        try:
+            self._budget.take(0, announced)
+        except RequestError as error:
+            await refusal(error)(scope, receive, send)
+            return
+        taken = announced
+        try:
+            await self._app(scope, counted, send)
+        finally:
+            self._budget.give_back(taken)

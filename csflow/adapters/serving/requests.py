@@ -9,14 +9,22 @@ from __future__ import annotations
 import base64
 import binascii
 import math
+import re
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
+import numpy as np
+from numpy.typing import NDArray
+
+from csflow.adapters.serving.limits import Limits
 from csflow.errors import DataError
 
-MAX_IMAGES = 64
-"""Images in one request at most. More would keep other clients waiting and need much memory."""
+Content: TypeAlias = bytes | NDArray[np.uint8]
+"""An image as a client sends it: the bytes of a file, or pixels ``(H, W, 3)`` in RGB."""
+
+MAX_IMAGES = Limits.images
 WISHES = ("heatmap", "boxes")
 _EXPECTED = (
     'Expected {"instances": [{"image": {"b64": "…"}, "heatmap": true, "boxes": true}]}, '
@@ -29,12 +37,12 @@ class RequestedImage:
     """One image to score.
 
     Attributes:
-        content: The encoded image file.
+        content: The encoded image file, or pixels.
         heatmap: True if the client wants a heat-map.
         boxes: True if the client wants the defective regions.
     """
 
-    content: bytes
+    content: Content
     heatmap: bool = False
     boxes: bool = False
 
@@ -83,14 +91,17 @@ def wishes_of(parameters: Mapping[str, object] | None) -> dict[str, bool]:
 
 def images_of_tensor(
     name: str, datatype: str, shape: Sequence[int], data: Sequence[object] | None, raw: bytes | None
-) -> list[bytes]:
-    """Read the encoded images of a V2 tensor.
+) -> list[Content]:
+    """Read the images of a V2 tensor.
+
+    ``BYTES`` has an encoded image an element. ``UINT8`` has pixels in RGB if its shape is ``[H, W, 3]`` or
+    ``[N, H, W, 3]``, else the bytes of one encoded image.
 
     Args:
         name: Name of the tensor; must be ``image``.
-        datatype: ``BYTES`` (one element an image) or ``UINT8`` (the bytes of one image).
+        datatype: ``BYTES`` or ``UINT8``.
         shape: As declared by the client; must agree with the number of elements.
-        data: Elements from JSON or protobuf: base64 text or bytes, or numbers.
+        data: Elements from JSON or protobuf, flat or nested: base64 text or bytes, or numbers.
         raw: The tensor's bytes from the binary extension or ``raw_input_contents``.
 
     Raises:
@@ -99,22 +110,35 @@ def images_of_tensor(
     if name != "image":
         raise DataError(f"There is no input {clipped(name)}. Expected one input named 'image'.")
     if datatype == "BYTES":
-        images = _bytes_elements(raw) if raw is not None else [_element(value) for value in data or []]
-        found = len(images)
-    elif datatype == "UINT8":
-        content = raw if raw is not None else _octets(data or [])
-        images, found = [content], len(content)
-    else:
+        elements = _bytes_elements(raw) if raw is not None else [_element(value) for value in _flat(data or [])]
+        _check_shape(shape, len(elements), datatype)
+        check_count(len(elements))
+        return list(elements)
+    if datatype != "UINT8":
         raise DataError(
             f"Input 'image' has datatype {clipped(datatype)}. "
-            "Expected BYTES (one encoded image an element) or UINT8 (the bytes of one encoded image)."
+            "Expected BYTES (one encoded image an element) or UINT8 (pixels, or the bytes of one encoded image)."
         )
+    content = raw if raw is not None else _octets(data or [])
+    _check_shape(shape, len(content), datatype)
+    if len(shape) < 3:
+        check_count(min(len(content), 1))
+        return [content]
+    if len(shape) > 4 or shape[-1] != 3:
+        raise DataError(
+            f"Input 'image' of datatype UINT8 has the shape {clipped(list(shape))}. "
+            "Expected pixels in RGB, [H, W, 3] or [N, H, W, 3], or the bytes of one encoded image."
+        )
+    pixels = np.frombuffer(content, np.uint8).reshape(-1, *shape[-3:])
+    check_count(len(pixels))
+    return list(pixels)
+
+
+def _check_shape(shape: Sequence[int], found: int, datatype: str) -> None:
     if found != math.prod(shape):
         raise DataError(
             f"Input 'image' declares shape {clipped(list(shape))} but contains {found} {datatype} elements."
         )
-    check_count(found if datatype == "BYTES" else min(found, 1))
-    return images
 
 
 def clipped(value: object) -> str:
@@ -149,15 +173,34 @@ def _image(instance: object, path: str) -> RequestedImage:
     return RequestedImage(_decoded(value, path), **wishes)
 
 
+_DATA_URI = re.compile(r"data:[\w.+/-]*(;[\w.=+-]+)*;base64,", re.ASCII)
+_URL_SAFE = str.maketrans("-_", "+/")
+
+
 def _decoded(text: str, path: str) -> bytes:
-    # Encoders such as `base64` wrap their lines; anything else outside the alphabet is an error.
+    """Decode base64, also after ``data:…;base64,``, in the alphabet for addresses, without padding, or in lines."""
+    prefix = _DATA_URI.match(text[:200])
+    packed = "".join(text[prefix.end() if prefix else 0 :].split()).translate(_URL_SAFE)
     try:
-        content = base64.b64decode("".join(text.split()), validate=True)
+        content = base64.b64decode(packed + "=" * (-len(packed) % 4), validate=True)
     except (binascii.Error, ValueError) as error:
         raise DataError(f"{path} is not base64 ({error}). Send the image file's bytes, base64-encoded.") from error
     if not content:
         raise DataError(f"{path} is empty. Send the image file's bytes, base64-encoded.")
     return content
+
+
+def _flat(data: object, depth: int = 0) -> Iterator[object]:
+    """Yield the elements of nested lists."""
+    if not isinstance(data, list | tuple) or depth > _DEEPEST:
+        yield data
+        return
+    for each in data:
+        yield from _flat(each, depth + 1)
+
+
+_DEEPEST = 4
+"""Lists within lists at most, those of ``[N, H, W, 3]``."""
 
 
 def _element(value: object) -> bytes:
@@ -171,9 +214,14 @@ def _element(value: object) -> bytes:
 
 def _octets(data: Sequence[object]) -> bytes:
     try:
-        return bytes(data)  # type: ignore[arg-type]  # bytes() itself refuses everything but 0 to 255
-    except (TypeError, ValueError) as error:
-        raise DataError(f"Input 'image' of datatype UINT8 has a value that is not 0 to 255: {error}.") from error
+        values = np.array(data)
+    except ValueError as error:
+        raise DataError(f"Input 'image' of datatype UINT8 has lists of different lengths: {error}.") from error
+    if values.size == 0:
+        return b""
+    if values.dtype.kind not in "iu" or values.min() < 0 or values.max() > 255:
+        raise DataError("Input 'image' of datatype UINT8 has a value that is not a whole number from 0 to 255.")
+    return values.astype(np.uint8).tobytes()
 
 
 def _bytes_elements(raw: bytes) -> list[bytes]:

@@ -3,50 +3,46 @@
 from __future__ import annotations
 
 import logging
+import re
 import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, MutableMapping, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import uvicorn
 from fastapi import FastAPI, Request, Response
-from kserve.errors import InferenceError, InvalidInput, ModelNotFound, ModelNotReady, ServerNotReady
+from kserve.errors import InvalidInput
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
-from csflow.adapters.serving.bodies import UnknownEncodingError
-from csflow.adapters.serving.body_limit import BodyLimit
+from csflow.adapters.serving.access import Access, accounted
+from csflow.adapters.serving.body_limit import App, BodyBudget, BodyLimit, Message, Receive, Send
 from csflow.adapters.serving.connections import GuardedProtocol
-from csflow.adapters.serving.data_plane import DetectorDataPlane
-from csflow.adapters.serving.routes import Routes, json_response
+from csflow.adapters.serving.errors import AbandonedError, RequestError, ScoringError, as_request_error
+from csflow.adapters.serving.plane import Plane
+from csflow.adapters.serving.replies import json_response, refusal
+from csflow.adapters.serving.routes import Routes
+from csflow.errors import DataError
 
 _logger = logging.getLogger("csflow.serving")
 
 GRACE_SECONDS = 15
 """Time that requests in flight have when the server is asked to stop."""
 
-_STATUS: dict[type[Exception], int] = {
-    InvalidInput: 400,
-    ModelNotFound: 404,
-    UnknownEncodingError: 415,
-    ClientDisconnect: 499,  # for the log: nobody receives it
-    InferenceError: 500,
-    ModelNotReady: 503,
-    ServerNotReady: 503,
-}
+_SCORING = re.compile(r"/v1/models/[^/]+:predict|/v2/models/[^/]+(/versions/[^/]+)?/infer")
 
 
 class RestServer(uvicorn.Server):
     """A server of the REST routes; whoever starts it handles signals.
 
     Args:
-        plane: The models.
-        documented: True to describe the routes at ``/docs``.
+        app: See :func:`application`.
     """
 
-    def __init__(self, plane: DetectorDataPlane, *, documented: bool = False) -> None:
+    def __init__(self, app: App) -> None:
         super().__init__(
             uvicorn.Config(
-                application(plane, documented=documented),
+                app,
                 http=GuardedProtocol,
                 ws="none",
                 lifespan="off",
@@ -68,24 +64,64 @@ class RestServer(uvicorn.Server):
         await self.serve(sockets=list(listeners))
 
 
-def application(plane: DetectorDataPlane, *, documented: bool = False) -> FastAPI:
-    """Make the application: routes, limit of bodies, and a JSON response for every error."""
+class Accounting:
+    """ASGI middleware that accounts for every request and names it in the response.
+
+    Args:
+        app: The application.
+    """
+
+    def __init__(self, app: App) -> None:
+        self._app = app
+
+    async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
+        """Pass the request on."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
+        path = scope["path"]
+        access = Access.of("rest", scope["method"], path, headers, scoring=_SCORING.fullmatch(path) is not None)
+        status = "499"
+
+        async def named(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = str(message["status"])
+                message["headers"] = [*message["headers"], (b"x-request-id", access.id.encode())]
+            await send(message)
+
+        with accounted(access):
+            try:
+                await self._app(scope, receive, named)
+            finally:
+                access.end(status)
+
+
+def application(plane: Plane, budget: BodyBudget, *, documented: bool = False) -> App:
+    """Make the application: routes, limit of bodies, and a JSON response for every error.
+
+    Args:
+        plane: The lines.
+        budget: What bodies may take.
+        documented: True to describe the routes at ``/docs``.
+    """
     docs = "/docs" if documented else None
     app = FastAPI(title="csflow", docs_url=docs, redoc_url=None, openapi_url="/openapi.json" if documented else None)
     Routes(plane).add_to(app)
-    for kind in _STATUS:
+    for kind in (RequestError, DataError, InvalidInput, ClientDisconnect):
         app.add_exception_handler(kind, _refuse)
     app.add_exception_handler(HTTPException, _refuse_http)
     app.add_exception_handler(Exception, _fail)
-    app.add_middleware(BodyLimit)
-    return app
+    app.add_middleware(BodyLimit, budget=budget)
+    return Accounting(app)
 
 
-async def _refuse(request: Request, error: Exception) -> Response:
-    status = next(status for kind in type(error).__mro__ if (status := _STATUS.get(kind)))
-    if status < 500:  # a client's mistake is no reason for more than a line
-        _logger.info("%s: %d: %s", request.url.path, status, error)
-    return json_response({"error": str(error)}, status=status)
+async def _refuse(_: Request, error: Exception) -> Response:
+    gone = isinstance(error, ClientDisconnect)
+    typed = AbandonedError("The client has gone.") if gone else as_request_error(error)
+    assert typed is not None
+    return refusal(typed)
 
 
 async def _refuse_http(_: Request, error: Exception) -> Response:
@@ -95,4 +131,4 @@ async def _refuse_http(_: Request, error: Exception) -> Response:
 
 async def _fail(request: Request, error: Exception) -> Response:
     _logger.error("%s: %r", request.url.path, error)
-    return json_response({"error": "The server failed. See its log."}, status=500)
+    return refusal(ScoringError("The server failed. See its log."))

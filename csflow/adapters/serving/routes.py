@@ -7,28 +7,46 @@ have sent.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import asyncio
+import base64
+import binascii
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from math import inf
+from typing import TypeVar
 
 import orjson
 from fastapi import APIRouter, FastAPI, Request, Response
-from kserve.constants.constants import PredictorProtocol
-from kserve.errors import ModelNotReady, ServerNotReady
+from kserve import InferResponse
+from kserve.constants.constants import INFERENCE_CONTENT_LENGTH_HEADER
 from prometheus_client import REGISTRY, exposition
 
-from csflow.adapters.serving.bodies import unpacked
-from csflow.adapters.serving.data_plane import DetectorDataPlane
+from csflow.adapters.serving.bodies import parsed, unpacked
+from csflow.adapters.serving.errors import AbandonedError, NotReadyError
+from csflow.adapters.serving.plane import Plane
+from csflow.adapters.serving.replies import json_response
+from csflow.adapters.serving.tensors import request_of_body
+from csflow.errors import DataError
 
-V1, V2 = PredictorProtocol.REST_V1.value, PredictorProtocol.REST_V2.value
+_T = TypeVar("_T")
+
+_SMALL = 128 * 1024
+"""Bytes of a body that is parsed at once; larger ones are parsed aside, so that probes are answered meanwhile."""
+
+_CLOUD_EVENT = "application/cloudevents+json"
+
+DEADLINES = (("x-request-timeout", 1.0), ("x-envoy-expected-rq-timeout-ms", 0.001))
+"""Headers with the time that a client waits, and their units in seconds."""
 
 
 class Routes:
     """The handlers of all routes.
 
     Args:
-        plane: The models, and how their requests are decoded.
+        plane: The lines, and how they are scored.
     """
 
-    def __init__(self, plane: DetectorDataPlane) -> None:
+    def __init__(self, plane: Plane) -> None:
         self._plane = plane
 
     def add_to(self, app: FastAPI) -> None:
@@ -67,8 +85,8 @@ class Routes:
 
     async def ready(self) -> Response:
         """Say that the server takes requests; 503 once it is shutting down."""
-        if not await self._plane.ready():
-            raise ServerNotReady
+        if self._plane.stopping:
+            raise NotReadyError("The server is stopping.")
         return json_response({"ready": True})
 
     async def server(self) -> Response:
@@ -82,42 +100,111 @@ class Routes:
 
     async def models(self) -> Response:
         """List the lines."""
-        return json_response({"models": list(self._plane.model_registry.get_models())})
+        return json_response({"models": self._plane.lines.names()})
 
     async def model(self, name: str, version: str | None = None) -> Response:
         """Describe the inputs, outputs and versions of a line."""
-        return json_response(await self._plane.model_metadata(name, version))
+        return json_response((await self._plane.line(name, version)).describe())
 
     async def model_ready(self, name: str, version: str | None = None) -> Response:
         """Say that a line can be scored."""
-        await self._require_ready(name, version)
+        await self._plane.line(name, version)
         return json_response({"name": name, "ready": True})
 
     async def predict(self, name: str, request: Request) -> Response:
         """Score the images of a V1 request."""
-        return await self._answer(name, request, V1)
+        line = await self._plane.line(name)
+        body, event = await self._body(request)
+        asked = await _aside(body, lambda: parsed(body))
+        answer = await _while_wanted(request, self._plane.predict(line, asked, due=due_of(request.headers)))
+        return json_response(answer if event is None else event | {"data": answer})
 
     async def infer(self, name: str, request: Request, version: str | None = None) -> Response:
         """Score the images of a V2 request."""
-        return await self._answer(name, request, V2, version)
-
-    async def _answer(self, name: str, request: Request, protocol: str, version: str | None = None) -> Response:
-        await self._require_ready(name, version)
-        headers = dict(request.headers)
-        body = unpacked(await request.body(), headers)
-        asked, _ = self._plane.decode(body, headers, protocol, name)
-        answer, _ = await self._plane.infer(model_name=name, request=asked, headers=headers)
-        encoded, more = self._plane.encode(name, answer, headers, {})
+        line = await self._plane.line(name, version)
+        body, event = await self._body(request)
+        asked = await _aside(body, lambda: request_of_body(body, request.headers, name))
+        answer: InferResponse = await _while_wanted(
+            request, self._plane.infer(line, asked, due=due_of(request.headers))
+        )
+        encoded, json_length = answer.to_rest()
         if isinstance(encoded, bytes):
-            return Response(encoded, headers=more, media_type="application/octet-stream")
-        return json_response(encoded, more)
+            headers = {INFERENCE_CONTENT_LENGTH_HEADER: str(json_length)}
+            return Response(encoded, headers=headers, media_type="application/octet-stream")
+        return json_response(encoded if event is None else event | {"data": encoded})
 
-    async def _require_ready(self, name: str, version: str | None) -> None:
-        self._plane.require_version(name, version)
-        if not await self._plane.model_ready(name, True):
-            raise ModelNotReady(name)
+    async def _body(self, request: Request) -> tuple[bytes, dict[str, object] | None]:
+        """Return the body, and the event to answer with if it came in a structured CloudEvent."""
+        received = await request.body()
+        body = await _aside(received, lambda: unpacked(received, request.headers))
+        if request.headers.get("content-type", "").partition(";")[0].strip().lower() != _CLOUD_EVENT:
+            return body, None
+        return await _aside(body, lambda: _opened(body))
 
 
-def json_response(content: object, headers: Mapping[str, str] | None = None, status: int = 200) -> Response:
-    """Encode values as a JSON response."""
-    return Response(orjson.dumps(content), status, dict(headers or {}), "application/json")
+def due_of(headers: Mapping[str, str]) -> float:
+    """Return the time (``time.monotonic``) until which a client waits; infinity if it does not say.
+
+    Raises:
+        DataError: If it says something that is not a number of seconds.
+    """
+    for name, unit in DEADLINES:
+        if (given := headers.get(name)) is None:
+            continue
+        try:
+            seconds = float(given) * unit
+        except ValueError:
+            seconds = -1.0
+        if not 0.0 <= seconds < inf:
+            raise DataError(f"Header {name} is {given[:40]!r}, expected a number that is not negative.")
+        return time.monotonic() + seconds
+    return inf
+
+
+def _opened(body: bytes) -> tuple[bytes, dict[str, object]]:
+    """Unpack a structured CloudEvent (specification 1.0, JSON format); return its data and the event to answer with."""
+    event = parsed(body)
+    if not isinstance(event, dict) or not {"specversion", "id", "source", "type"} <= event.keys():
+        raise DataError("A CloudEvent has the fields specversion, id, source and type, and data.")
+    if isinstance(packed := event.get("data_base64"), str):
+        try:
+            data = base64.b64decode(packed, validate=True)
+        except binascii.Error as error:
+            raise DataError(f"The CloudEvent's data_base64 is not base64: {error}.") from error
+    else:
+        data = orjson.dumps(event.get("data"))
+    return data, {
+        "specversion": "1.0",
+        "id": str(event["id"])[:200],
+        "source": "csflow",
+        "type": "io.csflow.scores",
+        "datacontenttype": "application/json",
+    }
+
+
+async def _aside(body: bytes, work: Callable[[], _T]) -> _T:
+    """Parse a body, in a thread if it is large."""
+    return work() if len(body) <= _SMALL else await asyncio.get_running_loop().run_in_executor(None, work)
+
+
+async def _while_wanted(request: Request, work: Awaitable[_T]) -> _T:
+    """Await work, and drop it when the client goes.
+
+    Raises:
+        AbandonedError: If it has gone.
+    """
+    task = asyncio.ensure_future(work)
+    gone = asyncio.ensure_future(_disconnected(request))
+    try:
+        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
+        if task.done():
+            return task.result()
+        raise AbandonedError("The client has gone.")
+    finally:
+        task.cancel()
+        gone.cancel()
+
+
+async def _disconnected(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass

@@ -2,51 +2,119 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable
+from math import inf
 from typing import Any, NoReturn
 
 from grpc import ServicerContext, StatusCode, aio  # type: ignore[import-untyped]
-from kserve.protocol.grpc.grpc_predict_v2_pb2_grpc import add_GRPCInferenceServiceServicer_to_server
-from kserve.protocol.grpc.interceptors import ExceptionToStatusInterceptor
-from kserve.protocol.grpc.servicer import InferenceServicer
+from kserve import InferRequest
+from kserve.protocol.grpc import grpc_predict_v2_pb2 as pb
+from kserve.protocol.grpc.grpc_predict_v2_pb2_grpc import (
+    GRPCInferenceServiceServicer,
+    add_GRPCInferenceServiceServicer_to_server,
+)
 
-from csflow.adapters.serving.body_limit import MAX_BODY
-from csflow.adapters.serving.data_plane import DetectorDataPlane
-from csflow.errors import DeployError
+from csflow.adapters.serving.access import Access, accounted
+from csflow.adapters.serving.body_limit import BodyBudget
+from csflow.adapters.serving.errors import RequestError, ScoringError, UnknownLineError, as_request_error
+from csflow.adapters.serving.limits import Limits
+from csflow.adapters.serving.plane import Plane
+from csflow.errors import DataError, DeployError
+
+_logger = logging.getLogger("csflow.serving")
 
 
-class DetectorServicer(InferenceServicer):  # type: ignore[misc]
-    """KServe's calls, of which those that change what is served are refused: anybody could switch a line off."""
+class DetectorServicer(GRPCInferenceServiceServicer):  # type: ignore[misc]
+    """The calls that describe and score; those that change what is served are left unimplemented.
 
-    def __init__(self, plane: DetectorDataPlane) -> None:
-        super().__init__(plane, None)
+    Args:
+        plane: The lines.
+        budget: What requests may take.
+    """
 
-    async def RepositoryModelLoad(self, request: Any, context: ServicerContext) -> NoReturn:
-        """Refuse."""
-        await _refuse(context)
+    def __init__(self, plane: Plane, budget: BodyBudget) -> None:
+        super().__init__()
+        self._plane = plane
+        self._budget = budget
 
-    async def RepositoryModelUnload(self, request: Any, context: ServicerContext) -> NoReturn:
-        """Refuse."""
-        await _refuse(context)
+    async def ServerLive(self, request: Any, context: ServicerContext) -> Any:
+        """Say that the process answers."""
+        return pb.ServerLiveResponse(live=True)
+
+    async def ServerReady(self, request: Any, context: ServicerContext) -> Any:
+        """Say that the server takes requests."""
+        return pb.ServerReadyResponse(ready=not self._plane.stopping)
+
+    async def ServerMetadata(self, request: Any, context: ServicerContext) -> Any:
+        """Describe the server."""
+        return pb.ServerMetadataResponse(**self._plane.metadata())
+
+    async def ModelReady(self, request: Any, context: ServicerContext) -> Any:
+        """Say that a line can be scored."""
+
+        async def answer() -> Any:
+            try:
+                await self._plane.line(request.name, request.version or None)
+            except UnknownLineError:
+                return pb.ModelReadyResponse(ready=False)
+            return pb.ModelReadyResponse(ready=True)
+
+        return await _answered(context, "ModelReady", answer)
+
+    async def ModelMetadata(self, request: Any, context: ServicerContext) -> Any:
+        """Describe the inputs, outputs and versions of a line."""
+
+        async def answer() -> Any:
+            line = await self._plane.line(request.name, request.version or None)
+            return pb.ModelMetadataResponse(**line.describe())
+
+        return await _answered(context, "ModelMetadata", answer)
+
+    async def ModelInfer(self, request: Any, context: ServicerContext) -> Any:
+        """Score images."""
+
+        async def answer() -> Any:
+            size = request.ByteSize()
+            self._budget.take(0, size)
+            try:
+                line = await self._plane.line(request.model_name, request.model_version or None)
+                _check_contents(request)
+                remaining = context.time_remaining()
+                due = inf if remaining is None else time.monotonic() + remaining
+                return (await self._plane.infer(line, InferRequest.from_grpc(request), due=due)).to_grpc()
+            finally:
+                self._budget.give_back(size)
+
+        return await _answered(context, "ModelInfer", answer)
 
 
 class RpcServer:
     """A gRPC server on one address.
 
     Args:
-        plane: The models.
+        plane: The lines.
+        budget: What requests may take.
         address: ``HOST:PORT``.
 
     Raises:
         DeployError: If the port is in use.
     """
 
-    def __init__(self, plane: DetectorDataPlane, address: str) -> None:
-        limits = [("grpc.max_send_message_length", MAX_BODY), ("grpc.max_receive_message_length", MAX_BODY)]
-        # Without so_reuseport=0 two servers could share one port and each get half of the requests.
+    def __init__(self, plane: Plane, budget: BodyBudget, address: str) -> None:
+        most = Limits.body_bytes
         self._server = aio.server(
-            interceptors=(ExceptionToStatusInterceptor(),), options=[*limits, ("grpc.so_reuseport", 0)]
+            options=[
+                ("grpc.max_send_message_length", most),
+                ("grpc.max_receive_message_length", most),
+                ("grpc.max_metadata_size", 32 * 1024),
+                # Without so_reuseport=0 two servers could share one port and each get half of the requests.
+                ("grpc.so_reuseport", 0),
+            ]
         )
-        add_GRPCInferenceServiceServicer_to_server(DetectorServicer(plane), self._server)
+        add_GRPCInferenceServiceServicer_to_server(DetectorServicer(plane, budget), self._server)
         try:
             self._server.add_insecure_port(address)
         except RuntimeError as error:
@@ -65,6 +133,44 @@ class RpcServer:
         await self._server.stop(grace)
 
 
-async def _refuse(context: ServicerContext) -> NoReturn:
-    await context.abort(StatusCode.UNIMPLEMENTED, "What is served is chosen when the server starts.")
+def _check_contents(request: Any) -> None:
+    """Refuse tensors whose content is missing or there twice."""
+    raw = len(request.raw_input_contents)
+    if raw and raw != len(request.inputs):
+        raise DataError(f"The request has {len(request.inputs)} inputs, but {raw} raw_input_contents.")
+    for tensor in request.inputs:
+        if raw and tensor.HasField("contents"):
+            raise DataError(f"Input {tensor.name[:40]!r} has contents although there are raw_input_contents.")
+
+
+async def _answered(context: ServicerContext, call: str, answer: Callable[[], Awaitable[Any]]) -> Any:
+    """Account for a call, and turn errors into a status without a traceback."""
+    headers = {str(name).lower(): str(value) for name, value in context.invocation_metadata() or ()}
+    access = Access.of("grpc", call, "", headers, scoring=call == "ModelInfer")
+    status = "CANCELLED"
+    with accounted(access):
+        try:
+            context.set_trailing_metadata((("x-request-id", access.id),))
+            found = await answer()
+            status = "OK"
+        except asyncio.CancelledError:
+            access.outcome = "abandoned"
+            raise
+        except Exception as error:
+            refused = as_request_error(error) or _failure(call, error)
+            access.outcome, status = refused.outcome, refused.code
+            await _abort(context, refused, access.id)
+        finally:
+            access.end(status)
+    return found
+
+
+def _failure(call: str, error: Exception) -> RequestError:
+    _logger.error("%s failed", call, exc_info=error)
+    return ScoringError("The server failed. See its log.")
+
+
+async def _abort(context: ServicerContext, error: RequestError, name: str) -> NoReturn:
+    after = () if error.retry_after is None else (("retry-after", str(error.retry_after)),)
+    await context.abort(StatusCode[error.code], str(error), (("x-request-id", name), *after))
     raise AssertionError("abort raises")

@@ -1,9 +1,9 @@
 """Score the images of many clients in batches, fairly and within bounds, in the threads of a few workers.
 
-Images wait in a queue of their line, by request. A worker that is free takes a batch: one image of each line in turn, and
-within a line one image of each request in turn, so that a request of 64 images delays nobody by more than a batch. Lines
-whose detectors share a trunk share batches. A batch is what waits at that moment, so that a server that has little to do
-adds no delay; images are decoded when their turn has come, not before.
+Images wait in a queue of their line, by request. A worker that is free takes a batch: one image of each line in turn,
+and within a line one image of each request in turn, so that a request of 64 images delays nobody by more than a batch.
+Lines whose detectors share a trunk share batches. A batch is what waits at that moment, so that a server with little to
+do adds no delay; images are decoded when their turn has come, not before.
 """
 
 from __future__ import annotations

@@ -6,7 +6,6 @@ import asyncio
 import base64
 import io
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -111,15 +110,25 @@ def test_it_is_served(directory: Path, images: Path) -> None:
     from csflow.adapters.serving import without_arguments
 
     with without_arguments():
-        from csflow.adapters.serving.model import DetectorModel
+        from csflow.adapters.serving.plane import Plane
+    from csflow.adapters.serving.decoding import Decoder
+    from csflow.adapters.serving.limits import Limits
+    from csflow.adapters.serving.lines import Lines
+    from csflow.adapters.serving.scheduler import Scheduler
     from csflow.adapters.serving.served import ServedDetector
 
     buffer = io.BytesIO()
     read_image(images / "test/spot/61.png").save(buffer, "PNG")
     body = {"instances": [{"image": {"b64": base64.b64encode(buffer.getvalue()).decode()}, "boxes": True}]}
-    with ThreadPoolExecutor(1) as executor:
-        model = DetectorModel("plates", ServedDetector(directory, "1"), executor)
-        (answer,) = asyncio.run(model.predict(body))["predictions"]
+    lines, scheduler = Lines(), Scheduler(1, Decoder(Limits()), Limits())
+    lines.serve({"plates": ServedDetector(directory, "1")})
+
+    async def ask() -> dict[str, Any]:
+        plane = Plane(lines, scheduler)
+        return await plane.predict(await plane.line("plates"), body, due=math.inf)
+
+    (answer,) = asyncio.run(ask())["predictions"]
+    scheduler.close()
     assert answer["decision"] == "defective"
     assert answer["boxes"], "the spot is found"
 

@@ -9,10 +9,11 @@ import tracemalloc
 import zlib
 
 import pytest
-from kserve.errors import InvalidInput
 
-from csflow.adapters.serving.bodies import MOST_OBJECTS, UnknownEncodingError, parsed, unpacked
-from csflow.adapters.serving.body_limit import MAX_BODY
+from csflow.adapters.serving.bodies import MOST_OBJECTS, parsed, unpacked
+from csflow.adapters.serving.errors import UnknownEncodingError
+from csflow.adapters.serving.limits import Limits
+from csflow.errors import DataError
 
 BODY = b'{"instances": ["abc"]}'
 
@@ -45,12 +46,12 @@ def test_bodies_are_unpacked(encoding: str, body: bytes) -> None:
         ("deflate", BODY, "is not deflate|is cut off"),
         ("gzip", gzip.compress(BODY)[:-6], "cut off"),
         ("gzip", gzip.compress(BODY) + b"more", "after its gzip data"),
-        ("gzip", gzip.compress(bytes(MAX_BODY + 1)), "larger than"),
-        ("deflate", zlib.compress(bytes(4 * MAX_BODY)), "larger than"),
+        ("gzip", gzip.compress(bytes(Limits.body_bytes + 1)), "larger than"),
+        ("deflate", zlib.compress(bytes(4 * Limits.body_bytes)), "larger than"),
     ],
 )
 def test_what_cannot_be_unpacked_is_named(encoding: str, body: bytes, words: str) -> None:
-    with pytest.raises(InvalidInput, match=words):
+    with pytest.raises(DataError, match=words):
         unpacked(body, {"content-encoding": encoding})
 
 
@@ -63,20 +64,20 @@ def test_other_encodings_are_refused(encoding: str) -> None:
 @pytest.mark.parametrize(
     "body",
     [
-        b'{"inputs":[' + b"{}," * (MAX_BODY // 3 - 10) + b"{}]}",
-        b'{"inputs":' + b"[" * (MAX_BODY - 20) + b"}",
-        b'{"a":[' + b"[]," * (MAX_BODY // 3 - 10) + b"[]]}",
-        b'{"a":[' + b"0," * (MAX_BODY // 2 - 10) + b"0]}",
-        b'{"a":[' + b'"",' * (MAX_BODY // 3 - 10) + b'""]}',
-        b"{" + b'"a":1,' * (MAX_BODY // 6 - 10) + b'"b":1}',
-        b'{"a":' * (MAX_BODY // 5 - 10),
+        b'{"inputs":[' + b"{}," * (Limits.body_bytes // 3 - 10) + b"{}]}",
+        b'{"inputs":' + b"[" * (Limits.body_bytes - 20) + b"}",
+        b'{"a":[' + b"[]," * (Limits.body_bytes // 3 - 10) + b"[]]}",
+        b'{"a":[' + b"0," * (Limits.body_bytes // 2 - 10) + b"0]}",
+        b'{"a":[' + b'"",' * (Limits.body_bytes // 3 - 10) + b'""]}',
+        b"{" + b'"a":1,' * (Limits.body_bytes // 6 - 10) + b'"b":1}',
+        b'{"a":' * (Limits.body_bytes // 5 - 10),
     ],
     ids=["objects", "nested lists", "lists", "numbers", "texts", "keys", "nested objects"],
 )
 def test_json_that_would_grow_is_refused_at_once(body: bytes) -> None:
     tracemalloc.start()
     began = time.perf_counter()
-    with pytest.raises(InvalidInput, match=r"The JSON has about \d+ (keys|objects|lists|values)|not JSON"):
+    with pytest.raises(DataError, match=r"The JSON has about \d+ (keys|objects|lists|values)|not JSON"):
         parsed(body)
     seconds, (_, peak) = time.perf_counter() - began, tracemalloc.get_traced_memory()
     tracemalloc.stop()

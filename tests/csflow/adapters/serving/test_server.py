@@ -514,25 +514,34 @@ def test_requests_are_counted_by_how_they_end(connection: http.client.HTTPConnec
 
 
 @pytest.mark.slow
-def test_a_request_that_fails_is_counted_as_such(make_detector: Callable[..., Path]) -> None:
+def test_a_request_that_fails_is_a_failure_of_ours(make_detector: Callable[..., Path]) -> None:
     code = """if True:
-        import asyncio, sys
-        from concurrent.futures import ThreadPoolExecutor
+        import asyncio, math, sys
         from pathlib import Path
         from csflow.adapters.serving import ServedDetector, without_arguments
         with without_arguments():
-            from csflow.adapters.serving.model import REQUESTS, DetectorModel, InferenceError
-        model = DetectorModel("tiles", ServedDetector(Path(sys.argv[1])), ThreadPoolExecutor(1))
-        model._engine = None  # as if memory were broken
+            from csflow.adapters.serving.access import Access, accounted
+            from csflow.adapters.serving.decoding import Decoder
+            from csflow.adapters.serving.errors import ScoringError
+            from csflow.adapters.serving.limits import Limits
+            from csflow.adapters.serving.lines import Lines
+            from csflow.adapters.serving.plane import Plane
+            from csflow.adapters.serving.scheduler import Scheduler
+        lines = Lines()
+        lines.serve({"tiles": ServedDetector(Path(sys.argv[1]))})
+        plane = Plane(lines, Scheduler(1, Decoder(Limits()), Limits()))
+        async def ask():
+            line = await plane.line("tiles")
+            line.engine.trunk.session = None  # as if memory were broken
+            return await plane.predict(line, {"instances": [sys.argv[2]]}, due=math.inf)
         try:
-            asyncio.run(model.predict({"instances": [sys.argv[2]]}))
-        except InferenceError:
-            print(REQUESTS.labels("tiles", "failed")._value.get(), model._version)
+            asyncio.run(ask())
+        except ScoringError as error:
+            print(error.status, error.code, error.outcome, str(error))
     """
     command = [sys.executable, "-c", code, str(make_detector("tiles")), b64(IMAGES[1])]
-    environment = os.environ | {"CSFLOW_VERSION": "9"}
-    found = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
-    assert found.stdout.split() == ["1.0", "9"]
+    found = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert found.stdout == "500 INTERNAL failed tiles could not score the images. See the server's log.\n"
 
 
 @pytest.mark.slow
