@@ -11,9 +11,11 @@ import io
 import math
 import struct
 from collections.abc import Iterator
+from typing import NamedTuple
 
 from PIL import TiffImagePlugin
 from PIL.ImageFile import ImageFile
+from PIL.JpegImagePlugin import JpegImageFile
 
 from csflow.errors import DataError
 
@@ -40,7 +42,19 @@ INTERPRETED = _IN_PIECES | {"ppm_plain"}
 well."""
 
 _SIZES_OF_TIFF = frozenset({256, 257, 258, 277, 278, 322, 323})
-_TILE_WIDTH, _TILE_LENGTH = 322, 323
+_IMAGE_WIDTH, _IMAGE_LENGTH, _ROWS_OF_STRIP, _TILE_WIDTH, _TILE_LENGTH = 256, 257, 278, 322, 323
+_DIRECTORIES_OF_TIFF = frozenset({34665, 34853, 40965})
+_DIRECTORIES = 4
+_BYTES_OF_TIFF = frozenset({1, 2, 6, 7})
+_OFFSETS_OF_TIFF = frozenset({273, 279, 324, 325})
+_VALUES = 2**19
+"""Numbers that a TIFF may hold: 350 000 tiles of 16 x 16 pixels are the most that pictures need."""
+
+_TEXTS = 16
+"""Compressed texts that a PNG may hold; each can fill 4 MiB."""
+
+_STARTS_OF_TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+", b"II\0*", b"MM*\0")
+_START_OF_PNG = b"\x89PNG\r\n\x1a\n"
 _START_OF_CODESTREAM = b"\xff\x4f\xff\x51"
 
 
@@ -92,7 +106,7 @@ def refuse_more_data(image: ImageFile, content: bytes, name: str, max_pixels: in
         DataError: If header and data contradict each other.
     """
     if isinstance(image, TiffImagePlugin.TiffImageFile):
-        tags = [tag for tag in _tags_of_tiff(content) if tag in _SIZES_OF_TIFF]
+        tags = [entry.tag for entry in _entries_of_tiff(content) if entry.tag in _SIZES_OF_TIFF]
         if len(tags) > len(set(tags)):  # Pillow takes the last, libtiff the first
             raise DataError(f"{name} is damaged: it states its size twice. Export it again, as PNG.")
         tile = tile_of_tiff(image)
@@ -111,11 +125,12 @@ def refuse_more_data(image: ImageFile, content: bytes, name: str, max_pixels: in
 
 
 def tile_of_tiff(image: TiffImagePlugin.TiffImageFile) -> tuple[int, int]:
-    """Return width and height of what a TIFF is decoded by: its tiles, or all rows if it has strips."""
+    """Return width and height in pixels of what a TIFF is unpacked by: a tile, or a strip of rows."""
     width, height = image.tag_v2.get(_TILE_WIDTH), image.tag_v2.get(_TILE_LENGTH)
     if isinstance(width, int) and isinstance(height, int):
         return width, height
-    return image.width, image.height
+    width, height = image.tag_v2[_IMAGE_WIDTH], image.tag_v2[_IMAGE_LENGTH]
+    return width, min(height, image.tag_v2.get(_ROWS_OF_STRIP, height))
 
 
 def layout_of_jpeg2000(content: bytes) -> tuple[int, int, int, int]:
@@ -160,27 +175,96 @@ def start_of_jpeg2000(content: bytes) -> int:
     return -1
 
 
-def chunks_of_png(content: bytes) -> Iterator[tuple[bytes, int]]:
-    """Yield name and length in bytes of the chunks of a PNG, of as many as may be read."""
+def chunks_of_png(content: bytes) -> Iterator[tuple[bytes, int, int]]:
+    """Yield name, start and length in bytes of the chunks of a PNG, of as many as may be read."""
     at = 8
     for _ in range(len(content) // _PIECE + _PIECES):
         if at + 8 > len(content):
             break
         length, name = struct.unpack_from(">I4s", content, at)
-        yield name, length
+        yield name, at + 8, length
         at += 12 + length
 
 
-def _tags_of_tiff(content: bytes) -> list[int]:
-    """Return the tags of the first directory of a TIFF as they are written, with those that occur twice."""
+def values_of_tiff(content: bytes) -> int:
+    """Return how many numbers the first directory of a TIFF and those below it hold; Pillow makes objects of them."""
+    entries = _entries_of_tiff(content)
+    return sum(entry.length for entry in entries if entry.kind not in _BYTES_OF_TIFF or entry.tag in _OFFSETS_OF_TIFF)
+
+
+def is_decoded_at_once(image: JpegImageFile, content: bytes) -> bool:
+    """Return True for a JPEG whose coefficients are all kept: a progressive one, or one of several scans."""
+    if image.info.get("progressive"):
+        return True
+    at = 2
+    for _ in range(_PIECES):
+        at = content.find(b"\xff", at)
+        if at < 0 or at + 5 > len(content):
+            break
+        marker = content[at + 1]
+        if marker == 0xFF:
+            at += 1
+        elif marker <= 1 or 0xD0 <= marker <= 0xD9:  # without a length
+            at += 2
+        elif marker == 0xDA:
+            return content[at + 4] < image.layers
+        else:
+            at += 2 + int.from_bytes(content[at + 2 : at + 4], "big")
+    return True
+
+
+def refuse_tables(content: bytes, name: str) -> None:
+    """Refuse a file whose tables and texts would fill much memory when it is opened.
+
+    Raises:
+        DataError: If a TIFF has more numbers, or a PNG more compressed texts, than pictures have.
+    """
+    if content.startswith(_STARTS_OF_TIFF):
+        try:
+            values = values_of_tiff(content)
+        except struct.error:
+            return  # cut: opening it says so
+        if values > _VALUES:
+            raise DataError(
+                f"{name} has tables of {values} numbers, expected at most {_VALUES}. Export it in larger strips."
+            )
+    elif content.startswith(_START_OF_PNG):
+        texts = sum(chunk in (b"zTXt", b"iTXt") for chunk, _, _ in chunks_of_png(content))
+        if texts > _TEXTS:
+            raise DataError(f"{name} has {texts} compressed texts, expected at most {_TEXTS}. Export it without texts.")
+
+
+class _Entry(NamedTuple):
+    """An entry of a TIFF's directory: its tag, the type of its values, how many there are, and the first, or where."""
+
+    tag: int
+    kind: int
+    length: int
+    value: int
+
+
+def _entries_of_tiff(content: bytes) -> list[_Entry]:
+    """Return the entries of the first directory of a TIFF and of the EXIF directories below it, as they are written.
+
+    Raises:
+        struct.error: If the file is cut.
+    """
     order = "<" if content.startswith(b"I") else ">"
-    if struct.unpack_from(order + "H", content, 2)[0] == 43:  # BigTIFF
-        (at,) = struct.unpack_from(order + "Q", content, 8)
-        (count,) = struct.unpack_from(order + "Q", content, at)
-        first, step = at + 8, 20
-    else:
-        (at,) = struct.unpack_from(order + "I", content, 4)
-        (count,) = struct.unpack_from(order + "H", content, at)
-        first, step = at + 2, 12
-    count = min(count, (len(content) - first) // step)
-    return [struct.unpack_from(order + "H", content, first + step * index)[0] for index in range(count)]
+    big = struct.unpack_from(order + "H", content, 2)[0] == 43
+    layout = order + ("HHQQ" if big else "HHII")
+    directories = list(
+        struct.unpack_from(order + "Q", content, 8) if big else struct.unpack_from(order + "I", content, 4)
+    )
+    entries: list[_Entry] = []
+    for index in range(_DIRECTORIES):
+        if index >= len(directories):
+            break
+        at = directories[index]
+        (count,) = struct.unpack_from(order + ("Q" if big else "H"), content, at)
+        first, step = at + (8 if big else 2), struct.calcsize(layout)
+        for each in range(min(count, (len(content) - first) // step)):
+            entry = _Entry(*struct.unpack_from(layout, content, first + step * each))
+            entries.append(entry)
+            if entry.tag in _DIRECTORIES_OF_TIFF and entry.value < len(content):
+                directories.append(entry.value)
+    return entries

@@ -17,7 +17,14 @@ from PIL.ImageFile import ImageFile
 
 from csflow.config import FeatureConfig
 from csflow.data.image_files import FORMATS, has_signature
-from csflow.data.image_headers import INTERPRETED, MAX_PIXELS, EncodedImage, refuse_more_data, refuse_size
+from csflow.data.image_headers import (
+    INTERPRETED,
+    MAX_PIXELS,
+    EncodedImage,
+    refuse_more_data,
+    refuse_size,
+    refuse_tables,
+)
 from csflow.data.pixel_values import Samples, to_rgb
 from csflow.data.portable_maps import has_other_range, read_portable_map
 from csflow.errors import DataError
@@ -105,6 +112,7 @@ def opened_image(
         DataError: If it is not an image, of a closed format, damaged or too large.
     """
     try:
+        refuse_tables(content, name)
         encoded = EncodedImage(content)
         with Image.open(encoded, formats=tuple(formats)) as image:
             refuse_size(image.size, name, max_pixels)

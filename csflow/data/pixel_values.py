@@ -32,7 +32,7 @@ from csflow.errors import DataError
 
 _Convert = Callable[[Image.Image], Image.Image]
 
-_STRIP = 2**18
+STRIP = 2**18
 """Pixels of a strip: large enough to convert at full speed, small enough (a few MB) not to count."""
 
 _WHITE = 65535
@@ -126,7 +126,7 @@ def to_rgb(image: Image.Image, samples: Samples, bit_depth: int | None, name: st
 
 def strips(image: Image.Image) -> Iterator[Image.Image]:
     """Yield an image in strips of rows, from the top."""
-    rows = max(1, _STRIP // image.width)
+    rows = max(1, STRIP // image.width)
     for top in range(0, image.height, rows):
         yield image.crop((0, top, image.width, min(top + rows, image.height)))
 
