@@ -57,7 +57,7 @@ _BYTES_OF_PIXEL = {"1": 1, "L": 1, "P": 1, "I;16": 2, "I;16B": 2, "I;16L": 2, "I
 
 _RESULT = 4
 
-_DECODER = {"WEBP": 13, "AVIF": 28, "GIF": 1, "TGA": 4, "SGI": 4}
+_DECODER = {"WEBP": 13, "AVIF": 28, "GIF": 1, "TGA": 4, "SGI": 6}
 """Bytes that the decoder of a format keeps for a pixel beside the picture (TGA: it may be mirrored)."""
 
 _COPIES = {"WEBP": 3, "AVIF": 2, "JPEG2000": 2}
@@ -188,7 +188,7 @@ def _metadata(image: ImageFile, content: bytes, turns: bool) -> int:
     needed += _TEXT * sum(len(value) for value in image.info.values() if isinstance(value, str | bytes))
     if image.format == "PNG":
         for name, _, length in chunks_of_png(content):
-            needed += 0 if name == b"IDAT" else _TEXT * (length + 64)
+            needed += 0 if name in (b"IDAT", b"IEND") else _TEXT * (length + 64)
             needed += _TEXT * _MIB if name in (b"zTXt", b"iTXt", b"iCCP") else 0
     if isinstance(image, JpegImagePlugin.JpegImageFile):
         needed += 2 * sum(len(segment) + 128 for _, segment in image.applist)

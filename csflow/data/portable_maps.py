@@ -10,7 +10,8 @@ import numpy as np
 from PIL import Image
 from PIL.ImageFile import ImageFile
 
-_ROWS = 256
+_SAMPLES = 2**17
+"""Samples to decode at once; NumPy needs 20 bytes for each."""
 
 
 def has_other_range(image: ImageFile) -> bool:
@@ -30,8 +31,8 @@ def read_portable_map(image: ImageFile, content: bytes) -> Image.Image:
     deep = image.mode == "I"
     white = 65535 if deep else 255
     stored = np.dtype(np.uint8 if largest < 256 else ">u2")
-    shown = [min(white, round(value / largest * white)) for value in range(2 ** (8 * stored.itemsize))]
-    table = np.array(shown, np.int32 if deep else np.uint8)
+    shown = np.minimum(white, np.rint(np.arange(2 ** (8 * stored.itemsize)) / largest * white))
+    table = shown.astype(np.int32 if deep else np.uint8)
     width, channels = image.width, len(image.getbands())
     samples = np.frombuffer(content, np.uint8, offset=tile.offset)
     needed = image.height * width * channels * stored.itemsize
@@ -39,7 +40,8 @@ def read_portable_map(image: ImageFile, content: bytes) -> Image.Image:
         raise ValueError("not enough image data")
     rows = samples[:needed].view(stored).reshape(image.height, width, channels)
     result = Image.new(image.mode, image.size)
-    for top in range(0, image.height, _ROWS):
-        strip = table[rows[top : top + _ROWS]]
+    count = max(1, _SAMPLES // (width * channels))
+    for top in range(0, image.height, count):
+        strip = table[rows[top : top + count]]
         result.paste(Image.fromarray(strip[..., 0] if channels == 1 else strip), (0, top))
     return result

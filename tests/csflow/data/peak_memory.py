@@ -43,8 +43,9 @@ def measured(file: Path) -> tuple[int, int]:
 
 
 def main() -> None:
+    Image.init()
     warm = io.BytesIO()
-    Image.new("LA", (64, 64)).save(warm, "PNG")
+    Image.new("LA", (64, 64), (200, 99)).save(warm, "PNG")
     to_pyramid_levels(read_image(warm.getvalue()), FEATURES)
     found: list[tuple[int, int]] = []
     for file in map(Path, sys.argv[1:]):
