@@ -18,8 +18,7 @@ AVIF (8 bits)                                        11.6     planes, pixels, th
 JPEG 2000, one tile                                  19.4     the picture + 5 for each sample
 ===================================================  =======  ========================================================
 
-To it come a strip of rows to convert, the first pass of sizing (Pillow shrinks the width first, so ``image_size`` x
-height pixels), and what the file carries beside pixels.
+To it come a strip of rows to convert, the levels and the tables of sizing, and what the file carries beside pixels.
 """
 
 from __future__ import annotations
@@ -28,6 +27,7 @@ import math
 from collections.abc import Sequence
 from itertools import pairwise
 
+import PIL
 from PIL import ExifTags, JpegImagePlugin, TiffImagePlugin
 from PIL.ImageFile import ImageFile
 
@@ -43,6 +43,7 @@ from csflow.data.image_headers import (
 )
 from csflow.data.images import opened_image
 from csflow.data.pixel_values import STRIP
+from csflow.data.portable_maps import has_other_range
 
 _MIB = 2**20
 _FIXED = 2 * _MIB
@@ -56,6 +57,9 @@ _BYTES_OF_PIXEL = {"1": 1, "L": 1, "P": 1, "I;16": 2, "I;16B": 2, "I;16L": 2, "I
 """What Pillow keeps for a pixel of a mode; 4 bytes for all others."""
 
 _RESULT = 4
+_WEIGHTS = 40
+_KEEPS_FIRST_PASS = int(PIL.__version__.split(".")[0]) < 13
+"""Pillow 13 sizes row by row; before, it kept a picture of ``image_size`` x height pixels in between."""
 
 _DECODER = {"WEBP": 13, "AVIF": 28, "GIF": 1, "TGA": 4, "SGI": 6}
 """Bytes that the decoder of a format keeps for a pixel beside the picture (TGA: it may be mirrored)."""
@@ -64,6 +68,7 @@ _COPIES = {"WEBP": 3, "AVIF": 2, "JPEG2000": 2}
 """How often the decoder of a format copies the file."""
 
 _INTERPRETED_SAMPLE, _INTERPRETED = 5, 40 * _MIB
+_TABLE_AND_STRIP = 6 * _MIB
 _LINE_OF_JPEG = 256
 _VALUE_OF_TIFF = 320
 """Bytes that Pillow keeps for an offset of a strip: numbers, and a description of where it belongs."""
@@ -105,7 +110,7 @@ def decoding_cost(
 
 def pixels_cost(width: int, height: int, image_size: int = 384) -> int:
     """Return how many bytes an image of raw 8-bit RGB pixels and its sizing take at most, beside the pixels."""
-    return _FIXED + width * height * _RESULT + _sizing(height, image_size)
+    return _FIXED + width * height * _RESULT + _sizing(width, height, image_size)
 
 
 def bytes_to_decode(image: ImageFile, content: bytes, image_size: int) -> int:
@@ -121,13 +126,15 @@ def bytes_to_decode(image: ImageFile, content: bytes, image_size: int) -> int:
     after = pixels * _RESULT
     if converts or chunks & {b"tRNS", b"iCCP"}:  # Pillow also takes those behind the pixels
         after += kept + min(pixels, STRIP) * _OF_STRIP
-    sizing = pixels * _RESULT + _sizing(max(image.size) if turns else image.height, image_size)
+    sizing = pixels * _RESULT + _sizing(image.width, max(image.size) if turns else image.height, image_size)
     picture = max(decoding, 2 * kept if turns else 0, after, sizing)
     return _FIXED + _metadata(image, content, turns) + picture + picture // _MARGIN
 
 
-def _sizing(height: int, image_size: int) -> int:
-    return image_size * (height * _RESULT + image_size * 4 * _RESULT)
+def _sizing(width: int, height: int, image_size: int) -> int:
+    """Return the bytes of the levels, their copies, the weights of pixels, and the first pass (all rows, narrowed)."""
+    first = image_size * height * _RESULT if _KEEPS_FIRST_PASS else 0
+    return first + image_size**2 * 4 * _RESULT + (width + height) * _WEIGHTS
 
 
 def _decoder(image: ImageFile, content: bytes) -> int:
@@ -189,7 +196,8 @@ def _metadata(image: ImageFile, content: bytes, turns: bool) -> int:
     if image.format == "PNG":
         for name, _, length in chunks_of_png(content):
             needed += 0 if name in (b"IDAT", b"IEND") else _TEXT * (length + 64)
-            needed += _TEXT * _MIB if name in (b"zTXt", b"iTXt", b"iCCP") else 0
+            needed += _TEXT * _MIB if name in (b"zTXt", b"iTXt") else 0
+            needed += 2 * _MIB if name == b"iCCP" and "icc_profile" not in image.info else 0  # it is behind the pixels
     if isinstance(image, JpegImagePlugin.JpegImageFile):
         needed += 2 * sum(len(segment) + 128 for _, segment in image.applist)
     if isinstance(image, TiffImagePlugin.TiffImageFile):
