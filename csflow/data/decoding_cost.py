@@ -18,7 +18,7 @@ AVIF (8 bits)                                        11.6     planes, pixels, th
 JPEG 2000, one tile                                  19.4     the picture + 5 for each sample
 ===================================================  =======  ========================================================
 
-To it come a strip of rows to convert, the levels and the tables of sizing, and what the file carries beside pixels.
+To it come a strip of rows to convert, what sizing takes, and what the file carries beside pixels.
 """
 
 from __future__ import annotations
@@ -58,8 +58,8 @@ _BYTES_OF_PIXEL = {"1": 1, "L": 1, "P": 1, "I;16": 2, "I;16B": 2, "I;16L": 2, "I
 
 _RESULT = 4
 _WEIGHTS = 40
-_KEEPS_FIRST_PASS = int(PIL.__version__.split(".")[0]) < 13
-"""Pillow 13 sizes row by row; before, it kept a picture of ``image_size`` x height pixels in between."""
+_FLATTENS_FIRST = int(PIL.__version__.split(".")[0]) >= 13
+"""Pillow 13 shrinks a high picture from above first; before, Pillow always narrowed it first, row by row."""
 
 _DECODER = {"WEBP": 13, "AVIF": 28, "GIF": 1, "TGA": 4, "SGI": 6}
 """Bytes that the decoder of a format keeps for a pixel beside the picture (TGA: it may be mirrored)."""
@@ -132,9 +132,9 @@ def bytes_to_decode(image: ImageFile, content: bytes, image_size: int) -> int:
 
 
 def _sizing(width: int, height: int, image_size: int) -> int:
-    """Return the bytes of the levels, their copies, the weights of pixels, and the first pass (all rows, narrowed)."""
-    first = image_size * height * _RESULT if _KEEPS_FIRST_PASS else 0
-    return first + image_size**2 * 4 * _RESULT + (width + height) * _WEIGHTS
+    """Return the bytes of the first pass, which narrows or flattens the picture, of the levels and of their weights."""
+    side = min(width, height) if _FLATTENS_FIRST else height
+    return image_size * side * _RESULT + image_size**2 * 4 * _RESULT + (width + height) * _WEIGHTS
 
 
 def _decoder(image: ImageFile, content: bytes) -> int:
@@ -143,10 +143,11 @@ def _decoder(image: ImageFile, content: bytes) -> int:
     needed = pixels * _DECODER.get(str(image.format), 0) + len(content) * _COPIES.get(str(image.format), 0)
     if any(tile.codec_name in INTERPRETED for tile in image.tile):
         return needed + pixels * len(image.getbands()) * _INTERPRETED_SAMPLE + _INTERPRETED
+    if has_other_range(image):
+        return needed + _TABLE_AND_STRIP
     if isinstance(image, JpegImagePlugin.JpegImageFile):
-        return (
-            needed + image.width * _LINE_OF_JPEG + (_coefficients(image) if is_decoded_at_once(image, content) else 0)
-        )
+        needed += image.width * _LINE_OF_JPEG
+        return needed + _coefficients(image) if is_decoded_at_once(image, content) else needed
     if isinstance(image, TiffImagePlugin.TiffImageFile):
         needed += _strip_of_tiff(image)
     if image.format == "JPEG2000":
