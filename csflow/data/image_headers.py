@@ -50,6 +50,7 @@ _OFFSETS_OF_TIFF = frozenset({273, 279, 324, 325})
 _VALUES = 2**19
 """Numbers that a TIFF may hold: 350 000 tiles of 16 x 16 pixels are the most that pictures need."""
 
+_ENTRIES = 1_000
 _TEXTS = 16
 """Compressed texts that a PNG may hold; each can fill 4 MiB."""
 
@@ -178,7 +179,7 @@ def start_of_jpeg2000(content: bytes) -> int:
 def chunks_of_png(content: bytes) -> Iterator[tuple[bytes, int, int]]:
     """Yield name, start and length in bytes of the chunks of a PNG, of as many as may be read."""
     at = 8
-    for _ in range(len(content) // _PIECE + _PIECES):
+    for _ in range((len(content) // _PIECE + _PIECES) // 2):  # a chunk is read in two pieces at least
         if at + 8 > len(content):
             break
         length, name = struct.unpack_from(">I4s", content, at)
@@ -214,20 +215,22 @@ def is_decoded_at_once(image: JpegImageFile, content: bytes) -> bool:
 
 
 def refuse_tables(content: bytes, name: str) -> None:
-    """Refuse a file whose tables and texts would fill much memory when it is opened.
+    """Refuse a file whose tables and texts would take much memory or time when it is opened.
 
     Raises:
-        DataError: If a TIFF has more numbers, or a PNG more compressed texts, than pictures have.
+        DataError: If a TIFF has more numbers or entries, or a PNG more compressed texts, than pictures have.
     """
     if content.startswith(_STARTS_OF_TIFF):
         try:
-            values = values_of_tiff(content)
+            values, entries = values_of_tiff(content), len(_entries_of_tiff(content))
         except struct.error:
             return  # cut: opening it says so
-        if values > _VALUES:
-            raise DataError(
-                f"{name} has tables of {values} numbers, expected at most {_VALUES}. Export it in larger strips."
-            )
+        for found, most, what in ((values, _VALUES, "numbers"), (entries, _ENTRIES, "entries")):
+            if found > most:
+                raise DataError(
+                    f"{name} has tables of {found} {what}, expected at most {most}. Export it in larger strips, or as "
+                    "PNG."
+                )
     elif content.startswith(_START_OF_PNG):
         texts = sum(chunk in (b"zTXt", b"iTXt") for chunk, _, _ in chunks_of_png(content))
         if texts > _TEXTS:
@@ -262,7 +265,7 @@ def _entries_of_tiff(content: bytes) -> list[_Entry]:
         at = directories[index]
         (count,) = struct.unpack_from(order + ("Q" if big else "H"), content, at)
         first, step = at + (8 if big else 2), struct.calcsize(layout)
-        for each in range(min(count, (len(content) - first) // step)):
+        for each in range(min(count, (len(content) - first) // step, _ENTRIES + 1)):
             entry = _Entry(*struct.unpack_from(layout, content, first + step * each))
             entries.append(entry)
             if entry.tag in _DIRECTORIES_OF_TIFF and entry.value < len(content):

@@ -127,8 +127,8 @@ def opened_image(
     except UnidentifiedImageError as error:
         if has_signature(content, formats):
             raise DataError(f"{name} is damaged, or an image of an unknown kind. Export it again, as PNG.") from error
-        what = "is empty" if not content else "is not an image"
-        raise DataError(f"{name} {what}. Expected one of {', '.join(formats)}.") from error
+        what = "is of a format that is closed here" if has_signature(content) else "is not an image"
+        raise DataError(f"{name} {what if content else 'is empty'}. Expected one of {', '.join(formats)}.") from error
     except Exception as error:  # on damaged bytes Pillow's readers raise nearly every kind of error
         raise DataError(f"{name} is damaged: {error}. Copy or export it again.") from error
 
