@@ -24,7 +24,6 @@ from csflow.adapters.serving.served import ServedDetector
 from csflow.detector.directory import MODEL
 from csflow.detector.engine import Engine
 from csflow.detector.trunk import Trunks
-from csflow.errors import CsflowError
 from csflow.system.cores import cores
 from csflow.system.files import sha256_tree
 
@@ -124,7 +123,7 @@ class Lines:
                 continue
             try:
                 line = Line.load(name, served, self._trunks)
-            except CsflowError as error:
+            except Exception as error:  # whatever it is, the others are still to be replaced
                 _logger.error("%s: %s %s", name, error, "The detector before stays." if before else "It is not served.")
                 continue
             self._entries = {**self._entries, name: _Entry(served, line, time.monotonic())}
