@@ -133,5 +133,15 @@ def accounted(access: Access) -> Iterator[None]:
         _CURRENT.reset(token)
 
 
+def write_log() -> None:
+    """Write the access log to standard error, a JSON object a line, unless it has been given another destination."""
+    if not _log.handlers:
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("%(message)s"))
+        _log.addHandler(handler)
+        _log.setLevel(logging.INFO)
+        _log.propagate = False  # lines with a date in front are no JSON
+
+
 def _milliseconds(seconds: float) -> float:
     return round(1000 * seconds, 2)

@@ -32,6 +32,7 @@ from csflow.adapters.serving.errors import (
 )
 from csflow.adapters.serving.limits import Limits
 from csflow.adapters.serving.plane import Plane
+from csflow.adapters.serving.tensors import with_images
 from csflow.errors import DataError, DeployError
 
 _logger = logging.getLogger("csflow.serving")
@@ -106,7 +107,9 @@ class Calls(GenericRpcHandler):  # type: ignore[misc]
         try:
             line = await self._plane.line(request.model_name, request.model_version or None)
             _check_contents(request)
-            return (await self._plane.infer(line, InferRequest.from_grpc(request), due=due)).to_grpc()
+            asked, images = with_images(InferRequest.from_grpc(request))
+            del request  # the images are kept once
+            return (await self._plane.infer(line, asked, images, due=due)).to_grpc()
         finally:
             self._budget.give_back(size)
 
