@@ -77,8 +77,15 @@ class Order:
 
     def take(self) -> None:
         """Note that a worker has begun with it."""
-        if not self.phases.wait:
-            self.phases.wait = time.monotonic() - self._arrived
+        with self._lock:
+            if not self.phases.wait:
+                self.phases.wait = time.monotonic() - self._arrived
+
+    def spend(self, *, decode: float = 0.0, compute: float = 0.0) -> None:
+        """Add seconds to the phases; several workers may have images of it."""
+        with self._lock:
+            self.phases.decode += decode
+            self.phases.compute += compute
 
     def answer(self, index: int, prediction: Prediction) -> None:
         """Add the answer for one image; the last one completes the order."""
@@ -129,24 +136,45 @@ class Item:
             self.levels, self.size = order.engine.sized(image), image.size
         except DataError as error:
             order.fail(DataError(f"{order.path.format(self.index)}: {error}"))
-        order.phases.decode += time.monotonic() - began
+        except BaseException as error:  # a worker lives on whatever happens
+            order.fail(error)
+        order.spend(decode=time.monotonic() - began)
         return bool(self.levels)
 
 
 def score(items: Sequence[Item]) -> None:
-    """Score sized images whose detectors share a trunk, and add the answers to their orders."""
+    """Score sized images whose detectors share a trunk, and add the answers to their orders.
+
+    What goes wrong fails the orders that it concerns, and no other.
+    """
     if not items:
         return
     began = time.monotonic()
-    activations = items[0].order.engine.trunk.compute([item.levels for item in items])
+    try:
+        activations = items[0].order.engine.trunk.compute([item.levels for item in items])
+    except BaseException as error:
+        _fail(items, error)
+        return
     engines = {item.order.engine: None for item in items}  # each once, in a fixed order
     judged: dict[Item, Prediction] = {}
     for engine in engines:
         rows = [row for row, item in enumerate(items) if item.order.engine is engine]
         own = activations if len(engines) == 1 else [each[rows] for each in activations]
-        predictions = engine.judge(own, [items[row].size for row in rows])
+        try:
+            predictions = engine.judge(own, [items[row].size for row in rows])
+        except BaseException as error:
+            _fail([items[row] for row in rows], error)
+            continue
         judged |= {items[row]: prediction for row, prediction in zip(rows, predictions, strict=True)}
     seconds = (time.monotonic() - began) / len(items)
     for item, prediction in judged.items():
-        item.order.phases.compute += seconds
-        item.order.answer(item.index, prediction)
+        item.order.spend(compute=seconds)
+        try:
+            item.order.answer(item.index, prediction)
+        except BaseException as error:
+            item.order.fail(error)
+
+
+def _fail(items: Sequence[Item], error: BaseException) -> None:
+    for item in items:
+        item.order.fail(error)

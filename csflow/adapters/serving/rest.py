@@ -17,7 +17,7 @@ from starlette.requests import ClientDisconnect
 
 from csflow.adapters.serving.access import Access, accounted
 from csflow.adapters.serving.body_limit import App, BodyBudget, BodyLimit, Message, Receive, Send
-from csflow.adapters.serving.connections import GuardedProtocol
+from csflow.adapters.serving.connections import REFUSED, GuardedProtocol
 from csflow.adapters.serving.errors import AbandonedError, RequestError, ScoringError, as_request_error
 from csflow.adapters.serving.plane import Plane
 from csflow.adapters.serving.replies import json_response, refusal
@@ -95,6 +95,8 @@ class Accounting:
             try:
                 await self._app(scope, receive, named)
             finally:
+                if refused := scope.get("state", {}).get(REFUSED):
+                    access.outcome, status = "refused", refused
                 access.end(status)
 
 

@@ -10,6 +10,7 @@ import socket
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
+from csflow.adapters.serving.access import write_log
 from csflow.adapters.serving.body_limit import BodyBudget
 from csflow.adapters.serving.decoding import Decoder
 from csflow.adapters.serving.limits import Limits
@@ -61,6 +62,7 @@ class DetectorServer:
             ModelError: If a directory contains no detector.
             DeployError: If the gRPC port is in use.
         """
+        write_log()
         try:
             self._lines.serve(wanted())
             asyncio.run(self._serve(wanted))
