@@ -14,6 +14,7 @@ with without_arguments():
     from csflow.adapters.serving import errors, metrics
 from csflow.adapters.serving.connections import ConnectionLimits
 from csflow.adapters.serving.limits import MEBI, Limits
+from csflow.data.image_headers import MAX_RATIO, MAX_SIDE
 
 PAGE = (Path(__file__).parents[2] / "docs/operating/serving.md").read_text()
 
@@ -26,6 +27,10 @@ def rows(heading: str) -> dict[str, list[str]]:
     return {first: rest for first, *rest in cells[1:]}
 
 
+def spaced(number: int) -> str:
+    return f"{number:,}".replace(",", " ")
+
+
 LIMITS, CONNECTIONS = Limits(), ConnectionLimits()
 
 
@@ -35,13 +40,15 @@ LIMITS, CONNECTIONS = Limits(), ConnectionLimits()
         ("images of one request", f"{LIMITS.images}"),
         ("bytes of one request, also when unpacked", f"{LIMITS.body_bytes // MEBI} MiB"),
         ("bytes of all requests in memory", f"{LIMITS.bodies_bytes // MEBI} MiB"),
-        ("pixels of one image", f"{LIMITS.pixels:,}".replace(",", " ")),
+        ("pixels of one image", spaced(LIMITS.pixels)),
+        ("sides of one image", f"{spaced(MAX_SIDE)}, and 1 : {spaced(MAX_RATIO)}"),
+        ("pixels of all images of one request", spaced(LIMITS.request_pixels)),
         ("memory of all images that are being decoded", f"{LIMITS.decoding_bytes // MEBI} MiB"),
-        ("images that wait, in all lines", f"{LIMITS.waiting_images:,}".replace(",", " ")),
-        ("images that wait in one line", f"{LIMITS.waiting_images // 2:,}".replace(",", " ")),
+        ("images that wait, in all lines", spaced(LIMITS.waiting_images)),
+        ("images that wait in one line", spaced(LIMITS.waiting_images // 2)),
         ("expected wait", f"{LIMITS.waiting_seconds:g} s"),
         ("request line and headers", f"{CONNECTIONS.head_bytes // 1024} KiB, {CONNECTIONS.headers} headers"),
-        ("connections", f"{CONNECTIONS.connections:,}".replace(",", " ")),
+        ("connections", spaced(CONNECTIONS.connections)),
         (
             "time for the headers, between two pieces of a body, for a body",
             f"{CONNECTIONS.head_seconds:g} s, {CONNECTIONS.pause_seconds:g} s, {CONNECTIONS.body_seconds:g} s",

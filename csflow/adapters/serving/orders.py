@@ -10,8 +10,7 @@ from concurrent.futures import Future, InvalidStateError
 from contextlib import suppress
 from dataclasses import dataclass
 
-from PIL import Image
-
+from csflow.adapters.serving.decoding import Sized
 from csflow.adapters.serving.errors import DeadlineError
 from csflow.adapters.serving.requests import RequestedImage
 from csflow.detector.engine import Engine
@@ -73,6 +72,7 @@ class Order:
         self._answer = answer
         self._arrived = time.monotonic()
         self._answers: dict[int, object] = {}
+        self._pixels = 0
         self._lock = threading.Lock()
 
     def take(self) -> None:
@@ -86,6 +86,20 @@ class Order:
         with self._lock:
             self.phases.decode += decode
             self.phases.compute += compute
+
+    def count_pixels(self, width: int, height: int, most: int) -> None:
+        """Add the pixels of an image.
+
+        Raises:
+            DataError: If the images have too many pixels together.
+        """
+        with self._lock:
+            self._pixels += width * height
+            if self._pixels > most:
+                raise DataError(
+                    f"with it the images of the request have {self._pixels} pixels, expected at most {most}. "
+                    "Send fewer in a request."
+                )
 
     def answer(self, index: int, prediction: Prediction) -> None:
         """Add the answer for one image; the last one completes the order."""
@@ -127,19 +141,24 @@ class Item:
     levels: Levels = ()
     size: tuple[int, int] = (0, 0)
 
-    def read(self, decode: Callable[[Engine, RequestedImage], Image.Image]) -> bool:
-        """Decode and size the image; if that is impossible, the order fails and False is returned."""
+    def read(self, decode: Callable[[Engine, RequestedImage], Sized], most_pixels: int) -> bool:
+        """Decode and size the image; if that is impossible, the order fails and False is returned.
+
+        Args:
+            decode: Decodes and sizes.
+            most_pixels: Pixels of all images of an order at most.
+        """
         order, began = self.order, time.monotonic()
         order.take()
         try:
-            image = decode(order.engine, order.images[self.index])
-            self.levels, self.size = order.engine.sized(image), image.size
+            self.levels, self.size = decode(order.engine, order.images[self.index])
+            order.count_pixels(*self.size, most_pixels)
         except DataError as error:
             order.fail(DataError(f"{order.path.format(self.index)}: {error}"))
         except BaseException as error:  # a worker lives on whatever happens
             order.fail(error)
         order.spend(decode=time.monotonic() - began)
-        return bool(self.levels)
+        return not order.is_over()
 
 
 def score(items: Sequence[Item]) -> None:

@@ -14,8 +14,7 @@ from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 
-from PIL import Image
-
+from csflow.adapters.serving.decoding import Sized
 from csflow.adapters.serving.errors import OverloadError
 from csflow.adapters.serving.limits import Limits
 from csflow.adapters.serving.orders import Item, Order, score
@@ -28,7 +27,7 @@ _SLOW_DECODING = 0.1
 _WEIGHT = 0.1
 """Weight of the last batch in the running mean of seconds an image."""
 
-Decode = Callable[[Engine, RequestedImage], Image.Image]
+Decode = Callable[[Engine, RequestedImage], Sized]
 
 
 class Scheduler:
@@ -36,7 +35,7 @@ class Scheduler:
 
     Args:
         workers: Number of threads that score.
-        decode: Decodes one image of a line, or raises :class:`csflow.errors.DataError`.
+        decode: Decodes and sizes one image of a line, or raises :class:`csflow.errors.DataError`.
         limits: What may wait.
     """
 
@@ -163,7 +162,7 @@ class Scheduler:
             if ready and time.monotonic() - began > _SLOW_DECODING:
                 self._give_back(batch[position:])
                 break
-            if item.order.is_over() or not item.read(self._decode):
+            if item.order.is_over() or not item.read(self._decode, self._limits.request_pixels):
                 continue
             ready.append(item)
         return ready
