@@ -13,7 +13,8 @@ CMYK, LAB, alpha, colour profile                     8.2      4 + 4
 turned by EXIF                                       8.1      two pictures for a moment
 JPEG, progressive or in several scans                10.0     the picture + 2 for each sample (6.4 + 4:2:0 …)
 TIFF, one strip; SGI of 16 bits                      7.0      the picture + its strip, or its channel
-WebP                                                 16.7     two canvases, their bytes, the picture
+WebP                                                 16.7     two canvases, their bytes, the picture; a hostile
+                                                              lossless one takes 365 more for each pixel
 AVIF (8 bits)                                        11.6     planes, pixels, their bytes; 10 bits and grids take more
 JPEG 2000, one tile                                  19.4     the picture + 5 for each sample
 ===================================================  =======  ========================================================
@@ -72,6 +73,12 @@ _TABLE_AND_STRIP = 6 * _MIB
 _LINE_OF_JPEG = 256
 _VALUE_OF_TIFF = 320
 """Bytes that Pillow keeps for an offset of a strip: numbers, and a description of where it belongs."""
+
+_RESIZED = 1_000_000
+"""Up to so many strips, libtiff makes a table of its own if that of the file is too short."""
+
+_CODES, _SECOND_LEVEL = 6_000, 15_000
+"""Bytes of five prefix codes of libwebp: five tables of 256 entries, and at most so much for a second level."""
 
 _SIMPLE = frozenset({"raw", "raw_16", "packbits", "tiff_lzw", "tiff_adobe_deflate", "tiff_deflate"})
 _EXIF = (b"Raw profile type exif", b"XML:com.adobe.xmp")
@@ -150,6 +157,8 @@ def _decoder(image: ImageFile, content: bytes) -> int:
         return needed + _coefficients(image) if is_decoded_at_once(image, content) else needed
     if isinstance(image, TiffImagePlugin.TiffImageFile):
         needed += _strip_of_tiff(image)
+    if image.format == "WEBP":
+        return needed + _codes_of_webp(image, content)
     if image.format == "JPEG2000":
         _, _, components, tiles = layout_of_jpeg2000(content)
         return needed + pixels * 8 * components + tiles * (6000 + 1500 * components)
@@ -165,8 +174,21 @@ def _coefficients(image: JpegImagePlugin.JpegImageFile) -> int:
     return sum(128 * columns * layer[1] * rows * layer[2] for layer in image.layer)
 
 
+def _codes_of_webp(image: ImageFile, content: bytes) -> int:
+    """Return the bytes of the prefix codes that a lossless WebP, or the alpha of a lossy one, may define.
+
+    Every 4 x 4 pixels may have five codes of their own, up to 65 536 times (a file of 290 kB took 382 MB). Five codes
+    take 20 bits of the file at least, those with tables of a second level 100 and more.
+    """
+    if b"VP8L" not in content and b"ALPH" not in content:
+        return 0
+    bits = 8 * len(content)
+    groups = min(2**16, math.ceil(image.width / 4) * math.ceil(image.height / 4), bits // 20)
+    return groups * _CODES + min(groups, bits // 100) * _SECOND_LEVEL
+
+
 def _strip_of_tiff(image: TiffImagePlugin.TiffImageFile) -> int:
-    """Return the bytes of the strip or tile that libtiff unpacks at once."""
+    """Return the bytes of the strip or tile that libtiff unpacks at once, and of its table of them."""
     if not image.use_load_libtiff:
         return 0
     width, height = tile_of_tiff(image)
@@ -175,8 +197,9 @@ def _strip_of_tiff(image: TiffImagePlugin.TiffImageFile) -> int:
     each = math.ceil(int(max(bits if isinstance(bits, tuple) else (bits,))) / 8)
     copies = samples * each + 4  # as samples, and as RGBA
     if str(image.info.get("compression")) not in _SIMPLE:
-        copies += 2 * max(samples, 4) + 4  # coefficients of JPEG, or what WebP and others need
-    return width * height * copies
+        copies += 2 * max(samples, 4) + 4  # coefficients of JPEG, or what others need
+    count = samples * math.ceil(max(image.size) / max(1, width)) * math.ceil(max(image.size) / max(1, height))
+    return width * height * copies + 16 * min(count, _RESIZED)
 
 
 def _may_turn(image: ImageFile, content: bytes) -> bool:
