@@ -161,7 +161,7 @@ def _decoder(image: ImageFile, content: bytes) -> int:
         return needed + _codes_of_webp(image, content)
     if image.format == "JPEG2000":
         _, _, components, tiles = layout_of_jpeg2000(content)
-        return needed + pixels * 8 * components + tiles * (6000 + 1500 * components)
+        return needed + _MIB + pixels * 8 * components + tiles * (6000 + 1500 * components)
     offsets = sorted(tile.offset for tile in image.tile)  # Pillow reads from one to the next at once
     gaps = [after - before for before, after in pairwise(offsets)]
     return needed + 2 * min(max(gaps, default=0), len(content))
