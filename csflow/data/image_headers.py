@@ -44,7 +44,6 @@ well."""
 _SIZES_OF_TIFF = frozenset({256, 257, 258, 277, 278, 322, 323})
 _IMAGE_WIDTH, _IMAGE_LENGTH, _ROWS_OF_STRIP, _TILE_WIDTH, _TILE_LENGTH = 256, 257, 278, 322, 323
 _DIRECTORIES_OF_TIFF = frozenset({34665, 34853, 40965})
-_DIRECTORIES = 4
 _BYTES_OF_TIFF = frozenset({1, 2, 6, 7})
 _OFFSETS_OF_TIFF = frozenset({273, 279, 324, 325})
 _VALUES = 2**19
@@ -107,7 +106,7 @@ def refuse_more_data(image: ImageFile, content: bytes, name: str, max_pixels: in
         DataError: If header and data contradict each other.
     """
     if isinstance(image, TiffImagePlugin.TiffImageFile):
-        tags = [entry.tag for entry in _entries_of_tiff(content) if entry.tag in _SIZES_OF_TIFF]
+        tags = [entry.tag for entry in _entries_of_tiff(content, most=1) if entry.tag in _SIZES_OF_TIFF]
         if len(tags) > len(set(tags)):  # Pillow takes the last, libtiff the first
             raise DataError(f"{name} is damaged: it states its size twice. Export it again, as PNG.")
         tile = tile_of_tiff(image)
@@ -246,28 +245,29 @@ class _Entry(NamedTuple):
     value: int
 
 
-def _entries_of_tiff(content: bytes) -> list[_Entry]:
+def _entries_of_tiff(content: bytes, most: int = 4) -> list[_Entry]:
     """Return the entries of the first directory of a TIFF and of the EXIF directories below it, as they are written.
 
+    Args:
+        content: The bytes of the file.
+        most: How many directories to read at most.
+
     Raises:
-        struct.error: If the file is cut.
+        struct.error: If the first directory is cut.
     """
     order = "<" if content.startswith(b"I") else ">"
     big = struct.unpack_from(order + "H", content, 2)[0] == 43
-    layout = order + ("HHQQ" if big else "HHII")
-    directories = list(
-        struct.unpack_from(order + "Q", content, 8) if big else struct.unpack_from(order + "I", content, 4)
-    )
+    head, layout = (order + "Q", order + "HHQQ") if big else (order + "H", order + "HHII")
+    starts = list(struct.unpack_from(order + ("Q" if big else "I"), content, 8 if big else 4))
     entries: list[_Entry] = []
-    for index in range(_DIRECTORIES):
-        if index >= len(directories):
-            break
-        at = directories[index]
-        (count,) = struct.unpack_from(order + ("Q" if big else "H"), content, at)
-        first, step = at + (8 if big else 2), struct.calcsize(layout)
-        for each in range(min(count, (len(content) - first) // step, _ENTRIES + 1)):
-            entry = _Entry(*struct.unpack_from(layout, content, first + step * each))
+    while starts and most:
+        start, most = starts.pop(0), most - 1
+        (count,) = struct.unpack_from(head, content, start)
+        start += struct.calcsize(head)
+        step = struct.calcsize(layout)
+        for each in range(min(count, (len(content) - start) // step, _ENTRIES + 1)):
+            entry = _Entry(*struct.unpack_from(layout, content, start + step * each))
             entries.append(entry)
-            if entry.tag in _DIRECTORIES_OF_TIFF and entry.value < len(content):
-                directories.append(entry.value)
+            if entry.tag in _DIRECTORIES_OF_TIFF and entry.value + 8 <= len(content):
+                starts.append(entry.value)
     return entries

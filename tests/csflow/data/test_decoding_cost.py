@@ -294,6 +294,13 @@ class TestHeadersThatLie:
         content[at + 4 : at + 8] = struct.pack("<I", 2**22)
         self.refused(bytes(content) + bytes(2**24), "has tables of 4194.* numbers, expected at most 524288")
 
+    def test_a_directory_at_the_end_of_a_tiff_hides_no_table(self) -> None:
+        content = bytearray(tiff(bytes(96 * 96), 96, 96, t258=8, t34665=1) + bytes(2**24))
+        for tag, change in ((273, (4, 2**22)), (34665, (4, 1, len(content) - 1))):
+            at = content.index(struct.pack("<HH", tag, 4 if tag == 273 else 3))
+            struct.pack_into("<" + "HII"[: len(change)], content, at + 2, *change)
+        self.refused(bytes(content), "has tables of 4194.* numbers")
+
     def test_tiff_of_many_entries(self) -> None:
         entries = b"".join(struct.pack("<HHII", 65_000, 3, 1, 0) for _ in range(60_000))
         self.refused(
