@@ -41,6 +41,7 @@ class Decoder:
         self._limits = limits
         self._free = limits.decoding_bytes
         self._changed = threading.Condition()
+        self._opening = threading.Lock()  # reading a header takes memory, too, and that is not counted
 
     def __call__(self, engine: Engine, image: RequestedImage) -> Sized:
         """Decode an image as the line does, and size it.
@@ -56,9 +57,10 @@ class Decoder:
     def _cost(self, image: RequestedImage, image_size: int) -> int:
         content, limits = image.content, self._limits
         if isinstance(content, bytes):
-            cost = decoding_cost(
-                content, _name(content), image_size=image_size, max_pixels=limits.pixels, formats=limits.formats
-            )
+            with self._opening:
+                cost = decoding_cost(
+                    content, _name(content), image_size=image_size, max_pixels=limits.pixels, formats=limits.formats
+                )
         else:
             cost = pixels_cost(content.shape[1], content.shape[0], image_size)
         if cost > limits.decoding_bytes:
