@@ -111,7 +111,7 @@ def test_requests_of_a_line_take_turns(make: Make, gated: Trunk) -> None:
 def test_a_line_with_another_trunk_keeps_its_turn(make: Make, gated: Trunk) -> None:
     other, engine, scheduler = Trunk(), Engine(gated), make()
     occupy(scheduler, gated)
-    for index, line in enumerate("ac"):
+    for index, line in enumerate("ace"):
         scheduler.submit(order(engine, *range(100 * index, 100 * index + 30), line=line))
     apart = scheduler.submit(order(Engine(other), 7, line="b"))
     assert gated.gate is not None
