@@ -45,6 +45,7 @@ class Scheduler:
         self._changed = threading.Condition()
         self._lines: OrderedDict[str, deque[Order]] = OrderedDict()
         self._closed = False
+        self._idle = 0
         self._seconds_an_image = 0.0
         self._workers = [
             threading.Thread(target=self._work, name=f"score-{number}", daemon=True) for number in range(workers)
@@ -124,16 +125,20 @@ class Scheduler:
     def _next_batch(self) -> list[Item]:
         """Wait for images, and take some; an empty batch means that the scheduler was closed."""
         with self._changed:
-            while not self._closed:
-                self._drop_what_is_over()
-                if batch := self._taken():
-                    return batch
-                self._changed.wait()
-            return []
+            self._idle += 1
+            try:
+                while not self._closed:
+                    self._drop_what_is_over()
+                    if batch := self._taken():
+                        return batch
+                    self._changed.wait()
+                return []
+            finally:
+                self._idle -= 1
 
     def _taken(self) -> list[Item]:
         waiting = sum(_count(orders) for orders in self._lines.values())
-        most = max(1, min(CHUNK, -(-waiting // len(self._workers))))
+        most = min(CHUNK, -(-waiting // self._idle))  # the rest is for the others that are idle
         batch: list[Item] = []
         passed: list[tuple[str, deque[Order]]] = []  # lines of another trunk keep their turn
         while len(batch) < most and self._lines:
