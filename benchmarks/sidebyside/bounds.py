@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from sidebyside.rows import Row
 
@@ -35,6 +35,11 @@ def broken(rows: Sequence[Row], precision: str) -> list[str]:
         "scores": SCORES,
         "decisions": 0.0,
     }
+    return beyond(rows, limits)
+
+
+def beyond(rows: Sequence[Row], limits: Mapping[str, float]) -> list[str]:
+    """State every error that is larger than its limit, one sentence each; errors without a limit are not judged."""
     return [
         f"{row.work}: {name} differ by {value:.3g}, allowed is {limits[name]:.3g}."
         for row in rows

@@ -14,6 +14,7 @@ from typing import Any
 from sidebyside import work_features, work_scoring, work_training
 from sidebyside.bounds import broken
 from sidebyside.process import WorkerError
+from sidebyside.progress import say
 from sidebyside.rows import Row, table, write_json
 from sidebyside.session import Peer, Session
 from sidebyside.settings import SCALES, WORKS, Settings
@@ -66,27 +67,27 @@ def measure(session: Session) -> dict[str, Any]:
         ("extract", work_features.extract),
     ):
         if name in works:
-            _say(name)
+            say(name)
             measured(session)
     if {"retrain", "grow"} & set(works):
-        _say("retrain, grow")
+        say("retrain, grow")
         work_features.retrain(session)
     # The peers' load reads the file that this writes.
     if {"model_file", "load"} & set(works):
-        _say("model_file")
+        say("model_file")
         work_scoring.model_file(session)
     if {"score_one", "score_batch"} & set(works):
-        _say("score_one, score_batch")
+        say("score_one, score_batch")
         work_scoring.score(session)
     if "load" in works:
-        _say("load")
+        say("load")
         work_scoring.load(session)
     return machine
 
 
 def _limits(session: Session) -> dict[str, Any]:
     """Describe the machine and, if requested, measure its limits."""
-    _say("machine")
+    say("machine")
     with session.ours("limits") as worker:
         machine: dict[str, Any] = worker.call("describe")
         session.facts["precision"] = machine["precision"]
@@ -105,7 +106,7 @@ def _materials(session: Session) -> None:
     """Make the materials that every implementation gets."""
     if set(session.settings.works) <= {"limit"}:
         return
-    _say("images, features, weights")
+    say("images, features, weights")
     with session.ours("materials") as worker:
         worker.call("images")
         worker.call("features")
@@ -168,7 +169,3 @@ def _peer(text: str) -> Peer:
     raise ValueError(
         f"--peer {text}: expected official=CHECKOUT of github.com/marco-rudolph/cs-flow or anomalib=PYTHON."
     )
-
-
-def _say(what: str) -> None:
-    print(f"… {what}", file=sys.stderr, flush=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 from importlib import util
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,6 +13,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"})
+SUFFIX = {"JPEG": "jpg", "PNG": "png"}
 SIDE = 512
 DEFECT_EVERY = 4
 
@@ -29,8 +31,18 @@ def find_images(folder: Path, count: int) -> list[Path]:
     return images[:count]
 
 
-def draw_images(folder: Path, count: int, seed: int) -> list[Path]:
-    """Draw pictures of the demo's fabric, every fourth with a defect; without scipy draw noise."""
+def draw_images(
+    folder: Path, count: int, seed: int, *, side: int = SIDE, kinds: Sequence[str] = ("JPEG",)
+) -> list[Path]:
+    """Draw pictures of the demo's fabric, every fourth with a defect; without scipy draw noise.
+
+    Args:
+        folder: New folder for them.
+        count: How many.
+        seed: Determines all of them.
+        side: Height and width in pixels.
+        kinds: Pillow's names of file formats, which take turns.
+    """
     import numpy as np
     from PIL import Image
 
@@ -38,31 +50,32 @@ def draw_images(folder: Path, count: int, seed: int) -> list[Path]:
     seeds = np.random.SeedSequence(seed).generate_state(count).tolist()
     files = []
     for number, drawn_from in enumerate(seeds):
-        pixels = _fabric(drawn_from, number) if util.find_spec("scipy") else _noise(drawn_from)
+        pixels = _fabric(drawn_from, number, side) if util.find_spec("scipy") else _noise(drawn_from, side)
         buffer = io.BytesIO()
-        Image.fromarray(np.round(255 * pixels).astype(np.uint8)).save(buffer, "JPEG", quality=90)
-        path = folder / f"{number:04d}.jpg"
+        kind = kinds[number % len(kinds)]
+        Image.fromarray(np.round(255 * pixels).astype(np.uint8)).save(buffer, kind, quality=90)
+        path = folder / f"{number:04d}.{SUFFIX[kind]}"
         path.write_bytes(buffer.getvalue())
         files.append(path.resolve())
     return files
 
 
-def _fabric(seed: int, number: int) -> NDArray[np.float32]:
+def _fabric(seed: int, number: int, side: int) -> NDArray[np.float32]:
     from csflow.synthetic.fabric import FABRIC_DEFECTS, draw_fabric
 
     defects = tuple(FABRIC_DEFECTS)
     broken = number % DEFECT_EVERY == DEFECT_EVERY - 1
     pixels: NDArray[np.float32] = draw_fabric(
-        seed, defects[number // DEFECT_EVERY % len(defects)] if broken else None, SIDE
+        seed, defects[number // DEFECT_EVERY % len(defects)] if broken else None, side
     )
     return pixels
 
 
-def _noise(seed: int) -> NDArray[np.float32]:
+def _noise(seed: int, side: int) -> NDArray[np.float32]:
     """Make smooth noise: random values on a coarse grid, enlarged."""
     import numpy as np
     from PIL import Image
 
     coarse = np.random.default_rng(seed).integers(0, 256, (16, 16, 3), dtype=np.uint8)
-    smooth = Image.fromarray(coarse).resize((SIDE, SIDE), Image.Resampling.BICUBIC)
+    smooth = Image.fromarray(coarse).resize((side, side), Image.Resampling.BICUBIC)
     return np.asarray(smooth, dtype=np.float32) / np.float32(255)

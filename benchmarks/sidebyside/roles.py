@@ -16,6 +16,7 @@ ROLES = {
     "official": "sidebyside.peers.official",
     "anomalib": "sidebyside.peers.anomalib",
     "timm": "sidebyside.peers.eager",
+    "load": "servers.load",
 }
 
 

@@ -11,10 +11,9 @@ from statistics import median
 from typing import Any
 
 from sidebyside.process import Worker
-from sidebyside.rows import Row
+from sidebyside.rows import OURS as OURS
+from sidebyside.rows import Row, rows_of
 from sidebyside.settings import Settings
-
-OURS = "ours"
 
 
 @dataclass(frozen=True)
@@ -86,20 +85,7 @@ class Session:
             values: Figures by name, ours among them.
             accuracy: Errors by name of the peer in whose row they appear; those under ``ours`` appear in every row.
         """
-        errors = accuracy or {}
-        names: list[str | None] = [name for name in values if name != OURS]
-        for name in names or [None]:
-            shown = {**errors.get(OURS, {}), **(errors.get(name, {}) if name else {})}
-            self.rows.append(
-                Row(
-                    work=work,
-                    ours=values[OURS],
-                    unit=unit,
-                    peer=values[name] if name else None,
-                    peer_name=name,
-                    accuracy=shown or None,
-                )
-            )
+        self.rows += rows_of(work, unit, values, accuracy)
 
     def add_fraction(self, work: str, flops: float, elapsed: float, precision: str) -> None:
         """Add the share of the machine's matrix product that a work reaches, if that was measured."""

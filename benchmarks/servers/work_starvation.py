@@ -1,0 +1,52 @@
+"""Measure how long single images wait on one line while other clients send large requests on another."""
+
+from __future__ import annotations
+
+import time
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from sidebyside.process import Worker
+from sidebyside.progress import say
+
+from servers.running import Running
+from servers.session import Session, accuracy_of, errors_of, percentile
+from servers.settings import LINE
+
+OTHER = "line-1"
+HEAVY_CLIENTS = (0, 1, 4)
+LEAST = 5
+HEAD_START = 0.5
+
+
+def starvation(session: Session) -> None:
+    """Measure the single images alone, and while one and four clients send large requests."""
+    with session.together((LINE, OTHER)) as servers, session.load() as singles, session.load() as heavy:
+        for clients in HEAVY_CLIENTS:
+            found: dict[str, dict[str, Any]] = {}
+            for name, running in servers.items():
+                say(f"starvation: {name}, {clients} clients with {session.settings.heavy} images")
+                found[name] = _measured(session, running, singles, heavy, clients)
+            work = "starvation (single images alone)"
+            if clients:
+                work = f"starvation (single images while {clients} × {session.settings.heavy} on another line)"
+            accuracy = accuracy_of({name: result["worst"] for name, result in found.items()})
+            notes = {name: errors_of(result) for name, result in found.items() if result["errors"]}
+            for share in (50, 95):
+                waits = {name: percentile(result["milliseconds"], share) for name, result in found.items()}
+                session.add(f"{work}: p{share}", "ms", waits, accuracy, notes)
+
+
+def _measured(session: Session, running: Running, singles: Worker, heavy: Worker, clients: int) -> dict[str, Any]:
+    seconds = session.settings.seconds
+    asked = {"port": running.port, "protocol": "v1"}
+    with ThreadPoolExecutor(1) as aside:
+        if clients:
+            large = {"clients": clients, "seconds": seconds + HEAD_START, "size": session.settings.heavy}
+            sending = aside.submit(heavy.call, "closed", **asked, **large, line=OTHER)
+            time.sleep(HEAD_START)
+        result: dict[str, Any] = singles.call("closed", **asked, clients=1, seconds=seconds, least=LEAST)
+        if clients:
+            other = sending.result()
+            result["worst"] = max(result["worst"], other["worst"])
+    return result
