@@ -70,7 +70,6 @@ class Contender:
             command = [sys.executable, "-m", "csflow.adapters.serving", "--port", str(ports[0])]
             command += ["--grpc-port", str(ports[1]), *self.options]
             command += [argument for name in named for argument in ("--model", name)]
-        # A limit of threads for torch in this process must not become one of the servers.
         environment = {"PYTHONPATH": self.python_path, "PYTHONWARNINGS": "ignore"}
         return started(self.name, command, environment, ports, log, confine)
 

@@ -163,9 +163,11 @@ def started(
         WorkerError: If it ends or is not ready in time; with the end of its log.
     """
     began = time.perf_counter()
+    # A limit of threads is meant for torch in this process and those that make detectors.
+    inherited = {key: value for key, value in os.environ.items() if key != "OMP_NUM_THREADS"}
     with log.open("wb") as output:
         process = subprocess.Popen(
-            command, stdout=output, stderr=subprocess.STDOUT, env={**os.environ, **environment}, preexec_fn=confine
+            command, stdout=output, stderr=subprocess.STDOUT, env={**inherited, **environment}, preexec_fn=confine
         )
     running = Running(name, process, *ports, log)
     try:

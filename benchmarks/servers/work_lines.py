@@ -67,14 +67,9 @@ def _add(session: Session, work: str, figures: dict[str, dict[str, float]]) -> N
     measured = {name: values for name, values in figures.items() if values}
     if "ours" not in measured:
         return
-    rows = (
-        ("memory (PSS)", "MB", "pss"),
-        ("memory (RSS)", "MB", "rss"),
-        ("start", "s", "start"),
-        ("threads", "threads", "threads"),
-    )
-    for what, unit, key in rows:
-        session.add(f"{work}: {what}", unit, {name: values[key] for name, values in measured.items()})
+    accuracy = accuracy_of({name: values["worst"] for name, values in measured.items()})
+    for what, unit in (("pss", "MB"), ("rss", "MB"), ("start", "s"), ("threads", "threads")):
+        session.add(f"{work}: {what}", unit, {name: values[what] for name, values in measured.items()}, accuracy)
 
 
 def _free(folder: Path) -> int:
