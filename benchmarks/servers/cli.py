@@ -67,7 +67,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             session = Session(settings, Path(folder), contenders)
             settings.save(session.folder / "settings.json")
             materials.images(session.folder, settings)
-            machine = _measure(session)
+            with session:
+                machine = _measure(session)
     except ValueError as error:
         parser.error(str(error))
     except WorkerError as error:
@@ -107,19 +108,10 @@ def _settings(given: argparse.Namespace) -> Settings:
         unknown = [name for name in getattr(given, option).split(",") if name not in known]
         if unknown:
             raise ValueError(f"There is no {option} {', '.join(unknown)}. Choose from: {', '.join(known)}.")
-    chosen = {
-        name: value for name, value in vars(given).items() if name in Settings.__annotations__ and value is not None
-    }
-    return replace(
-        QUICK if given.quick else Settings(),
-        **{
-            **chosen,
-            "works": tuple(dict.fromkeys(given.work.split(","))),
-            "protocols": tuple(dict.fromkeys(given.protocol.split(","))),
-            "images": given.count or (QUICK if given.quick else Settings()).images,
-            "folder": given.images,
-        },
-    )
+    named = {**vars(given), "images": given.count, "folder": given.images}
+    chosen = {name: value for name, value in named.items() if name in Settings.__annotations__ and value is not None}
+    works, protocols = (tuple(dict.fromkeys(text.split(","))) for text in (given.work, given.protocol))
+    return replace(QUICK if given.quick else Settings(), **{**chosen, "works": works, "protocols": protocols})
 
 
 def _numbers(text: str) -> tuple[int, ...]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from sidebyside.images import draw_images, find_images
 from sidebyside.process import WorkerError
 
-from servers.contenders import Contender, ours
+from servers.contenders import Contender, ours, plain
 from servers.settings import Settings
 
 KINDS = ("PNG", "JPEG")
@@ -27,10 +27,10 @@ def images(folder: Path, settings: Settings) -> None:
 
 
 def scores(folder: Path, settings: Settings) -> None:
-    """Make our detector and the correct scores of the images, computed by torch."""
-    contender = ours()
-    listed = json.loads((folder / "images.json").read_text())
-    _make(contender, folder, settings.width, settings, images=listed, scores=str(folder / "scores.json"))
+    """Make our detector, its exported file and the correct scores of the images, computed by torch."""
+    width = settings.width
+    more = {"images": json.loads((folder / "images.json").read_text()), "scores": str(folder / "scores.json")}
+    _make(ours(), folder, width, settings, export=str(plain().model(folder, width)), **more)
 
 
 def model(contender: Contender, folder: Path, width: int, settings: Settings) -> Path:

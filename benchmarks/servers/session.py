@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
 from statistics import median, quantiles
-from typing import Any
+from typing import Any, Self
 
 from sidebyside.process import Worker
 from sidebyside.rows import Row, rows_of
@@ -17,7 +17,7 @@ from sidebyside.rows import Row, rows_of
 from servers import materials
 from servers.contenders import Contender
 from servers.running import Running
-from servers.settings import LINE, Settings
+from servers.settings import LINE, OTHER, Settings
 
 WARM = 3
 """Requests after the start that nobody measures."""
@@ -39,6 +39,8 @@ class Session:
     contenders: Sequence[Contender]
     rows: list[Row] = field(default_factory=list)
     _numbers: Iterator[int] = field(default_factory=count)
+    _kept: dict[str, Running] | None = None
+    _until_the_end: ExitStack = field(default_factory=ExitStack)
 
     def load(self) -> Worker:
         """Start a process that sends requests."""
@@ -53,20 +55,34 @@ class Session:
         return materials.model(contender, self.folder, width, self.settings)
 
     @contextmanager
-    def together(self, lines: Sequence[str] = (LINE,)) -> Iterator[dict[str, Running]]:
-        """Start all servers with some lines, and score some images with each; all end with the block."""
+    def together(self) -> Iterator[dict[str, Running]]:
+        """Start all servers, with two lines each, and score some images; they end with the block or with the run."""
+        if self._kept is not None:
+            yield self._kept
+            return
         models = {each.name: self.model(each, self.settings.width) for each in self.contenders}
-        with ExitStack() as stack, self.load() as load:
+        with ExitStack() as stack:
             servers = {
                 each.name: stack.enter_context(
-                    each.serve([(line, models[each.name]) for line in lines], self.log(each))
+                    each.serve([(line, models[each.name]) for line in (LINE, OTHER)], self.log(each))
                 )
                 for each in self.contenders
             }
-            for running in servers.values():
-                for line in lines:
-                    load.call("closed", port=running.port, protocol="v1", clients=1, seconds=0, line=line, least=WARM)
+            with self.load() as load:
+                for running in servers.values():
+                    for line in (LINE, OTHER):
+                        asked = {"port": running.port, "protocol": "v1", "clients": 1}
+                        load.call("closed", **asked, seconds=0, line=line, least=WARM)
+            if not self.settings.fresh:
+                self._kept = servers
+                self._until_the_end.push(stack.pop_all())
             yield servers
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._until_the_end.close()
 
     def add(
         self,

@@ -12,7 +12,8 @@ WORKS = ("clients", "starvation", "lines", "hostile", "departed", "soak", "quota
 PROTOCOLS = ("v1", "v2", "v2-binary", "grpc")
 
 LINE = "line-0"
-"""The line that is served where one is enough."""
+OTHER = "line-1"
+"""The lines of servers with two; where one is enough, it is the first."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,7 @@ class Settings:
         departed: Clients that disconnect.
         scale: Size of the hostile requests, 1 for those that are just below what version 0.4 takes.
         guard: Megabytes of a server above which it is killed, because the machine would run out of memory.
+        fresh: True to start new servers for every work; False to go on with those of the last one.
         seed: Of weights and drawn images.
         folder: Folder of the images to send; without it, images are drawn.
     """
@@ -58,6 +60,7 @@ class Settings:
     departed: int = 30
     scale: float = 1.0
     guard: int = 6000
+    fresh: bool = True
     seed: int = 0
     folder: str | None = None
 
@@ -75,7 +78,7 @@ class Settings:
 
 QUICK = Settings(
     clients=(1, 4),
-    seconds=1.0,
+    seconds=0.5,
     repeats=1,
     size=128,
     width=8,
@@ -87,5 +90,6 @@ QUICK = Settings(
     minutes=0.05,
     departed=8,
     scale=0.02,
+    fresh=False,
 )
 """Shows in a minute and a half that every work runs and every answer is right, and nothing else."""

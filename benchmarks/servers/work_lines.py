@@ -12,7 +12,7 @@ from sidebyside.process import WorkerError
 from sidebyside.progress import say
 
 from servers.contenders import Contender
-from servers.session import Session
+from servers.session import Session, accuracy_of
 
 TIMES_THE_FILES = 5
 """Memory of a line at most, in sizes of its files; version 0.4 needed three times as much at width 256."""
