@@ -11,9 +11,8 @@ from sidebyside.progress import say
 
 from servers.running import Running
 from servers.session import Session, accuracy_of, errors_of, percentile
-from servers.settings import LINE
+from servers.settings import OTHER
 
-OTHER = "line-1"
 HEAVY_CLIENTS = (0, 1, 4)
 LEAST = 5
 HEAD_START = 0.5
@@ -21,7 +20,7 @@ HEAD_START = 0.5
 
 def starvation(session: Session) -> None:
     """Measure the single images alone, and while one and four clients send large requests."""
-    with session.together((LINE, OTHER)) as servers, session.load() as singles, session.load() as heavy:
+    with session.together() as servers, session.load() as singles, session.load() as heavy:
         for clients in HEAVY_CLIENTS:
             found: dict[str, dict[str, Any]] = {}
             for name, running in servers.items():
