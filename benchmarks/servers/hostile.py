@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import struct
 import zlib
 from collections.abc import Sequence
@@ -14,6 +13,9 @@ from servers.settings import LINE, Settings
 
 MEGAPIXELS = 89.0
 """Just below what Pillow opens, 89 478 485 pixels."""
+
+INPUTS, INSTANCES = (1, 4, 63), 12
+"""Mebibytes of empty inputs and instances; the limit of a body is 64, that of lists in one is reached with 12."""
 
 _LEVEL = 9
 _PIECE = 1 << 20
@@ -52,8 +54,8 @@ def requests(folder: Path, settings: Settings) -> list[Hostile]:
         _posted(folder, "ten RGBA PNGs in a request", [square] * 10),
         _posted(folder, "64 PNGs in a request", [medium] * 64),
         _posted(folder, "an RGBA PNG from each of 16 clients", [square], copies=16),
-        *(_inputs(folder, max(1, round(mebibytes * scale))) for mebibytes in (1, 4, 63)),
-        _instances(folder, max(1, round(63 * scale))),
+        *(_inputs(folder, kibibytes) for kibibytes in dict.fromkeys(round(scale * each * 1024) for each in INPUTS)),
+        _instances(folder, round(scale * INSTANCES * 1024)),
     ]
 
 
@@ -86,15 +88,15 @@ def _posted(folder: Path, name: str, images: Sequence[bytes], copies: int = 1) -
     return Hostile(name, request.path, _saved(folder, name, request.body), request.headers, copies)
 
 
-def _inputs(folder: Path, mebibytes: int) -> Hostile:
-    body = b'{"inputs":[' + b"{}," * (mebibytes * 2**20 // 3) + b"{}]}"
-    name = f"{mebibytes} MiB of empty inputs"
+def _inputs(folder: Path, kibibytes: int) -> Hostile:
+    body = b'{"inputs":[' + b"{}," * (kibibytes * 2**10 // 3) + b"{}]}"
+    name = f"{kibibytes} KiB of empty inputs"
     return Hostile(name, f"/v2/models/{LINE}/infer", _saved(folder, name, body), {"Content-Type": "application/json"})
 
 
-def _instances(folder: Path, mebibytes: int) -> Hostile:
-    body = json.dumps({"instances": [[]]}).replace("[]", "[]," * (mebibytes * 2**20 // 3) + "[]").encode()
-    name = f"{mebibytes} MiB of empty instances"
+def _instances(folder: Path, kibibytes: int) -> Hostile:
+    body = b'{"instances":[' + b"[]," * (kibibytes * 2**10 // 3) + b"[]]}"
+    name = f"{kibibytes} KiB of empty instances"
     return Hostile(name, f"/v1/models/{LINE}:predict", _saved(folder, name, body), {"Content-Type": "application/json"})
 
 

@@ -21,9 +21,6 @@ from servers.protocols import packed, request_of, scores_of
 from servers.running import HOST
 from servers.settings import LINE, Settings
 
-TOLERANCE = 1e-3
-"""Largest relative difference of a score from the detector's in torch."""
-
 Ask = Callable[[int], Awaitable[list[float]]]
 """Sends the request that begins with image ``i`` and returns its scores."""
 
@@ -46,7 +43,16 @@ class Driver:
         self._right = json.loads((folder / "scores.json").read_text())
 
     def closed(
-        self, port: int, protocol: str, *, clients: int, seconds: float, line: str = LINE, size: int = 1, least: int = 1
+        self,
+        port: int,
+        protocol: str,
+        *,
+        clients: int,
+        seconds: float,
+        line: str = LINE,
+        size: int = 1,
+        least: int = 1,
+        stop: str | None = None,
     ) -> dict[str, Any]:
         """Send from some clients at once, each as soon as it has its last answer.
 
@@ -58,12 +64,13 @@ class Driver:
             line: The line that is asked.
             size: Images in a request.
             least: Requests of each client at least, however long they take.
+            stop: A file; when it is there, no further request is sent.
         """
         numbers = count()
 
         async def client(ask: Ask, tally: _Tally, until: float) -> None:
             done = 0
-            while done < least or time.perf_counter() < until:
+            while (done < least or time.perf_counter() < until) and not (stop and Path(stop).exists()):
                 await tally.timed(ask, next(numbers))
                 done += 1
 

@@ -87,8 +87,9 @@ QUICK = Settings(
     heavy=8,
     lines=(1, 2),
     widths=(8,),
-    minutes=0.05,
+    minutes=0.02,
     departed=8,
+    guard=1500,
     scale=0.02,
     fresh=False,
 )

@@ -15,7 +15,7 @@ from servers.settings import LINE
 
 
 def hostile(session: Session) -> None:
-    """Send each request to each server, by turns; a server that is killed is started again for the next one."""
+    """Send each request to each server, in a new process for each, or at least after one that was killed."""
     found = requests(session.folder / "hostile", session.settings)
     figures: dict[str, dict[str, dict[str, Any]]] = {request.name: {} for request in found}
     for contender in session.contenders:
@@ -35,7 +35,7 @@ def hostile(session: Session) -> None:
 def _send(
     session: Session, contender: Contender, found: list[Hostile], figures: dict[str, dict[str, dict[str, Any]]]
 ) -> list[Hostile]:
-    """Send the requests until one takes too much memory; return those that are left."""
+    """Send one request, or in a quick run as many as go well; return those that are left."""
     model = session.model(contender, session.settings.width)
     with ExitStack() as stack:
         running = stack.enter_context(contender.serve([(LINE, model)], session.log(contender)))
@@ -55,7 +55,7 @@ def _send(
                 )
             killed = running.killed or not running.alive()
             figures[request.name][contender.name] = {**answer, "peak": peak() - before, "killed": killed}
-            if killed:
+            if killed or session.settings.fresh:
                 return found[number:]
     return []
 

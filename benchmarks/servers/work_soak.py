@@ -4,51 +4,56 @@ from __future__ import annotations
 
 from typing import Any
 
+from sidebyside.process import Worker
 from sidebyside.progress import say
 
+from servers.running import Running
 from servers.session import Session, accuracy_of, percentile
 
-SOAK_CLIENTS = 16
+CLIENTS = 16
 PART_OF_MAXIMUM = 0.5
+UNITS = {
+    "rate": "images/s",
+    "memory at the start": "MB",
+    "memory at the end": "MB",
+    "largest p95 of a minute": "ms",
+    "refused": "requests",
+}
 
 
 def soak(session: Session) -> None:
     """Send at half of the highest rate for minutes, each server by itself; watch its memory and its waiting."""
     settings = session.settings
-    worst: dict[str, dict[str, float]] = {}
+    figures: dict[str, dict[str, float]] = {}
+    notes: dict[str, str] = {}
     with session.together() as servers, session.load() as load:
         for name, running in servers.items():
-            fast = load.call("closed", port=running.port, protocol="v1", clients=SOAK_CLIENTS, seconds=settings.seconds)
+            fast = load.call("closed", port=running.port, protocol="v1", clients=CLIENTS, seconds=settings.seconds)
             rate = PART_OF_MAXIMUM * fast["images"] / fast["seconds"]
-            before = running.usage().rss
-            minutes: list[dict[str, Any]] = []
-            left = 60 * settings.minutes
-            while left > 0:
-                seconds = min(60.0, left)
-                minutes.append(
-                    load.call(
-                        "paced", port=running.port, protocol="v1", rate=rate, clients=4 * SOAK_CLIENTS, seconds=seconds
-                    )
-                )
-                left -= seconds
-                say(f"soak: {name}, {left / 60:.1f} minutes left")
+            begin = running.usage().rss / 1e6
+            minutes = _minutes(load, running, rate, settings.minutes)
             waits = [percentile(minute["milliseconds"], 95) for minute in minutes]
-            worst[name] = {
-                "images/s": rate,
-                "memory grown, MB": (running.usage().rss - before) / 1e6,
-                "first": waits[0],
-                "last": waits[-1],
-                "largest": max(waits),
-                "errors": sum(sum(minute["errors"].values()) for minute in minutes),
+            figures[name] = {
+                "rate": rate,
+                "memory at the start": begin,
+                "memory at the end": running.usage().rss / 1e6,
+                "largest p95 of a minute": max(waits),
+                "refused": sum(sum(minute["errors"].values()) for minute in minutes),
                 "worst": max(minute["worst"] for minute in minutes),
             }
-    accuracy = accuracy_of({name: figures["worst"] for name, figures in worst.items()})
+            notes[name] = f"p95 by minute {', '.join(f'{wait:.0f}' for wait in waits)} ms"
+    accuracy = accuracy_of({name: each["worst"] for name, each in figures.items()})
+    for what, unit in UNITS.items():
+        session.add(f"soak ({what})", unit, {name: each[what] for name, each in figures.items()}, accuracy, notes)
 
-    def add(what: str, unit: str, key: str) -> None:
-        session.add(f"soak ({what})", unit, {name: figures[key] for name, figures in worst.items()}, accuracy)
 
-    add("rate, half of the highest", "images/s", "images/s")
-    add("memory grown", "MB", "memory grown, MB")
-    for which in ("first", "last", "largest"):
-        add(f"p95 of a minute, {which}", "ms", which)
-    add("refused", "requests", "errors")
+def _minutes(load: Worker, running: Running, rate: float, minutes: float) -> list[dict[str, Any]]:
+    """Send for some minutes; return what was seen in each."""
+    found, left = [], 60 * minutes
+    while left > 0:
+        seconds = min(60.0, left)
+        asked = {"port": running.port, "protocol": "v1", "clients": 4 * CLIENTS}
+        found.append(load.call("paced", **asked, rate=rate, seconds=seconds))
+        left -= seconds
+        say(f"soak: {running.name}, {left / 60:.1f} minutes left")
+    return found

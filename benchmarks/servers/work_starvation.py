@@ -16,6 +16,7 @@ from servers.settings import OTHER
 HEAVY_CLIENTS = (0, 1, 4)
 LEAST = 5
 HEAD_START = 0.5
+LONGEST = 3600.0
 
 
 def starvation(session: Session) -> None:
@@ -37,15 +38,19 @@ def starvation(session: Session) -> None:
 
 
 def _measured(session: Session, running: Running, singles: Worker, heavy: Worker, clients: int) -> dict[str, Any]:
-    seconds = session.settings.seconds
     asked = {"port": running.port, "protocol": "v1"}
+    alone = {**asked, "clients": 1, "seconds": session.settings.seconds, "least": LEAST}
+    if not clients:
+        result: dict[str, Any] = singles.call("closed", **alone)
+        return result
+    stop = session.folder / "stop"
+    stop.unlink(missing_ok=True)
     with ThreadPoolExecutor(1) as aside:
-        if clients:
-            large = {"clients": clients, "seconds": seconds + HEAD_START, "size": session.settings.heavy}
-            sending = aside.submit(heavy.call, "closed", **asked, **large, line=OTHER)
+        large = {"clients": clients, "seconds": LONGEST, "size": session.settings.heavy, "stop": str(stop)}
+        sending = aside.submit(heavy.call, "closed", **asked, **large, line=OTHER)
+        try:
             time.sleep(HEAD_START)
-        result: dict[str, Any] = singles.call("closed", **asked, clients=1, seconds=seconds, least=LEAST)
-        if clients:
-            other = sending.result()
-            result["worst"] = max(result["worst"], other["worst"])
-    return result
+            result = singles.call("closed", **alone)
+        finally:
+            stop.touch()
+        return {**result, "worst": max(result["worst"], sending.result()["worst"])}
