@@ -63,6 +63,8 @@ lock: setup ## Resolve the dependencies again
 	for set in dev train serve; do .venv/bin/uv pip compile --quiet --universal --python-version 3.11 --extra $$(test $$set = train && echo all || echo $$set) \
 	  --no-header --no-annotate --no-emit-index-url --no-emit-find-links --output-file requirements/$$set.txt pyproject.toml \
 	  $$(test $$set = dev || echo --constraint requirements/dev.txt); done
+	.venv/bin/uv pip compile --quiet --universal --python-version 3.11 --no-header --no-annotate --no-emit-index-url \
+	  --no-emit-find-links --output-file requirements/clients.txt requirements/clients.in
 
 OVERLAYS := $(notdir $(wildcard infra/kubernetes/overlays/*))
 
