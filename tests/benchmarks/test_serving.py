@@ -99,7 +99,8 @@ def test_requests_are_read_back() -> None:
     assert json.loads(binary.body[:length])["inputs"][0]["shape"] == [2]
     assert binary.body[length:] == packed([b"xyz", b"1"]) == b"\x03\0\0\0xyz\x01\0\0\x001"
     assert Request("GET", "/x").encoded().startswith(b"GET /x HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 0\r\n")
-    assert scores_of("v2", b'{"outputs": [{"name": "p_value", "data": [9]}, {"name": "score", "data": [1, 2]}]}') == [1, 2]
+    answer = b'{"outputs": [{"name": "p_value", "data": [9]}, {"name": "score", "data": [1, 2]}]}'
+    assert scores_of("v2", answer) == [1, 2]
 
 
 def test_hostile_pictures_are_what_they_say(tmp_path: Path) -> None:
@@ -115,9 +116,9 @@ def test_hostile_pictures_are_what_they_say(tmp_path: Path) -> None:
 
 def test_a_server_that_does_not_start_is_named_with_its_log(tmp_path: Path) -> None:
     command = [sys.executable, "-c", "raise SystemExit('no weights')"]
-    with pytest.raises(WorkerError, match=r"(?s)broken does not answer:.*no weights"):
-        with started("broken", command, {}, free_ports(), tmp_path / "log"):
-            pass
+    server = started("broken", command, {}, free_ports(), tmp_path / "log")
+    with pytest.raises(WorkerError, match=r"(?s)broken does not answer:.*no weights"), server:
+        pass
 
 
 def test_help_explains_itself() -> None:
