@@ -89,7 +89,7 @@ def _measure(session: Session) -> dict[str, Any]:
     with one_cpu() as (how, _):
         machine = {**describe(PACKAGES), "one_cpu": how}
     say("detectors and correct scores")
-    materials.scores(session.folder, session.settings)
+    materials.scores(session.folder, session.settings.width, session.settings)
     for work in session.settings.works:
         say(work)
         MEASURES[work](session)

@@ -19,7 +19,7 @@ from sidebyside.child import Channel
 from servers.connection import Connection, Request
 from servers.protocols import packed, request_of, scores_of
 from servers.running import HOST
-from servers.settings import LINE, Settings
+from servers.settings import LINE
 
 Ask = Callable[[int], Awaitable[list[float]]]
 """Sends the request that begins with image ``i`` and returns its scores."""
@@ -37,10 +37,9 @@ class Driver:
     its highest score) and ``own`` (this process's processor seconds).
     """
 
-    def __init__(self, folder: Path, _: Channel) -> None:
-        self._settings = Settings.load(folder / "settings.json")
+    def __init__(self, folder: Path, _: Channel, scores: str) -> None:
         self._images = [Path(name).read_bytes() for name in json.loads((folder / "images.json").read_text())]
-        self._right = json.loads((folder / "scores.json").read_text())
+        self._right = json.loads(Path(scores).read_text())
 
     def closed(
         self,

@@ -26,25 +26,28 @@ def images(folder: Path, settings: Settings) -> None:
     (folder / "images.json").write_text(json.dumps([str(path) for path in files]))
 
 
-def scores(folder: Path, settings: Settings) -> None:
-    """Make our detector, its exported file and the correct scores of the images, computed by torch."""
-    width = settings.width
-    more = {"images": json.loads((folder / "images.json").read_text()), "scores": str(folder / "scores.json")}
+def scores(folder: Path, width: int, settings: Settings) -> None:
+    """Make our detector of a width, its exported file and the correct scores of the images, computed by torch."""
+    if (file := scores_file(folder, width)).exists():
+        return
+    more = {"images": json.loads((folder / "images.json").read_text()), "scores": str(file)}
     _make(ours(), folder, width, settings, export=str(plain().model(folder, width)), **more)
 
 
+def scores_file(folder: Path, width: int) -> Path:
+    """Return the file with the correct scores of a width."""
+    return folder / f"scores-{width}.json"
+
+
 def model(contender: Contender, folder: Path, width: int, settings: Settings) -> Path:
-    """Return the detector directory of a server, or its ONNX file; made at the first call.
+    """Return the detector directory of a server, or its ONNX file; that of an older checkout is made at the first call.
 
     Raises:
         WorkerError: If its checkout cannot make one.
     """
     path = contender.model(folder, width)
     if not path.exists():
-        if contender.checkout is None:  # the plain server gets our detector, exported
-            _make(ours(), folder, width, settings, directory=str(folder / f"exported-{width}"), export=str(path))
-        else:
-            _make(contender, folder, width, settings)
+        _make(contender, folder, width, settings)
     return path
 
 

@@ -42,16 +42,18 @@ class Session:
     _kept: dict[str, Running] | None = None
     _until_the_end: ExitStack = field(default_factory=ExitStack)
 
-    def load(self) -> Worker:
-        """Start a process that sends requests."""
-        return Worker(sys.executable, ("load", str(self.folder)), threads=1)
+    def load(self, width: int | None = None) -> Worker:
+        """Start a process that sends requests to detectors of a width, by default that of the settings."""
+        scores = materials.scores_file(self.folder, width or self.settings.width)
+        return Worker(sys.executable, ("load", str(self.folder), str(scores)), threads=1)
 
     def log(self, contender: Contender) -> Path:
         """Return a new file for the output of a server."""
         return self.folder / f"{contender.name.replace(' ', '-')}-{next(self._numbers)}.log"
 
     def model(self, contender: Contender, width: int) -> Path:
-        """Return the model of a width, made at the first call."""
+        """Return the model of a width, made at the first call, as are the correct scores."""
+        materials.scores(self.folder, width, self.settings)
         return materials.model(contender, self.folder, width, self.settings)
 
     @contextmanager

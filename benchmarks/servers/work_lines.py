@@ -49,7 +49,7 @@ def _measured(session: Session, contender: Contender, width: int, number: int) -
     copies.mkdir()
     try:
         models = [(f"line-{n}", contender.copy(model, copies / f"line-{n}{model.suffix}")) for n in range(number)]
-        with contender.serve(models, session.log(contender)) as running, session.load() as load:
+        with contender.serve(models, session.log(contender)) as running, session.load(width) as load:
             worst = 0.0
             for name, _ in models:
                 result = load.call("closed", port=running.port, protocol="v1", clients=1, seconds=0, line=name)
@@ -68,8 +68,14 @@ def _add(session: Session, work: str, figures: dict[str, dict[str, float]]) -> N
     if "ours" not in measured:
         return
     accuracy = accuracy_of({name: values["worst"] for name, values in measured.items()})
-    for what, unit in (("pss", "MB"), ("rss", "MB"), ("start", "s"), ("threads", "threads")):
-        session.add(f"{work}: {what}", unit, {name: values[what] for name, values in measured.items()}, accuracy)
+    for key, what, unit in (
+        ("pss", "memory, shared pages in parts", "MB"),
+        ("rss", "memory, shared pages in full", "MB"),
+        ("start", "start", "s"),
+        ("threads", "threads", "threads"),
+    ):
+        values = {name: figures[key] for name, figures in measured.items()}
+        session.add(f"{work}: {what}", unit, values, accuracy if key == "pss" else None)
 
 
 def _free(folder: Path) -> int:

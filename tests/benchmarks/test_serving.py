@@ -105,10 +105,11 @@ def test_requests_are_read_back() -> None:
 
 def test_hostile_pictures_are_what_they_say(tmp_path: Path) -> None:
     with Image.open(io.BytesIO(hostile.png(300, 200, "RGBA"))) as picture:
-        assert (picture.size, picture.mode, picture.getextrema()) == ((300, 200), "RGBA", ((0, 0),) * 4)
+        assert (picture.size, picture.mode) == ((300, 200), "RGBA")
+        assert picture.getextrema() == ((128, 128), (128, 128), (128, 128), (255, 255))
     requests = hostile.requests(tmp_path / "hostile", QUICK)
     tall = json.loads(requests[0].file.read_bytes())["instances"][0]["image"]["b64"]
-    assert len(tall) < 110
+    assert len(tall) < 130
     assert len({request.name for request in requests}) == len(requests)
     for request in requests:
         json.loads(request.file.read_bytes())
@@ -153,6 +154,6 @@ def test_starved_and_departed_clients_are_measured(tmp_path: Path) -> None:
     assert cli.main(["--quick", "--work", "starvation,departed", "--without-plain", "--json", str(file)]) == 0
     rows = {row["work"]: row for row in json.loads(file.read_text())["rows"]}
     assert rows["starvation (single images while 4 × 8 on another line): p50"]["ours"] > 0
-    assert rows["starvation (single images alone): p95"]["accuracy"]["scores"] < 1e-3
+    assert rows["starvation (single images alone): p50"]["accuracy"]["scores"] < 1e-3
     assert rows["departed (8 clients): until a new client is answered"]["ours"] > 0
     assert 0 <= rows["departed (8 clients): of them computed, by /metrics"]["ours"] <= 8
