@@ -8,6 +8,8 @@ from typing import Self
 
 from servers.running import HOST
 
+ANSWER_SECONDS = 600
+
 
 @dataclass(frozen=True)
 class Request:
@@ -51,13 +53,14 @@ class Connection:
         """Send a request and return the status and body of the answer.
 
         Raises:
-            OSError: If the server ends the connection instead.
+            OSError: If the server ends the connection instead, or takes too long.
         """
         try:
-            await self._open()
-            assert self._writer is not None
-            self._writer.write(encoded)  # a server may answer before it has read everything
-            return await self._answer()
+            async with asyncio.timeout(ANSWER_SECONDS):
+                await self._open()
+                assert self._writer is not None
+                self._writer.write(encoded)  # a server may answer before it has read everything
+                return await self._answer()
         except asyncio.IncompleteReadError as error:
             self.close()
             raise ConnectionResetError("closed without an answer") from error

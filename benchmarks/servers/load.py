@@ -21,6 +21,9 @@ from servers.protocols import packed, request_of, scores_of
 from servers.running import HOST
 from servers.settings import LINE
 
+PAUSE = 0.05
+"""Seconds after a refusal, which is fast: clients that ask again at once would measure nothing else."""
+
 Ask = Callable[[int], Awaitable[list[float]]]
 """Sends the request that begins with image ``i`` and returns its scores."""
 
@@ -118,9 +121,10 @@ class Driver:
                 each.close()
             began = time.perf_counter()
             async with Connection(port) as connection:
-                status, body = await connection.ask(new)
+                while (status := (await connection.ask(new))[0]) == 503:
+                    await asyncio.sleep(PAUSE)
             if status != 200:
-                raise RefusedError(f"{status}: {body[:200]!r}")
+                raise RefusedError(str(status))
             return time.perf_counter() - began
 
         return asyncio.run(leave())
@@ -233,7 +237,7 @@ class _Tally:
             scores = await ask(number)
         except RefusedError as error:
             self._errors[str(error)] += 1
-            await asyncio.sleep(0.05)  # a refusal is fast; a client that asks again at once measures nothing else
+            await asyncio.sleep(PAUSE)
             return
         except OSError:
             self._errors["closed"] += 1
@@ -257,7 +261,7 @@ class _Tally:
             "seconds": self.ended - self.began,
             "milliseconds": self._milliseconds,
             "errors": dict(self._errors),
-            "worst": self._worst,
+            "worst": math.inf if self._right and not self._images else self._worst,  # nothing is not right
             "scores": [(image, low, high) for image, (low, high) in sorted(self._scores.items())],
         }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -31,7 +32,7 @@ def starvation(session: Session) -> None:
             if clients:
                 work = f"starvation (single images while {clients} × {session.settings.heavy} on another line)"
             accuracy = accuracy_of({name: result["worst"] for name, result in found.items()})
-            notes = {name: errors_of(result) for name, result in found.items() if result["errors"]}
+            notes = {name: note for name, result in found.items() if (note := _in_words(result))}
             for share in (50, 95):
                 waits = {name: percentile(result["milliseconds"], share) for name, result in found.items()}
                 session.add(f"{work}: p{share}", "ms", waits, accuracy if share == 50 else None, notes)
@@ -53,4 +54,15 @@ def _measured(session: Session, running: Running, singles: Worker, heavy: Worker
             result = singles.call("closed", **alone)
         finally:
             stop.touch()
-        return {**result, "worst": max(result["worst"], sending.result()["worst"])}
+        other = sending.result()
+        return {**result, "worst": max(result["worst"], other["worst"]), "large": other}
+
+
+def _in_words(result: Mapping[str, Any]) -> str:
+    """Say what was refused, and how many images of the large requests were scored meanwhile."""
+    refused = errors_of(result)
+    if "large" not in result:
+        return refused
+    large = result["large"]
+    scored = f"large requests: {large['images'] / large['seconds']:.1f} images/s"
+    return "; ".join(filter(None, (refused, scored, errors_of(large))))
