@@ -66,13 +66,13 @@ class Driver:
             line: The line that is asked.
             size: Images in a request.
             least: Requests of each client at least, however long they take.
-            stop: A file; when it is there, no further request is sent.
+            stop: A file; when it is there, no request is sent beyond the least number.
         """
         numbers = count()
 
         async def client(ask: Ask, tally: _Tally, until: float) -> None:
             done = 0
-            while (done < least or time.perf_counter() < until) and not (stop and Path(stop).exists()):
+            while done < least or (time.perf_counter() < until and not (stop and Path(stop).exists())):
                 await tally.timed(ask, next(numbers))
                 done += 1
 

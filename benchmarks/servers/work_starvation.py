@@ -46,9 +46,10 @@ def _measured(session: Session, running: Running, singles: Worker, heavy: Worker
         return result
     stop = session.folder / "stop"
     stop.unlink(missing_ok=True)
+    large = {**asked, "line": OTHER, "size": session.settings.heavy}
+    heavy.call("closed", **large, clients=1, seconds=0)  # the process is there, and its requests are made
     with ThreadPoolExecutor(1) as aside:
-        large = {"clients": clients, "seconds": LONGEST, "size": session.settings.heavy, "stop": str(stop)}
-        sending = aside.submit(heavy.call, "closed", **asked, **large, line=OTHER)
+        sending = aside.submit(heavy.call, "closed", **large, clients=clients, seconds=LONGEST, stop=str(stop))
         try:
             time.sleep(HEAD_START)
             result = singles.call("closed", **alone)
