@@ -249,10 +249,10 @@ class _Tally:
         first = number % len(self._right) if len(scores) == 1 else 0
         for index, score in enumerate(scores):
             image = (first + index) % len(self._right)
-            error = abs(score - self._right[image]) / abs(self._right[image])
+            off = abs(score - self._right[image]) / abs(self._right[image])
             low, high = self._scores.get(image, (score, score))
             self._scores[image] = min(low, score), max(high, score)
-            self._worst = max(self._worst, error if math.isfinite(error) else math.inf)
+            self._worst = max(self._worst, off if math.isfinite(off) else math.inf)
 
     def result(self) -> dict[str, Any]:
         """Return all figures."""
@@ -272,7 +272,7 @@ async def _over_grpc(
     from csflow.adapters.serving import without_arguments
 
     with without_arguments():
-        from grpc import RpcError, aio
+        from grpc import RpcError, aio  # type: ignore[import-untyped]
         from kserve.protocol.grpc import grpc_predict_v2_pb2 as messages
         from kserve.protocol.grpc.grpc_predict_v2_pb2_grpc import GRPCInferenceServiceStub
 
