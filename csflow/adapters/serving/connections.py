@@ -8,6 +8,7 @@ socket was bound without naming TCP, because asyncio switches that off only for 
 from __future__ import annotations
 
 import json
+import re
 import socket
 from asyncio import TimerHandle, Transport
 from contextlib import suppress
@@ -21,6 +22,14 @@ from csflow.adapters.serving.access import Access
 
 REFUSED = "refused"
 """Key of a request's state: the status that the client got although the application may respond with another."""
+
+
+_FIRST_LINE = re.compile(rb"[\r\n]*[A-Z]+ \S+ HTTP/1\.[01]\r?\n")
+_END_OF_HEADERS = re.compile(rb"\n\r?\n")
+
+_OFFER, _NO_OFFER = re.compile(rb"(?<=\n)upgrade(?=[ \t]*:)", re.IGNORECASE), b"x-offer"
+"""The header with which a client offers another protocol, as curl and Java do for HTTP/2. A server may ignore it (RFC
+9110, 7.8), but the parser would take the offer for accepted, and the body for something else or the next request."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +57,13 @@ class ConnectionLimits:
     last_seconds: float = 5.0
 
 
+def _without_offer(begun: bytes) -> bytes:
+    """Rename the offer of another protocol in the headers of a request; its body is left alone."""
+    found = _END_OF_HEADERS.search(begun)
+    end = found.end() if found else len(begun)
+    return _OFFER.sub(_NO_OFFER, begun[:end]) + begun[end:]
+
+
 class GuardedProtocol(HttpToolsProtocol):
     """A connection that ends when its client takes too much or too long, with a status that says so."""
 
@@ -58,6 +74,7 @@ class GuardedProtocol(HttpToolsProtocol):
         self._timer: TimerHandle | None = None
         self._body_until = 0.0
         self._head_bytes = 0
+        self._begun = b""
         self._heading = self._receiving = self._last = self._refused = False
 
     def connection_made(self, transport: Transport) -> None:  # type: ignore[override]
@@ -73,9 +90,13 @@ class GuardedProtocol(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         """Read on, and stop at what is too much."""
-        fresh = not (self._heading or self._receiving)
-        if fresh:
-            self._wait(self.limits.head_seconds)
+        if not (self._heading or self._receiving):
+            if not self._begun:
+                self._wait(self.limits.head_seconds)
+            self._begun += data
+            if self._lacks_headers():
+                return
+            data, self._begun = _without_offer(self._begun), b""
         super().data_received(data)
         if self._heading:
             self._head_bytes += len(data)
@@ -83,6 +104,17 @@ class GuardedProtocol(HttpToolsProtocol):
                 self._refuse_head()
         elif self._receiving:
             self._wait(min(self.limits.pause_seconds, self._body_until - self.loop.time()))
+
+    def _lacks_headers(self) -> bool:
+        """Return True if a request has begun whose headers are not complete."""
+        begun = self._begun
+        first = begun.lstrip(b"\r\n")
+        sound = _FIRST_LINE.match(begun) if b"\n" in first else not first or first[:1].isalpha()
+        return bool(sound) and len(begun) <= self.limits.head_bytes and _END_OF_HEADERS.search(begun) is None
+
+    def _unsupported_upgrade_warning(self) -> None:
+        """Refuse an offer that :meth:`data_received` did not see, behind another request: its body would be lost."""
+        self._refuse(HTTPStatus.BAD_REQUEST, "This connection stays HTTP/1.1. Do not offer another protocol.")
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Forget the connection."""
@@ -122,11 +154,11 @@ class GuardedProtocol(HttpToolsProtocol):
 
     def shutdown(self) -> None:
         """End the connection after its response; a request that is still being sent has little time left for it."""
-        if self._heading or self._receiving:
+        if self._heading or self._receiving or self._begun:
             self._body_until = min(self._body_until, self.loop.time() + self.limits.last_seconds)
             self._wait(self.limits.last_seconds)
             self._last = True
-        if self._receiving or not self._heading:
+        if self._receiving or not (self._heading or self._begun):
             super().shutdown()
 
     def _wait(self, seconds: float) -> None:
@@ -139,8 +171,8 @@ class GuardedProtocol(HttpToolsProtocol):
             self._timer = None
 
     def _too_late(self) -> None:
-        if self._heading or self._receiving:
-            what = "headers" if self._heading else "body"
+        if self._heading or self._receiving or self._begun:
+            what = "body" if self._receiving else "headers"
             self._refuse(HTTPStatus.REQUEST_TIMEOUT, f"The request's {what} took too long.")
         else:
             self.transport.close()
@@ -158,12 +190,12 @@ class GuardedProtocol(HttpToolsProtocol):
         self._refused = True
         if self.transport.is_closing():
             return
-        before = self.cycle if self._heading and self.cycle is not None else None
+        before = self.cycle if (self._heading or self._begun) and self.cycle is not None else None
         if before is not None and not before.response_complete:  # an earlier request of a pipeline is answered first
             before.keep_alive = False
             self.flow.pause_reading()
             return
-        if self._heading or self.cycle is None or (self.cycle.response_complete and not self._receiving):
+        if self._heading or self._begun or self.cycle is None or (self.cycle.response_complete and not self._receiving):
             Access.of("rest", "", "", {}, scoring=False).end(str(status.value))  # no application knows of it
             self._respond(status, reason)
         elif not self.cycle.response_started:

@@ -68,7 +68,7 @@ class Routes:
             ("/v2/models/{name}/ready", self.model_ready),
             ("/v2/models/{name}/versions/{version}/ready", self.model_ready),
         ):
-            router.add_api_route(path, handler, methods=["GET"], response_model=None)
+            router.add_api_route(path, handler, methods=["GET", "HEAD"], response_model=None)
         for path, answer in (
             ("/v1/models/{name}:predict", self.predict),
             ("/v2/models/{name}/infer", self.infer),

@@ -226,11 +226,6 @@ def curl(server: Server, path: str, *options: str, data: bytes | None = None) ->
     return int(status), body
 
 
-LOSES_BODIES = pytest.mark.xfail(
-    strict=True, reason="uvicorn loses the body of a request that offers HTTP/2, as Java's client does (issue 13)"
-)
-"""Taken away as soon as such a request is read as any other."""
-
 OFFER = ("Connection: Upgrade, HTTP2-Settings", "Upgrade: h2c", "HTTP2-Settings: AAMAAABkAAQAoAAAAAIAAAAA")
 OFFERS_HTTP2 = [option for header in OFFER for option in ("--header", header)]
 
@@ -247,7 +242,7 @@ BODY = json.dumps({"instances": [{"image": {"b64": b64(IMAGES[0])}}]}).encode()
         (["--header", "Content-Encoding: gzip"], gzip.compress(BODY)),
         (["--compressed"], BODY),
         (["--http1.0"], BODY),
-        pytest.param(OFFERS_HTTP2, BODY, marks=LOSES_BODIES),
+        (OFFERS_HTTP2, BODY),
     ],
     ids=lambda value: " ".join(value) or "alone" if isinstance(value, list) else "",
 )

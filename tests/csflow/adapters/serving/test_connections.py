@@ -224,3 +224,40 @@ def test_no_response_waits_for_an_acknowledgement() -> None:
                 received += connection.recv(65536)
             taken.append(time.perf_counter() - began)
         assert sorted(taken)[10] < 0.02
+
+
+OFFER = (
+    b"POST / HTTP/1.1\r\nHost: x\r\nConnection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nContent-Length: 13\r\n\r\n"
+)
+
+
+@pytest.mark.parametrize("pause", [False, True])
+def test_an_offer_of_another_protocol_costs_no_body(running: Running, pause: bool) -> None:
+    """The body is the body, whenever it comes, whatever it contains, and never the next request."""
+    body = b"ab\nUpgrade: x"
+    with running.connect() as opened:
+        for part in (OFFER[:40], OFFER[40:], body) if pause else (OFFER + body,):
+            opened.sendall(part)
+            time.sleep(0.1)
+        answer = b""
+        while b"\r\n\r\n1" not in answer:
+            answer += opened.recv(65536)
+        assert answer.startswith(b"HTTP/1.1 200")
+        assert answer.endswith(b"\r\n\r\n13")
+
+
+def test_an_offer_behind_another_request_is_refused(running: Running) -> None:
+    with running.connect() as opened:
+        opened.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n" + OFFER + b"GET / HTTP/1.1\r\n\r\n")
+        answers, _ = everything(opened)
+    assert answers.count(b"HTTP/1.1 ") <= 2
+    assert answers.count(b"HTTP/1.1 200") <= 1
+
+
+@pytest.mark.parametrize("first", [b"\x16\x03\x01\x02\x00\x01", b"hello\r\n", b"get / HTTP/1.1\r\n"])
+def test_what_is_no_request_is_refused_at_once(running: Running, first: bytes) -> None:
+    with running.connect() as opened:
+        opened.sendall(first)
+        answer, seconds = everything(opened)
+    assert answer.startswith(b"HTTP/1.1 400")
+    assert seconds < LIMITS.head_seconds

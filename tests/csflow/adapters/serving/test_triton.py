@@ -48,11 +48,6 @@ def triton(server: Server, tmp_path_factory: pytest.TempPathFactory) -> dict[str
 
 both = pytest.mark.parametrize("client", ["http", "grpc"])
 
-GRPC_IGNORES = pytest.mark.xfail(strict=True, reason="gRPC does not look at versions and wanted outputs yet (issue 13)")
-"""Taken away as soon as gRPC does what REST does."""
-
-both_but_grpc_not_yet = pytest.mark.parametrize("client", ["http", pytest.param("grpc", marks=GRPC_IGNORES)])
-
 
 @both
 def test_triton_finds_server_and_model(triton: dict[str, Any], client: str) -> None:
@@ -66,7 +61,7 @@ def test_triton_finds_server_and_model(triton: dict[str, Any], client: str) -> N
         assert [output["name"] for output in about["outputs"]] == [*ALL, "heatmap", "boxes"]
 
 
-@both_but_grpc_not_yet
+@both
 def test_triton_finds_the_version_in_the_metadata(triton: dict[str, Any], client: str) -> None:
     assert triton[client]["model metadata"]["value"]["versions"] == ["7"]
 
@@ -112,7 +107,7 @@ def test_triton_infers_with_asyncio(triton: dict[str, Any], expected: list[Predi
         assert [answer["outputs"]["score"][0] for answer in answers] == near(expected)
 
 
-@both_but_grpc_not_yet
+@both
 def test_triton_gets_the_outputs_it_asks_for(triton: dict[str, Any], expected: list[Prediction], client: str) -> None:
     assert list(triton[client]["infer one output"]["value"]["outputs"]) == ["score"]
     outputs = triton[client]["infer a heat-map"]["value"]["outputs"]
@@ -149,7 +144,7 @@ def test_triton_raises_what_was_wrong(
     assert_refused(triton[client][call], status, text)
 
 
-@both_but_grpc_not_yet
+@both
 @pytest.mark.parametrize(("call", "status", "text"), WRONG_BUT_FOR_GRPC_NOT_YET)
 def test_triton_raises_what_is_not_served(
     triton: dict[str, Any], client: str, call: str, status: tuple[str, str], text: str
@@ -157,7 +152,7 @@ def test_triton_raises_what_is_not_served(
     assert_refused(triton[client][call], status, text)
 
 
-@both_but_grpc_not_yet
+@both
 def test_triton_finds_another_version_not_ready(triton: dict[str, Any], client: str) -> None:
     found = triton[client]["model ready in another version"]
     assert found.get("value") is False or found.get("status") in NOT_FOUND, found
