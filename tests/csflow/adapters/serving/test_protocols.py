@@ -390,6 +390,7 @@ def test_most_images_of_late_and_cancelled_calls_are_not_computed(server: Server
     assert watched.more("csflow_images_total", model_name="tiles") < 128 * 0.75
 
 
+@pytest.mark.slow
 def test_an_unpacked_body_counts_in_memory(server: Server) -> None:
     """Megabytes of spaces are kilobytes on the wire; of eight such requests at once, 256 MiB hold four."""
     spaces = json.dumps({"instances": [b64(LARGE)] * 48}).encode() + b" " * 55_000_000
