@@ -12,7 +12,7 @@ from csflow.errors import UsageError
 from csflow.runs.services import Services
 
 if TYPE_CHECKING:
-    from csflow.adapters.serving import ServedDetector
+    from csflow.adapters.serving import ServedDetector, ServerOptions
 
 
 def serve_lines(
@@ -24,14 +24,50 @@ def serve_lines(
     host: Annotated[str, typer.Option(help="Address to bind; the default answers this machine only.")] = "127.0.0.1",
     grpc_port: Annotated[int, typer.Option(min=0, max=65535, help="gRPC port; 0 for no gRPC.")] = 0,
     all_lines: Annotated[bool, typer.Option("--all", help="Serve the champion of every line that has one.")] = False,
+    watch: Annotated[
+        float | None,
+        typer.Option(
+            min=1, metavar="SECONDS", help="Look this often for new champions.", show_default="at SIGHUP only"
+        ),
+    ] = None,
+    tokens: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Let in clients with these tokens only.", show_default="CSFLOW_TOKENS, or all"
+        ),
+    ] = None,
+    tls_cert: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Certificate and its chain (PEM).", show_default="no encryption"),
+    ] = None,
+    tls_key: Annotated[Path | None, typer.Option(metavar="FILE", help="Private key of the certificate (PEM).")] = None,
+    max_memory: Annotated[
+        str | None,
+        typer.Option(metavar="SIZE", help="Most that loaded detectors may take: 4Gi.", show_default="no bound"),
+    ] = None,
+    docs: Annotated[bool, typer.Option("--docs", help="Describe the REST routes at /docs and /openapi.json.")] = False,
 ) -> None:
-    """Serve champions or detector directories, of one or several lines, in one server until Ctrl-C."""
-    from csflow.adapters.serving import serve_detectors
+    """Serve champions or detector directories, of one or several lines, in one server until Ctrl-C.
+
+    Tokens, certificate and champions are read again at SIGHUP, without a gap.
+    """
+    from csflow.adapters.serving import ServerOptions, serve_detectors
+    from csflow.adapters.serving.tls import Certificate
+    from csflow.adapters.serving.tokens import Tokens
+    from csflow.config.section import bytes_of
     from csflow.system.ports import bind
 
     services = Services.from_environment()
     if bool(names) == all_lines:
         raise UsageError("Say what to serve: csflow serve LINE…, or csflow serve --all.")
+    options = ServerOptions(
+        grpc_port=grpc_port or None,
+        tokens=Tokens.configured(tokens),
+        certificate=Certificate.configured(tls_cert, tls_key),
+        max_memory=None if max_memory is None else bytes_of(max_memory),
+        documented=docs,
+        watch_seconds=watch,
+    )
     with bind(host, port) as listener:
 
         def wanted() -> dict[str, ServedDetector]:
@@ -40,8 +76,8 @@ def serve_lines(
         models = wanted()
         if len(models) < len(names or []):
             raise UsageError("Two detectors of the same line cannot be served under one name. Serve them separately.")
-        _print_example(list(models), f"http://{host}:{listener.getsockname()[1]}", f"{host}:{grpc_port}", grpc_port)
-        serve_detectors(wanted, [listener], grpc_port=grpc_port or None)
+        _print_example(list(models), f"{host}:{listener.getsockname()[1]}", f"{host}:{grpc_port}", options)
+        serve_detectors(wanted, [listener], options)
 
 
 def _champions(services: Services) -> dict[str, ServedDetector]:
@@ -57,7 +93,7 @@ def _named(services: Services, name: str) -> tuple[str, ServedDetector]:
     from csflow.detector.directory import line_of
 
     if Path(name).is_dir():
-        return line_of(Path(name)), ServedDetector(Path(name))
+        return line_of(Path(name)), ServedDetector(Path(name).resolve())
     from csflow.config import load_line
     from csflow.release.locate import locate_detector
 
@@ -67,13 +103,13 @@ def _named(services: Services, name: str) -> tuple[str, ServedDetector]:
     return line, ServedDetector(directory, str(services.registry.find_version(line, version or "champion").version))
 
 
-def _print_example(lines: list[str], url: str, grpc_url: str, grpc_port: int) -> None:
-    typer.echo(f"Serving {', '.join(lines)} at {url}" + (f", gRPC at {grpc_url}" if grpc_port else ""))
+def _print_example(lines: list[str], address: str, grpc_url: str, options: ServerOptions) -> None:
+    url = f"http://{address}" if options.certificate is None else f"https://{address}"
+    curl = "curl -s" if options.tokens is None else 'curl -s -H "Authorization: Bearer $TOKEN"'
+    typer.echo(f"Serving {', '.join(lines)} at {url}" + (f", gRPC at {grpc_url}" if options.grpc_port else ""))
     typer.echo("Ready when this prints true:")
-    typer.echo(f"  curl -s {url}/v2/models/{lines[0]}/ready")
+    typer.echo(f"  {curl} {url}/v2/models/{lines[0]}/ready")
     typer.echo("Then, for an image file part.png:")
     typer.echo("""  printf '{"instances": [{"image": {"b64": "%s"}, "boxes": true}]}' "$(base64 < part.png)" |""")
-    typer.echo(
-        f"    tr -d '\\n' | curl -s {url}/v1/models/{lines[0]}:predict -H 'Content-Type: application/json' -d @-"
-    )
+    typer.echo(f"    tr -d '\\n' | {curl} {url}/v1/models/{lines[0]}:predict -H 'Content-Type: application/json' -d @-")
     typer.echo("Stop with Ctrl-C.")

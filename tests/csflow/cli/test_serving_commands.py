@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import socket
 from pathlib import Path
 
 import pytest
@@ -18,7 +18,8 @@ from csflow.adapters.deployment.inference_service import DesiredService
 from csflow.adapters.deployment.local import LocalLock
 from csflow.adapters.deployment.local_process import LocalEndpoint
 from csflow.adapters.mlflow.registry import Registry
-from csflow.adapters.serving import ServedDetector
+from csflow.adapters.serving import ServedDetector, ServerOptions
+from csflow.adapters.serving.served import Wanted
 from csflow.cli.endpoint import endpoint
 from csflow.cli.lines import lines as lines_command
 from csflow.cli.promote import promote_version
@@ -137,14 +138,17 @@ def test_a_mistyped_line_is_suggested(command: object, name: str) -> None:
         run(command, name)
 
 
-@pytest.fixture
-def served(monkeypatch: pytest.MonkeyPatch) -> list[tuple[dict[str, ServedDetector], str, int | None]]:
-    """What the server is asked to serve, without starting one."""
-    asked: list[tuple[dict[str, ServedDetector], str, int | None]] = []
+Asked = list[tuple[dict[str, ServedDetector], str, ServerOptions]]
 
-    def record(models: Mapping[str, ServedDetector], listeners: list[object], *, grpc_port: int | None) -> None:
+
+@pytest.fixture
+def served(monkeypatch: pytest.MonkeyPatch) -> Asked:
+    """What the server is asked to serve, without starting one."""
+    asked: Asked = []
+
+    def record(wanted: Wanted, listeners: list[socket.socket], options: ServerOptions) -> None:
         (listener,) = listeners
-        asked.append((dict(models), listener.getsockname()[0], grpc_port))  # type: ignore[attr-defined]
+        asked.append((dict(wanted()), listener.getsockname()[0], options))
 
     monkeypatch.setattr(serving, "serve_detectors", record)
     return asked
@@ -156,12 +160,12 @@ def detector(folder: Path, line: str) -> Path:
     return folder
 
 
-def test_serve_takes_detector_directories_and_prints_an_example(
-    served: list[tuple[dict[str, ServedDetector], str, int | None]], tmp_path: Path
-) -> None:
+def test_serve_takes_detector_directories_and_prints_an_example(served: Asked, tmp_path: Path) -> None:
     one, other = detector(tmp_path / "one", "tiles"), detector(tmp_path / "other", "nuts")
     output = run(serve_lines, str(one), str(other), "--port", "0", "--grpc-port", "7")
-    assert served == [({"tiles": ServedDetector(one), "nuts": ServedDetector(other)}, "127.0.0.1", 7)]
+    assert served == [
+        ({"tiles": ServedDetector(one), "nuts": ServedDetector(other)}, "127.0.0.1", ServerOptions(grpc_port=7))
+    ]
     assert "Serving tiles, nuts at http://127.0.0.1:" in output
     assert "/v1/models/tiles:predict" in output
 
