@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, TypeAlias
 
 import typer
 
@@ -15,37 +15,44 @@ if TYPE_CHECKING:
     from csflow.adapters.serving import ServedDetector, ServerOptions
 
 
+PortOption: TypeAlias = Annotated[int, typer.Option(min=0, max=65535, help="REST port; 0 takes a free one.")]
+GrpcPortOption: TypeAlias = Annotated[int, typer.Option(min=0, max=65535, help="gRPC port; 0 for no gRPC.")]
+AllOption: TypeAlias = Annotated[bool, typer.Option("--all", help="Serve the champion of every line that has one.")]
+WatchOption: TypeAlias = Annotated[
+    float | None,
+    typer.Option(min=1, metavar="SECONDS", help="Look this often for new champions.", show_default="at SIGHUP only"),
+]
+TokensOption: TypeAlias = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", help="Let in clients with these tokens only.", show_default="CSFLOW_TOKENS, or all"),
+]
+CertificateOption: TypeAlias = Annotated[
+    Path | None, typer.Option(metavar="FILE", help="Certificate and its chain (PEM).", show_default="no encryption")
+]
+KeyOption: TypeAlias = Annotated[
+    Path | None, typer.Option(metavar="FILE", help="Private key of the certificate (PEM).")
+]
+MemoryOption: TypeAlias = Annotated[
+    str | None, typer.Option(metavar="SIZE", help="Most that loaded detectors may take: 4Gi.", show_default="no bound")
+]
+DocsOption: TypeAlias = Annotated[bool, typer.Option("--docs", help="Describe the routes at /docs and /openapi.json.")]
+
+
 def serve_lines(
     names: Annotated[
         list[str] | None,
         typer.Argument(metavar="LINE", help="LINE (its champion), LINE@VERSION, or a detector directory."),
     ] = None,
-    port: Annotated[int, typer.Option(min=0, max=65535, help="REST port; 0 takes a free one.")] = 8080,
+    port: PortOption = 8080,
     host: Annotated[str, typer.Option(help="Address to bind; the default answers this machine only.")] = "127.0.0.1",
-    grpc_port: Annotated[int, typer.Option(min=0, max=65535, help="gRPC port; 0 for no gRPC.")] = 0,
-    all_lines: Annotated[bool, typer.Option("--all", help="Serve the champion of every line that has one.")] = False,
-    watch: Annotated[
-        float | None,
-        typer.Option(
-            min=1, metavar="SECONDS", help="Look this often for new champions.", show_default="at SIGHUP only"
-        ),
-    ] = None,
-    tokens: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE", help="Let in clients with these tokens only.", show_default="CSFLOW_TOKENS, or all"
-        ),
-    ] = None,
-    tls_cert: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="Certificate and its chain (PEM).", show_default="no encryption"),
-    ] = None,
-    tls_key: Annotated[Path | None, typer.Option(metavar="FILE", help="Private key of the certificate (PEM).")] = None,
-    max_memory: Annotated[
-        str | None,
-        typer.Option(metavar="SIZE", help="Most that loaded detectors may take: 4Gi.", show_default="no bound"),
-    ] = None,
-    docs: Annotated[bool, typer.Option("--docs", help="Describe the REST routes at /docs and /openapi.json.")] = False,
+    grpc_port: GrpcPortOption = 0,
+    all_lines: AllOption = False,
+    watch: WatchOption = None,
+    tokens: TokensOption = None,
+    tls_cert: CertificateOption = None,
+    tls_key: KeyOption = None,
+    max_memory: MemoryOption = None,
+    docs: DocsOption = False,
 ) -> None:
     """Serve champions or detector directories, of one or several lines, in one server until Ctrl-C.
 
@@ -69,15 +76,16 @@ def serve_lines(
         watch_seconds=watch,
     )
     with bind(host, port) as listener:
-
-        def wanted() -> dict[str, ServedDetector]:
-            return _champions(services) if all_lines else dict(_named(services, name) for name in names or [])
-
-        models = wanted()
+        models = _wanted(services, names)
         if len(models) < len(names or []):
             raise UsageError("Two detectors of the same line cannot be served under one name. Serve them separately.")
         _print_example(list(models), f"{host}:{listener.getsockname()[1]}", f"{host}:{grpc_port}", options)
-        serve_detectors(wanted, [listener], options)
+        serve_detectors(lambda: _wanted(services, names), [listener], options)
+
+
+def _wanted(services: Services, names: list[str] | None) -> dict[str, ServedDetector]:
+    """Return the detectors that are named, or all champions."""
+    return dict(_named(services, name) for name in names) if names else _champions(services)
 
 
 def _champions(services: Services) -> dict[str, ServedDetector]:

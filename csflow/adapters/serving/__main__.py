@@ -2,9 +2,9 @@
 
 The detectors are named by ``--model LINE=DIRECTORY``, once a line, or in a file (``--lines``) that is watched.
 
-A KServe ``ServingRuntime`` names one detector by
-``--model-dir`` (default ``/mnt/models``, where KServe mounts it) and ``--model-name`` (default: the line that the
-directory was made for). KServe's spellings with underscores are accepted as well.
+A KServe ``ServingRuntime`` names one detector by ``--model-dir`` (default ``/mnt/models``, where KServe mounts it) and
+``--model-name`` (default: the line that the directory was made for). KServe's spellings with underscores are accepted
+as well.
 """
 
 from __future__ import annotations

@@ -79,7 +79,7 @@ class DetectorServer:
             def on_hangup() -> None:
                 if terminal and not _has_terminal():  # it was closed, which ends what runs in it
                     asked.set()
-                else:
+                elif not asked.is_set():
                     aside.submit(self._refresh, replacing)
 
             loop.add_signal_handler(signal.SIGHUP, on_hangup)
@@ -92,7 +92,6 @@ class DetectorServer:
             await asyncio.wait({serving, waiting}, return_when=asyncio.FIRST_COMPLETED)
             for task in (waiting, watching):
                 task.cancel()
-            loop.remove_signal_handler(signal.SIGHUP)
             _logger.info("stopping: requests in flight have %d s", GRACE_SECONDS)
             self._plane.stopping = rest.should_exit = True
             await asyncio.gather(serving, *([] if rpc is None else [rpc.stop(GRACE_SECONDS)]))

@@ -288,7 +288,10 @@ def test_a_detector_named_on_the_command_line_is_a_link_that_can_be_turned(
         # Signals in quick succession, and one while the server ends.
         for _ in range(5):
             server.process.send_signal(signal.SIGHUP)
-        with socket.create_connection(("127.0.0.1", server.port)):
+        with socket.create_connection(("127.0.0.1", server.port)) as half:
+            half.sendall(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 4\r\n\r\nbo")
+            time.sleep(0.3)
             server.process.send_signal(signal.SIGTERM)
+            assert server.logged("stopping")
             server.process.send_signal(signal.SIGHUP)
             assert server.process.wait(20) == 0
