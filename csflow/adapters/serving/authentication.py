@@ -13,7 +13,7 @@ from csflow.adapters.serving.tokens import Tokens
 OPEN_PATHS = frozenset({"/", "/v2/health/live", "/v2/health/ready"})
 """What probes ask: it says nothing about lines."""
 
-OPEN_CALLS = frozenset({"ServerLive", "ServerReady"})
+OPEN_CALLS = frozenset(f"/inference.GRPCInferenceService/{name}" for name in ("ServerLive", "ServerReady"))
 """The same over gRPC."""
 
 

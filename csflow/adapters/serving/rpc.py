@@ -37,6 +37,8 @@ from csflow.errors import DataError, DeployError
 
 _logger = logging.getLogger("csflow.serving")
 
+_SERVICE = pb.DESCRIPTOR.services_by_name["GRPCInferenceService"]
+
 
 class DetectorServicer(GRPCInferenceServiceServicer):  # type: ignore[misc]
     """The calls that describe and score; those that change what is served are left unimplemented.
@@ -116,18 +118,18 @@ class Gate(aio.ServerInterceptor):  # type: ignore[misc]
         self, continuation: Callable[[HandlerCallDetails], Awaitable[RpcMethodHandler]], call: HandlerCallDetails
     ) -> RpcMethodHandler:
         """Return the handler of a call if it may, otherwise one that refuses."""
-        name = call.method.rpartition("/")[2]
         try:
-            if name not in OPEN_CALLS:
+            if call.method not in OPEN_CALLS:
                 authenticate(self._tokens, _values(call.invocation_metadata, "authorization"))
         except RequestError as error:
-            refused = error
+            refused, name = error, call.method.rpartition("/")[2]
+            known = name if name in _SERVICE.methods_by_name else "unknown"  # strangers write no names into the log
 
             async def raised() -> NoReturn:
                 raise refused
 
             async def refuse(_messages: Any, context: ServicerContext) -> Any:
-                return await _answered(context, name[:80], raised)
+                return await _answered(context, known, raised)
 
             # A handler of streams may answer without reading any, and a client does not see the difference.
             return stream_unary_rpc_method_handler(refuse)

@@ -200,6 +200,8 @@ def test_grpc_calls_need_a_token_too(server: Command) -> None:
         assert code_of(server, name) == ok
     for name in ("ServerMetadata", "ModelReady", "ModelMetadata", "ModelInfer", "RepositoryModelUnload", "NoSuchCall"):
         assert (name, code_of(server, name)) == (name, unauthenticated)
+    with server.channel() as channel, pytest.raises(grpc.RpcError, match="UNAUTHENTICATED"):
+        channel.unary_unary("/another.Service/ServerLive")(b"", timeout=20)
     for given in (f"Bearer {ONE}x", ONE, ""):
         assert code_of(server, "ServerMetadata", None, ("authorization", given)) == unauthenticated
     assert code_of(server, "ServerMetadata", None, ("authorization", f"Bearer {ONE}")) == ok
