@@ -170,6 +170,22 @@ def test_serve_takes_detector_directories_and_prints_an_example(served: Asked, t
     assert "/v1/models/tiles:predict" in output
 
 
+def test_serve_hands_its_options_on(served: Asked, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CSFLOW_TOKENS", "a" * 64)
+    directory = detector(tmp_path / "one", "tiles")
+    output = run(serve_lines, str(directory), "--port", "0", "--watch", "5", "--max-memory", "1Gi", "--docs")
+    ((_, _, options),) = served
+    assert (options.watch_seconds, options.max_memory, options.documented) == (5.0, 2**30, True)
+    assert options.tokens is not None
+    assert '-H "Authorization: Bearer $TOKEN"' in output
+    with pytest.raises(UsageError, match="both files"):
+        run(serve_lines, str(directory), "--tls-cert", str(directory))
+    with pytest.raises(UsageError, match="No such file"):
+        run(serve_lines, str(directory), "--tokens", str(tmp_path / "none"))
+    with pytest.raises(ConfigError, match="800M"):
+        run(serve_lines, str(directory), "--max-memory", "much")
+
+
 def test_serve_says_what_it_needs(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="Say what to serve"):
         run(serve_lines)
