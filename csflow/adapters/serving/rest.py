@@ -57,6 +57,7 @@ class RestServer(uvicorn.Server):
         self, app: App, context: ssl.SSLContext | None = None, protocol: type[GuardedProtocol] = GuardedProtocol
     ) -> None:
         self._context, self._guard = context, protocol
+        self._beginning: list[tuple[float, GuardedProtocol]] = []
         super().__init__(
             uvicorn.Config(
                 app,
@@ -96,7 +97,27 @@ class RestServer(uvicorn.Server):
         self.started = True
 
     def _protocol(self) -> asyncio.Protocol:
-        return self._guard(config=self.config, server_state=self.server_state, app_state=self.lifespan.state)
+        made = self._guard(config=self.config, server_state=self.server_state, app_state=self.lifespan.state)
+        if self._context is not None:
+            self._count(made)
+        return made
+
+    def _count(self, made: GuardedProtocol) -> None:
+        """Drop a connection if too many others are in their handshake: each has a buffer of 256 KiB.
+
+        asyncio reports no handshake that fails, so that each counts until it succeeds or its time is over.
+
+        Raises:
+            ConnectionRefusedError: If there are too many; asyncio then closes the socket.
+        """
+        limits, now = self._guard.limits, asyncio.get_running_loop().time()
+        if len(self._beginning) >= limits.connections:
+            self._beginning = [
+                (until, each) for until, each in self._beginning if until > now and each.transport is None
+            ]
+            if len(self._beginning) >= limits.connections:
+                raise ConnectionRefusedError("Too many connections have not finished their handshake.")
+        self._beginning.append((now + limits.head_seconds, made))
 
     async def serve_on(self, listeners: Sequence[socket.socket]) -> None:
         """Serve until :attr:`should_exit` is set and the requests in flight are answered."""
