@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -22,6 +22,13 @@ FORMATS = (
 )  # fmt: skip
 """Readers of Pillow that are used. The others start external programs (EPS), need Windows (WMF), decode nothing (HDF5)
 or do not read pictures of a camera."""
+
+SERVED_FORMATS = tuple(name for name in FORMATS if name not in ("JPEG2000", "AVIF", "QOI"))
+"""Formats that a server opens for strangers: those that cameras and gateways send, because their headers bound what
+decoding takes. JPEG 2000 and AVIF stay closed, because theirs do not: precincts and tiles of a JPEG 2000 file cost any
+multiple of its pixels, and a stream inside of AVIF may be of 16384 x 16384 pixels whatever its container says. QOI
+stays closed, and with it plain PPM and run-length BMP, because Pillow decodes them in Python (1 to 3 seconds a million
+pixels)."""
 
 SUFFIXES = frozenset(
     [
@@ -123,12 +130,12 @@ def is_image(path: Path) -> bool:
     return path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
 
 
-def has_signature(head: bytes) -> bool:
-    """Return True if the first 16 bytes of a file could be those of an image."""
+def has_signature(head: bytes, formats: Sequence[str] = FORMATS) -> bool:
+    """Return True if the first 16 bytes of a file could be those of an image of one of the formats."""
     from PIL import Image
 
     Image.init()
-    accepts = (Image.OPEN[name][1] for name in _SIGNED_FORMATS if name in Image.OPEN)
+    accepts = (Image.OPEN[name][1] for name in formats if name in Image.OPEN and name in _SIGNED_FORMATS)
     return any(accept is not None and accept(head[:16].ljust(16, b"\0")) is True for accept in accepts)
 
 

@@ -85,9 +85,9 @@ def _mtd_images(source: Path, kind: str) -> list[Path]:
 
 def _write_binary_mask(source: Path, target: Path) -> None:
     """Write a mask of 0 and 255, unless no pixel of it is marked."""
-    from PIL import Image
+    from csflow.data.images import opened_image
 
-    with Image.open(source) as image:
+    with opened_image(source.read_bytes(), str(source)) as image:
         mask = image.convert("L").point([0] * 128 + [255] * 128)
     if mask.getbbox() is not None:
         target.parent.mkdir(parents=True, exist_ok=True)

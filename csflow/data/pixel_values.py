@@ -20,13 +20,20 @@ signed or floating-point        refused: what is black and what is white is unkn
 from __future__ import annotations
 
 import io
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image, ImageCms, TiffImagePlugin
 from PIL.ImageFile import ImageFile
 
+from csflow.data.image_headers import start_of_jpeg2000
 from csflow.errors import DataError
+
+_Convert = Callable[[Image.Image], Image.Image]
+
+STRIP = 2**18
+"""Pixels of a strip: large enough to convert at full speed, small enough (a few MB) not to count."""
 
 _WHITE = 65535
 _DARK = 4
@@ -83,13 +90,18 @@ class Samples:
 
 
 def to_rgb(image: Image.Image, samples: Samples, bit_depth: int | None, name: str) -> Image.Image:
-    """Convert a decoded image to 8-bit RGB.
+    """Convert a decoded image to 8-bit RGB, in strips of rows.
+
+    The peak of memory is the decoded image, the result and one strip; an image that needs no conversion is not copied.
 
     Args:
         image: Of any of Pillow's modes.
         samples: What its file says about the samples.
         bit_depth: Bits that the camera fills in 16-bit samples; None if nobody said.
         name: Names the image in errors.
+
+    Returns:
+        An image without metadata, because they describe the pixels of the file and not these.
 
     Raises:
         DataError: If black and white of the samples are unknown, or nothing of the picture is left.
@@ -102,27 +114,52 @@ def to_rgb(image: Image.Image, samples: Samples, bit_depth: int | None, name: st
         raise DataError(f"{name} has floating-point values, whose range is unknown. Export it as 8 or 16 bit.")
     profile = image.info.get("icc_profile")
     if image.mode.startswith("I"):
-        return _in_srgb(_upper_bits(image, samples, bit_depth, name), profile)
+        return _in_srgb(image, "L", profile, _upper_bits(image, samples, bit_depth, name))
     if samples.deep and bit_depth != 16:
         _refuse_dark(256 * (_brightest(image) + 1) - 1, name)
     if image.mode == "LAB":
-        return _transformed(image, ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB")))
-    return _in_srgb(_without_alpha(image, name), profile)
+        return _converted(image, _transform(ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB")), "LAB"))
+    if image.has_transparency_data:
+        return _in_srgb(image, "RGB", profile, _without_alpha(image, name))
+    return _in_srgb(image, image.mode, profile)
 
 
-def _upper_bits(image: Image.Image, samples: Samples, bit_depth: int | None, name: str) -> Image.Image:
+def strips(image: Image.Image) -> Iterator[Image.Image]:
+    """Yield an image in strips of rows, from the top."""
+    rows = max(1, STRIP // image.width)
+    for top in range(0, image.height, rows):
+        yield image.crop((0, top, image.width, min(top + rows, image.height)))
+
+
+def _converted(image: Image.Image, *steps: _Convert) -> Image.Image:
+    """Convert an image to RGB strip by strip; every step takes the strip that the one before gave."""
+    result = Image.new("RGB", image.size)
+    top = 0
+    for strip in strips(image):
+        for step in steps:
+            strip = step(strip)
+        result.paste(strip, (0, top))
+        top += strip.height
+    return result
+
+
+def _upper_bits(image: Image.Image, samples: Samples, bit_depth: int | None, name: str) -> _Convert:
     """Reduce deep grey values to 8 bits by the range of the camera."""
-    values = np.asarray(image).astype(np.int64)
-    low, high = int(values.min()), int(values.max())
+    ranges = [(int(values.min()), int(values.max())) for values in map(np.asarray, strips(image))]
+    low, high = min(low for low, _ in ranges), max(high for _, high in ranges)
     white = samples.white or 2 ** (bit_depth or 16) - 1
     if low < 0 or high > white:
         given = "16 bit" if white == _WHITE else f"{white.bit_length()} bit"
         raise DataError(f"{name} has values from {low} to {high}, expected {given} (0 to {white}).{_MEND_DEPTH}")
     if samples.white is None and bit_depth is None:
         _refuse_dark(high, name)
-    if samples.inverted:
-        values = white - values
-    return Image.fromarray((values >> (white.bit_length() - 8)).astype(np.uint8))
+    shift = white.bit_length() - 8
+
+    def reduced(strip: Image.Image) -> Image.Image:
+        values = np.asarray(strip)
+        return Image.fromarray(((white - values if samples.inverted else values) >> shift).astype(np.uint8))
+
+    return reduced
 
 
 _MEND_DEPTH = " Set features.bit_depth of the line to the bits of the camera, or export the image again."
@@ -139,47 +176,81 @@ def _refuse_dark(brightest: int, name: str) -> None:
 
 def _brightest(image: Image.Image) -> int:
     """Return the largest value of all channels but alpha."""
-    channels = image.split()[:-1] if image.mode in _ALPHA else image.split()
-    return max(int(channel.getextrema()[1]) for channel in channels)  # type: ignore[arg-type]
+    channels = len(image.getbands()) - (image.mode in _ALPHA)
+    return max(high for strip in strips(image) for _, high in _ranges(strip)[:channels])
 
 
-def _without_alpha(image: Image.Image, name: str) -> Image.Image:
-    if not image.has_transparency_data:
-        return image
-    rgba = (image.convert("LA") if image.mode == "La" else image).convert("RGBA")
-    lowest, highest = rgba.getchannel("A").getextrema()
-    if lowest == highest:
-        colours = rgba.convert("RGB")
-        if highest == 0 and all(low == high for low, high in colours.getextrema()):  # type: ignore[misc]
-            raise DataError(f"{name} is fully transparent and has no colours left. Export it without transparency.")
-        return colours
-    return Image.alpha_composite(Image.new("RGBA", image.size, (0, 0, 0, 255)), rgba).convert("RGB")
+def _ranges(image: Image.Image) -> list[tuple[int, int]]:
+    """Return the smallest and the largest value of each channel."""
+    return [(int(low), int(high)) for low, high in (band.getextrema() for band in image.split())]  # type: ignore[arg-type]
 
 
-def _in_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
-    """Convert to sRGB, by the colour profile if the image has a usable one that is not sRGB."""
-    if not profile:
-        return image.convert("RGB")
+def _without_alpha(image: Image.Image, name: str) -> _Convert:
+    """Composite on black, or ignore an alpha channel of one value."""
+    found: list[tuple[int, int]] = []
+    for strip in strips(image):
+        ranges = _ranges(_rgba(strip))
+        found = [(min(a, c), max(b, d)) for (a, b), (c, d) in zip(found or ranges, ranges, strict=True)]
+        if found[-1][0] != found[-1][1]:
+            return _on_black
+    if found[-1][1] == 0 and all(low == high for low, high in found):
+        raise DataError(f"{name} is fully transparent and has no colours left. Export it without transparency.")
+    return lambda strip: _rgba(strip).convert("RGB")
+
+
+def _rgba(strip: Image.Image) -> Image.Image:
+    return (strip.convert("LA") if strip.mode == "La" else strip).convert("RGBA")
+
+
+def _on_black(strip: Image.Image) -> Image.Image:
+    return Image.alpha_composite(Image.new("RGBA", strip.size, (0, 0, 0, 255)), _rgba(strip)).convert("RGB")
+
+
+def _in_srgb(image: Image.Image, mode: str, profile: bytes | None, *steps: _Convert) -> Image.Image:
+    """Convert to sRGB, by the colour profile if there is a usable one that is not sRGB.
+
+    Args:
+        image: The decoded image.
+        mode: Its mode after the steps.
+        profile: The colour profile of its file.
+        steps: Conversions of a strip to do first.
+    """
+    if profile and (by_profile := _by_profile(profile, mode)):
+        try:
+            return _converted(image, *steps, *by_profile)
+        except ImageCms.PyCMSError:
+            pass
+    if image.mode == "RGB" and not steps:
+        plain = image._new(image.im)  # copies nothing, and nothing public does so
+        plain.info = {}
+        return plain
+    return _converted(image, *steps, lambda strip: strip.convert("RGB"))
+
+
+def _by_profile(profile: bytes, mode: str) -> tuple[_Convert, _Convert] | None:
+    """Return what converts strips of a mode by a colour profile; None if it is sRGB, damaged or for other channels."""
     try:
         given = ImageCms.ImageCmsProfile(io.BytesIO(profile))
-        mode = _MODE_OF_PROFILE.get(given.profile.xcolor_space)
+        taken = _MODE_OF_PROFILE.get(given.profile.xcolor_space)
         standard = "srgb" in (given.profile.profile_description or "").lower()
+        if standard or taken is None or (taken == "CMYK") != (mode == "CMYK"):
+            return None
+        return (lambda strip: strip.convert(taken)), _transform(given, taken)
     except (OSError, ImageCms.PyCMSError):
-        return image.convert("RGB")
-    if standard or mode is None or (mode == "CMYK") != (image.mode == "CMYK"):
-        return image.convert("RGB")
-    try:
-        return _transformed(image.convert(mode), given)
-    except ImageCms.PyCMSError:
-        return image.convert("RGB")
+        return None
 
 
-def _transformed(image: Image.Image, profile: ImageCms.ImageCmsProfile) -> Image.Image:
-    """Convert from a colour profile to sRGB."""
+def _transform(profile: ImageCms.ImageCmsProfile, mode: str) -> _Convert:
+    """Return what converts strips from a colour profile to sRGB."""
     standard = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB"))
-    converted = ImageCms.profileToProfile(image, profile, standard, outputMode="RGB")
-    assert converted is not None  # only an image converted in place is not returned
-    return converted
+    transform = ImageCms.buildTransform(profile, standard, mode, "RGB")
+
+    def transformed(strip: Image.Image) -> Image.Image:
+        converted = ImageCms.applyTransform(strip, transform)
+        assert converted is not None  # only an image converted in place is not returned
+        return converted
+
+    return transformed
 
 
 def _values(image: TiffImagePlugin.TiffImageFile, tag: int, default: int) -> tuple[int, ...]:
@@ -189,6 +260,6 @@ def _values(image: TiffImagePlugin.TiffImageFile, tag: int, default: int) -> tup
 
 def _bits_of_jpeg2000(content: bytes) -> int:
     """Read the bits of the first component from the marker SIZ (ISO/IEC 15444-1, A.5.1); 8 if there is none."""
-    start = content.find(b"\xff\x4f\xff\x51")
+    start = start_of_jpeg2000(content)
     precision = content[start + 42 : start + 43]
     return (precision[0] & 0x7F) + 1 if start >= 0 and precision else 8

@@ -6,6 +6,7 @@ lines are served, and images of several lines are computed in one batch.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TypeAlias
@@ -54,6 +55,7 @@ class Trunks:
 
     def __init__(self) -> None:
         self._known: WeakValueDictionary[tuple[str, int], Trunk] = WeakValueDictionary()
+        self._lock = threading.Lock()
 
     def open(self, graph: Path, digest: str, threads: int) -> Trunk:
         """Return the trunk with a digest; the first time, open it from its graph.
@@ -61,8 +63,9 @@ class Trunks:
         Raises:
             ModelError: If it cannot be opened.
         """
-        trunk = self._known.get((digest, threads))
-        if trunk is None:
-            trunk = Trunk(graph, ["features"], threads)
-            self._known[digest, threads] = trunk
-        return trunk
+        with self._lock:  # several detectors are loaded at once
+            trunk = self._known.get((digest, threads))
+            if trunk is None:
+                trunk = Trunk(graph, ["features"], threads)
+                self._known[digest, threads] = trunk
+            return trunk

@@ -11,6 +11,9 @@ from csflow.errors import DeployError
 PORT = 8080
 COUNTER = "csflow_requests_total"
 
+_FAILURES = ("failed", "overloaded", "late")
+"""Outcomes that a better detector would not have had: a slow one turns requests away or answers them too late."""
+
 
 @dataclass(frozen=True)
 class RequestCounts:
@@ -70,5 +73,5 @@ def count_requests(text: str, line: str) -> RequestCounts:
         for sample in families[0].samples
         if sample.name == COUNTER and sample.labels.get("model_name") == line
     }
-    failures = by_outcome.get("failed", 0)
+    failures = sum(by_outcome.get(outcome, 0) for outcome in _FAILURES)
     return RequestCounts(by_outcome.get("answered", 0) + failures, failures)

@@ -20,7 +20,7 @@ from csflow.adapters.serving.orders import Phases
 _log = logging.getLogger("csflow.access")
 
 _ID = re.compile(r"[\w.:/+=@-]{1,128}", re.ASCII)
-_TRACEPARENT = re.compile(r"[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}")
+_TRACEPARENT = re.compile(r"(?!ff)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}(?=$|-)")
 """https://www.w3.org/TR/trace-context/, version 00 and what later versions begin with."""
 
 
@@ -80,9 +80,11 @@ class Access:
             status: HTTP status, or the name of gRPC's.
         """
         seconds = time.monotonic() - self.began
+        if self.scoring and not self.outcome:
+            self.outcome = "refused"
         RESPONSES.labels(self.protocol, status).inc()
         if self.scoring:
-            REQUESTS.labels(self.line or UNKNOWN, self.outcome or "refused").inc()
+            REQUESTS.labels(self.line or UNKNOWN, self.outcome).inc()
         if self.outcome == "answered":
             SECONDS.labels(self.line, self.version, self.protocol).observe(seconds)
             for phase, taken in asdict(self.phases).items():
@@ -129,6 +131,16 @@ def accounted(access: Access) -> Iterator[None]:
             yield
     finally:
         _CURRENT.reset(token)
+
+
+def write_log() -> None:
+    """Write the access log to standard error, a JSON object a line, unless it has been given another destination."""
+    if not _log.handlers:
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("%(message)s"))
+        _log.addHandler(handler)
+        _log.setLevel(logging.INFO)
+        _log.propagate = False  # lines with a date in front are no JSON
 
 
 def _milliseconds(seconds: float) -> float:

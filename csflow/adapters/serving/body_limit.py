@@ -15,6 +15,10 @@ Send = Callable[[Message], Awaitable[None]]
 App = Callable[[MutableMapping[str, Any], Receive, Send], Awaitable[None]]
 
 
+GROW = "csflow.grow"
+"""Key of a request's scope: a function to call with the size of the body once it is unpacked."""
+
+
 class BodyBudget:
     """Bytes of the requests that are in memory, over all protocols.
 
@@ -37,13 +41,22 @@ class BodyBudget:
             TooLargeError: If the request is too large.
             OverloadError: If too much is in memory.
         """
+        self.check(before, more)
+        self.taken += more
+
+    def check(self, before: int, more: int) -> None:
+        """Refuse bytes that cannot be taken.
+
+        Raises:
+            TooLargeError: If the request is too large.
+            OverloadError: If too much is in memory.
+        """
         if before + more > self._limits.body_bytes:
             raise TooLargeError(
                 f"The request is larger than {self._limits.body_bytes} bytes. Send fewer or smaller images at a time."
             )
         if self.taken + more > self._limits.bodies_bytes:
             raise OverloadError("Requests of other clients fill the memory. Try again later.", 1.0)
-        self.taken += more
 
     def give_back(self, size: int) -> None:
         """Give the bytes of a request back when it is over."""
@@ -68,22 +81,26 @@ class BodyLimit:
         announced = int(declared) if declared.isdigit() and len(declared) < 19 else 0
         taken = seen = 0
 
+        def grow(size: int) -> None:
+            nonlocal taken
+            if size > taken:
+                self._budget.take(taken, size - taken)
+                taken = size
+
         async def counted() -> Message:
-            nonlocal taken, seen
+            nonlocal seen
             message = await receive()
             seen += len(message.get("body", b""))
-            if seen > taken:
-                more, before = seen - taken, taken
-                self._budget.take(before, more)
-                taken = seen
+            grow(seen)
             return message
 
+        scope[GROW] = grow
         try:
-            self._budget.take(0, announced)
+            # What is announced is not taken: a few clients that announce much and send nothing would shut others out.
+            self._budget.check(0, announced)
         except RequestError as error:
             await refusal(error)(scope, receive, send)
             return
-        taken = announced
         try:
             await self._app(scope, counted, send)
         finally:

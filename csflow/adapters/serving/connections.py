@@ -17,6 +17,11 @@ from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from csflow.adapters.serving.access import Access
+
+REFUSED = "refused"
+"""Key of a request's state: the status that the client got although the application may respond with another."""
+
 
 @dataclass(frozen=True)
 class ConnectionLimits:
@@ -158,11 +163,18 @@ class GuardedProtocol(HttpToolsProtocol):
             before.keep_alive = False
             self.flow.pause_reading()
             return
-        if self._heading or self.cycle is None or not self.cycle.response_started:
-            body = json.dumps({"error": reason}).encode()
-            head = (
-                f"HTTP/1.1 {status.value} {status.phrase}\r\ncontent-type: application/json\r\n"
-                f"content-length: {len(body)}\r\nconnection: close\r\n\r\n"
-            )
-            self.transport.write(head.encode() + body)
+        if self._heading or self.cycle is None or (self.cycle.response_complete and not self._receiving):
+            Access.of("rest", "", "", {}, scoring=False).end(str(status.value))  # no application knows of it
+            self._respond(status, reason)
+        elif not self.cycle.response_started:
+            self.cycle.scope["state"][REFUSED] = str(status.value)
+            self._respond(status, reason)
         self.transport.close()
+
+    def _respond(self, status: HTTPStatus, reason: str) -> None:
+        body = json.dumps({"error": reason}).encode()
+        head = (
+            f"HTTP/1.1 {status.value} {status.phrase}\r\ncontent-type: application/json\r\n"
+            f"content-length: {len(body)}\r\nconnection: close\r\n\r\n"
+        )
+        self.transport.write(head.encode() + body)

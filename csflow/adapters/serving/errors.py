@@ -40,6 +40,15 @@ class UnknownLineError(RequestError):
         )
 
 
+class UnknownCallError(RequestError):
+    """There is no such gRPC call."""
+
+    status, code = 404, "UNIMPLEMENTED"
+
+    def __init__(self, call: str) -> None:
+        super().__init__(f"There is no call {call[:80]!r} here.")
+
+
 class UnauthenticatedError(RequestError):
     """The request has no token, or an unknown one."""
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from csflow.data.image_files import SERVED_FORMATS
+
 MEBI = 2**20
 
 
@@ -18,6 +20,8 @@ class Limits:
         body_bytes: Bytes of one request at most, over REST and gRPC, also after unpacking.
         bodies_bytes: Bytes of all requests that are being received, wait or are computed at most.
         pixels: Pixels of one image at most.
+        request_pixels: Pixels of all images of a request at most.
+        formats: Formats of image files that are opened.
         decoding_bytes: Memory that all images which are being decoded at one time take at most; an image that takes
             more is refused.
         waiting_images: Images that wait at most, in all lines.
@@ -28,6 +32,8 @@ class Limits:
     body_bytes: int = 64 * MEBI
     bodies_bytes: int = 256 * MEBI
     pixels: int = 50_000_000
+    request_pixels: int = 200_000_000
+    formats: tuple[str, ...] = SERVED_FORMATS
     decoding_bytes: int = 640 * MEBI
     waiting_images: int = 1024
     waiting_seconds: float = 30.0

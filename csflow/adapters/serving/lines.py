@@ -14,6 +14,7 @@ import time
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from operator import itemgetter
 
 from PIL import Image
 
@@ -23,7 +24,6 @@ from csflow.adapters.serving.served import ServedDetector
 from csflow.detector.directory import MODEL
 from csflow.detector.engine import Engine
 from csflow.detector.trunk import Trunks
-from csflow.errors import CsflowError
 from csflow.system.cores import cores
 from csflow.system.files import sha256_tree
 
@@ -94,7 +94,8 @@ class Lines:
 
     def __init__(self, max_bytes: int | None = None) -> None:
         self._max_bytes = max_bytes
-        self._entries: dict[str, _Entry] = {}
+        self._entries: Mapping[str, _Entry] = {}  # never changed, but exchanged: other threads read it
+        self._unloading = threading.Lock()
         self._trunks = Trunks()
         self._loading = ThreadPoolExecutor(cores(), thread_name_prefix="load")
 
@@ -113,19 +114,19 @@ class Lines:
         A line whose new detector cannot be loaded keeps its old one, and an error is logged. A new line that cannot be
         loaded is not served.
         """
-        for name in [name for name in self._entries if name not in wanted]:
-            del self._entries[name]
+        for name in self._entries.keys() - wanted.keys():
             _logger.info("%s: no longer served", name)
+        self._entries = {name: entry for name, entry in self._entries.items() if name in wanted}
         for name, served in wanted.items():
             before = self._entries.get(name)
             if before is not None and before.served == served:
                 continue
             try:
                 line = Line.load(name, served, self._trunks)
-            except CsflowError as error:
+            except Exception as error:  # whatever it is, the others are still to be replaced
                 _logger.error("%s: %s %s", name, error, "The detector before stays." if before else "It is not served.")
                 continue
-            self._entries[name] = _Entry(served, line, time.monotonic())
+            self._entries = {**self._entries, name: _Entry(served, line, time.monotonic())}
             self._unload_least_used(keep=name)
             _logger.info("%s: version %s is served", name, line.version)
 
@@ -164,13 +165,14 @@ class Lines:
         if entry is None:
             raise UnknownLineError(name)
         with entry.lock:
-            if entry.line is None:
+            line = entry.line
+            if line is None:
                 began = time.monotonic()
-                entry.line = Line.load(name, entry.served, self._trunks)
+                line = entry.line = Line.load(name, entry.served, self._trunks)
                 entry.used = time.monotonic()
-                _logger.info("%s: version %s loaded in %.1f s", name, entry.line.version, entry.used - began)
+                _logger.info("%s: version %s loaded in %.1f s", name, line.version, entry.used - began)
                 self._unload_least_used(keep=name)
-            return entry.line
+            return line  # the entry's may have been unloaded already, for another line
 
     def _that_fit(self) -> list[str]:
         """Return the lines to load at the start: in their order, until the memory is full; at least one."""
@@ -186,15 +188,16 @@ class Lines:
     def _unload_least_used(self, keep: str) -> None:
         if self._max_bytes is None:
             return
-        loaded = sorted((entry.used, name) for name, entry in self._entries.items() if entry.line is not None)
-        total = sum(_bytes_of(self._entries[name].served) for _, name in loaded)
-        for _, name in loaded:
-            if total <= self._max_bytes:
-                return
-            if name != keep:
-                total -= _bytes_of(self._entries[name].served)
-                self._entries[name].line = None
-                _logger.info("%s: unloaded, because others were used later", name)
+        with self._unloading:
+            loaded = [(entry.used, name, entry) for name, entry in self._entries.items() if entry.line is not None]
+            total = sum(_bytes_of(entry.served) for _, _, entry in loaded)
+            for _, name, entry in sorted(loaded, key=itemgetter(0)):
+                if total <= self._max_bytes:
+                    return
+                if name != keep:
+                    total -= _bytes_of(entry.served)
+                    entry.line = None
+                    _logger.info("%s: unloaded, because others were used later", name)
 
 
 def _bytes_of(served: ServedDetector) -> int:

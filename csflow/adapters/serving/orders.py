@@ -10,8 +10,7 @@ from concurrent.futures import Future, InvalidStateError
 from contextlib import suppress
 from dataclasses import dataclass
 
-from PIL import Image
-
+from csflow.adapters.serving.decoding import Sized
 from csflow.adapters.serving.errors import DeadlineError
 from csflow.adapters.serving.requests import RequestedImage
 from csflow.detector.engine import Engine
@@ -73,12 +72,34 @@ class Order:
         self._answer = answer
         self._arrived = time.monotonic()
         self._answers: dict[int, object] = {}
+        self._pixels = 0
         self._lock = threading.Lock()
 
     def take(self) -> None:
         """Note that a worker has begun with it."""
-        if not self.phases.wait:
-            self.phases.wait = time.monotonic() - self._arrived
+        with self._lock:
+            if not self.phases.wait:
+                self.phases.wait = time.monotonic() - self._arrived
+
+    def spend(self, *, decode: float = 0.0, compute: float = 0.0) -> None:
+        """Add seconds to the phases; several workers may have images of it."""
+        with self._lock:
+            self.phases.decode += decode
+            self.phases.compute += compute
+
+    def count_pixels(self, width: int, height: int, most: int) -> None:
+        """Add the pixels of an image.
+
+        Raises:
+            DataError: If the images have too many pixels together.
+        """
+        with self._lock:
+            self._pixels += width * height
+            if self._pixels > most:
+                raise DataError(
+                    f"with it the images of the request have {self._pixels} pixels, expected at most {most}. "
+                    "Send fewer in a request."
+                )
 
     def answer(self, index: int, prediction: Prediction) -> None:
         """Add the answer for one image; the last one completes the order."""
@@ -120,33 +141,59 @@ class Item:
     levels: Levels = ()
     size: tuple[int, int] = (0, 0)
 
-    def read(self, decode: Callable[[Engine, RequestedImage], Image.Image]) -> bool:
-        """Decode and size the image; if that is impossible, the order fails and False is returned."""
+    def read(self, decode: Callable[[Engine, RequestedImage], Sized], most_pixels: int) -> bool:
+        """Decode and size the image; if that is impossible, the order fails and False is returned.
+
+        Args:
+            decode: Decodes and sizes.
+            most_pixels: Pixels of all images of an order at most.
+        """
         order, began = self.order, time.monotonic()
         order.take()
         try:
-            image = decode(order.engine, order.images[self.index])
-            self.levels, self.size = order.engine.sized(image), image.size
+            self.levels, self.size = decode(order.engine, order.images[self.index])
+            order.count_pixels(*self.size, most_pixels)
         except DataError as error:
             order.fail(DataError(f"{order.path.format(self.index)}: {error}"))
-        order.phases.decode += time.monotonic() - began
-        return bool(self.levels)
+        except BaseException as error:  # a worker lives on whatever happens
+            order.fail(error)
+        order.spend(decode=time.monotonic() - began)
+        return not order.is_over()
 
 
 def score(items: Sequence[Item]) -> None:
-    """Score sized images whose detectors share a trunk, and add the answers to their orders."""
+    """Score sized images whose detectors share a trunk, and add the answers to their orders.
+
+    What goes wrong fails the orders that it concerns, and no other.
+    """
     if not items:
         return
     began = time.monotonic()
-    activations = items[0].order.engine.trunk.compute([item.levels for item in items])
+    try:
+        activations = items[0].order.engine.trunk.compute([item.levels for item in items])
+    except BaseException as error:
+        _fail(items, error)
+        return
     engines = {item.order.engine: None for item in items}  # each once, in a fixed order
     judged: dict[Item, Prediction] = {}
     for engine in engines:
         rows = [row for row, item in enumerate(items) if item.order.engine is engine]
         own = activations if len(engines) == 1 else [each[rows] for each in activations]
-        predictions = engine.judge(own, [items[row].size for row in rows])
+        try:
+            predictions = engine.judge(own, [items[row].size for row in rows])
+        except BaseException as error:
+            _fail([items[row] for row in rows], error)
+            continue
         judged |= {items[row]: prediction for row, prediction in zip(rows, predictions, strict=True)}
     seconds = (time.monotonic() - began) / len(items)
     for item, prediction in judged.items():
-        item.order.phases.compute += seconds
-        item.order.answer(item.index, prediction)
+        item.order.spend(compute=seconds)
+        try:
+            item.order.answer(item.index, prediction)
+        except BaseException as error:
+            item.order.fail(error)
+
+
+def _fail(items: Sequence[Item], error: BaseException) -> None:
+    for item in items:
+        item.order.fail(error)

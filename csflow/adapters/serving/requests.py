@@ -13,6 +13,7 @@ import re
 import struct
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import TypeAlias
 
 import numpy as np
@@ -110,10 +111,14 @@ def images_of_tensor(
     if name != "image":
         raise DataError(f"There is no input {clipped(name)}. Expected one input named 'image'.")
     if datatype == "BYTES":
-        elements = _bytes_elements(raw) if raw is not None else [_element(value) for value in _flat(data or [])]
+        # One more than allowed is enough to refuse, and a request can hold millions of empty ones.
+        found = _bytes_elements(raw) if raw is not None else (_element(value) for value in _flat(data or []))
+        elements: list[Content] = list(islice(found, MAX_IMAGES + 1))
+        if len(elements) > MAX_IMAGES:
+            raise DataError(f"The request contains more than {MAX_IMAGES} images. Send several requests.")
         _check_shape(shape, len(elements), datatype)
         check_count(len(elements))
-        return list(elements)
+        return elements
     if datatype != "UINT8":
         raise DataError(
             f"Input 'image' has datatype {clipped(datatype)}. "
@@ -124,7 +129,7 @@ def images_of_tensor(
     if len(shape) < 3:
         check_count(min(len(content), 1))
         return [content]
-    if len(shape) > 4 or shape[-1] != 3:
+    if len(shape) > 4 or shape[-1] != 3 or 0 in shape[-3:]:
         raise DataError(
             f"Input 'image' of datatype UINT8 has the shape {clipped(list(shape))}. "
             "Expected pixels in RGB, [H, W, 3] or [N, H, W, 3], or the bytes of one encoded image."
@@ -224,10 +229,9 @@ def _octets(data: Sequence[object]) -> bytes:
     return values.astype(np.uint8).tobytes()
 
 
-def _bytes_elements(raw: bytes) -> list[bytes]:
+def _bytes_elements(raw: bytes) -> Iterator[bytes]:
     """Split a binary BYTES tensor, in which each element follows its length as a little-endian uint32."""
-    elements: list[bytes] = []
-    offset = 0
+    offset = number = 0
     while offset < len(raw):
         if offset + 4 > len(raw):
             raise DataError(f"Input 'image': expected a 4-byte length, but only {len(raw) - offset} bytes are left.")
@@ -235,12 +239,12 @@ def _bytes_elements(raw: bytes) -> list[bytes]:
         offset += 4
         if offset + length > len(raw):
             raise DataError(
-                f"Input 'image': element {len(elements)} declares {length} bytes but only {len(raw) - offset} follow. "
+                f"Input 'image': element {number} declares {length} bytes but only {len(raw) - offset} follow. "
                 "In a BYTES tensor each element is preceded by its length as a little-endian uint32."
             )
-        elements.append(raw[offset : offset + length])
+        yield raw[offset : offset + length]
         offset += length
-    return elements
+        number += 1
 
 
 def _boolean(value: object, path: str) -> bool:

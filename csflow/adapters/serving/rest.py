@@ -21,7 +21,7 @@ from starlette.requests import ClientDisconnect
 from csflow.adapters.serving.access import Access, accounted
 from csflow.adapters.serving.authentication import Authentication
 from csflow.adapters.serving.body_limit import App, BodyBudget, BodyLimit, Message, Receive, Send
-from csflow.adapters.serving.connections import GuardedProtocol
+from csflow.adapters.serving.connections import REFUSED, GuardedProtocol
 from csflow.adapters.serving.documentation import add_documentation
 from csflow.adapters.serving.errors import AbandonedError, RequestError, ScoringError, as_request_error
 from csflow.adapters.serving.plane import Plane
@@ -155,6 +155,8 @@ class Accounting:
             try:
                 await self._app(scope, receive, named)
             finally:
+                if refused := scope.get("state", {}).get(REFUSED):
+                    access.outcome, status = "refused", refused
                 access.end(status)
 
 

@@ -22,10 +22,12 @@ from kserve.constants.constants import INFERENCE_CONTENT_LENGTH_HEADER
 from prometheus_client import REGISTRY, exposition
 
 from csflow.adapters.serving.bodies import parsed, unpacked
+from csflow.adapters.serving.body_limit import GROW
 from csflow.adapters.serving.errors import AbandonedError, NotReadyError
 from csflow.adapters.serving.plane import Plane
 from csflow.adapters.serving.replies import json_response
-from csflow.adapters.serving.tensors import request_of_body
+from csflow.adapters.serving.requests import images_of_instances
+from csflow.adapters.serving.tensors import request_of_body, with_images
 from csflow.errors import DataError
 
 _T = TypeVar("_T")
@@ -113,33 +115,25 @@ class Routes:
 
     async def predict(self, name: str, request: Request) -> Response:
         """Score the images of a V1 request."""
+        due = due_of(request.headers)
         line = await self._plane.line(name)
-        body, event = await self._body(request)
-        asked = await _aside(body, lambda: parsed(body))
-        answer = await _while_wanted(request, self._plane.predict(line, asked, due=due_of(request.headers)))
+        images, event = await _read(request, lambda body: images_of_instances(parsed(body)))
+        answer = await _while_wanted(request, self._plane.predict(line, images, due=due))
         return json_response(answer if event is None else event | {"data": answer})
 
     async def infer(self, name: str, request: Request, version: str | None = None) -> Response:
         """Score the images of a V2 request."""
+        due = due_of(request.headers)
         line = await self._plane.line(name, version)
-        body, event = await self._body(request)
-        asked = await _aside(body, lambda: request_of_body(body, request.headers, name))
-        answer: InferResponse = await _while_wanted(
-            request, self._plane.infer(line, asked, due=due_of(request.headers))
+        (asked, images), event = await _read(
+            request, lambda body: with_images(request_of_body(body, request.headers, name))
         )
+        answer: InferResponse = await _while_wanted(request, self._plane.infer(line, asked, images, due=due))
         encoded, json_length = answer.to_rest()
         if isinstance(encoded, bytes):
             headers = {INFERENCE_CONTENT_LENGTH_HEADER: str(json_length)}
             return Response(encoded, headers=headers, media_type="application/octet-stream")
         return json_response(encoded if event is None else event | {"data": encoded})
-
-    async def _body(self, request: Request) -> tuple[bytes, dict[str, object] | None]:
-        """Return the body, and the event to answer with if it came in a structured CloudEvent."""
-        received = await request.body()
-        body = await _aside(received, lambda: unpacked(received, request.headers))
-        if request.headers.get("content-type", "").partition(";")[0].strip().lower() != _CLOUD_EVENT:
-            return body, None
-        return await _aside(body, lambda: _opened(body))
 
 
 def due_of(headers: Mapping[str, str]) -> float:
@@ -182,9 +176,35 @@ def _opened(body: bytes) -> tuple[bytes, dict[str, object]]:
     }
 
 
-async def _aside(body: bytes, work: Callable[[], _T]) -> _T:
-    """Parse a body, in a thread if it is large."""
-    return work() if len(body) <= _SMALL else await asyncio.get_running_loop().run_in_executor(None, work)
+async def _read(request: Request, read: Callable[[bytes], _T]) -> tuple[_T, dict[str, object] | None]:
+    """Receive, unpack and read a body, and keep nothing of it but what was read.
+
+    Args:
+        request: The request.
+        read: Reads the unpacked body; called in a thread if that is large.
+
+    Returns:
+        What was read, and the event to answer with if the body was a structured CloudEvent.
+    """
+    body = b"".join([part async for part in request.stream()])  # request.body() would keep it
+    if request.headers.get("content-encoding"):
+        packed = body
+        body = await _aside(lambda: unpacked(packed, request.headers))
+        request.scope[GROW](len(body))
+        del packed
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+
+    def opened() -> tuple[_T, dict[str, object] | None]:
+        if kind != _CLOUD_EVENT:
+            return read(body), None
+        data, event = _opened(body)
+        return read(data), event
+
+    return opened() if len(body) <= _SMALL else await _aside(opened)
+
+
+async def _aside(work: Callable[[], _T]) -> _T:
+    return await asyncio.get_running_loop().run_in_executor(None, work)
 
 
 async def _while_wanted(request: Request, work: Awaitable[_T]) -> _T:

@@ -9,28 +9,34 @@ from collections.abc import Awaitable, Callable, Sequence
 from math import inf
 from typing import Any, NoReturn
 
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from grpc import (  # type: ignore[import-untyped]
+    GenericRpcHandler,
     HandlerCallDetails,
     RpcMethodHandler,
     ServicerContext,
     StatusCode,
     aio,
     stream_unary_rpc_method_handler,
+    unary_unary_rpc_method_handler,
 )
 from kserve import InferRequest
 from kserve.protocol.grpc import grpc_predict_v2_pb2 as pb
-from kserve.protocol.grpc.grpc_predict_v2_pb2_grpc import (
-    GRPCInferenceServiceServicer,
-    add_GRPCInferenceServiceServicer_to_server,
-)
 
 from csflow.adapters.serving.access import Access, accounted
 from csflow.adapters.serving.authentication import OPEN_CALLS, authenticate
 from csflow.adapters.serving.body_limit import BodyBudget
 from csflow.adapters.serving.connections import ConnectionLimits
-from csflow.adapters.serving.errors import RequestError, ScoringError, UnknownLineError, as_request_error
+from csflow.adapters.serving.errors import (
+    RequestError,
+    ScoringError,
+    UnknownCallError,
+    UnknownLineError,
+    as_request_error,
+)
 from csflow.adapters.serving.limits import Limits
 from csflow.adapters.serving.plane import Plane
+from csflow.adapters.serving.tensors import with_images
 from csflow.adapters.serving.tls import Certificate
 from csflow.adapters.serving.tokens import Tokens
 from csflow.errors import DataError, DeployError
@@ -40,8 +46,10 @@ _logger = logging.getLogger("csflow.serving")
 _SERVICE = pb.DESCRIPTOR.services_by_name["GRPCInferenceService"]
 
 
-class DetectorServicer(GRPCInferenceServiceServicer):  # type: ignore[misc]
-    """The calls that describe and score; those that change what is served are left unimplemented.
+class Calls(GenericRpcHandler):  # type: ignore[misc]
+    """The calls that describe and score; those that change what is served are unknown.
+
+    Requests are read here and not by gRPC, so that one that cannot be read is accounted for, too.
 
     Args:
         plane: The lines.
@@ -49,59 +57,66 @@ class DetectorServicer(GRPCInferenceServiceServicer):  # type: ignore[misc]
     """
 
     def __init__(self, plane: Plane, budget: BodyBudget) -> None:
-        super().__init__()
         self._plane = plane
         self._budget = budget
+        self._calls: dict[str, Callable[[Any, ServicerContext], Awaitable[Any]]] = {
+            "ServerLive": self._server_live,
+            "ServerReady": self._server_ready,
+            "ServerMetadata": self._server_metadata,
+            "ModelReady": self._model_ready,
+            "ModelMetadata": self._model_metadata,
+            "ModelInfer": self._model_infer,
+        }
 
-    async def ServerLive(self, request: Any, context: ServicerContext) -> Any:
-        """Say that the process answers."""
+    def service(self, handler_call_details: HandlerCallDetails) -> Any:
+        """Return what handles a call."""
+        path = str(handler_call_details.method)
+        known = {f"/{_SERVICE.full_name}/{name}": name for name in self._calls}.get(path)
+
+        async def handle(message: bytes, context: ServicerContext) -> bytes:
+            async def answer() -> Any:
+                if known is None:
+                    raise UnknownCallError(path)
+                return await self._calls[known](_read(known, message), context)
+
+            found = await _answered(context, known or "unknown", answer)
+            return bytes(found.SerializeToString())
+
+        return unary_unary_rpc_method_handler(handle)
+
+    async def _server_live(self, request: Any, context: ServicerContext) -> Any:
         return pb.ServerLiveResponse(live=True)
 
-    async def ServerReady(self, request: Any, context: ServicerContext) -> Any:
-        """Say that the server takes requests."""
+    async def _server_ready(self, request: Any, context: ServicerContext) -> Any:
         return pb.ServerReadyResponse(ready=not self._plane.stopping)
 
-    async def ServerMetadata(self, request: Any, context: ServicerContext) -> Any:
-        """Describe the server."""
+    async def _server_metadata(self, request: Any, context: ServicerContext) -> Any:
         return pb.ServerMetadataResponse(**self._plane.metadata())
 
-    async def ModelReady(self, request: Any, context: ServicerContext) -> Any:
-        """Say that a line can be scored."""
+    async def _model_ready(self, request: Any, context: ServicerContext) -> Any:
+        try:
+            await self._plane.line(request.name, request.version or None)
+        except UnknownLineError:
+            return pb.ModelReadyResponse(ready=False)
+        return pb.ModelReadyResponse(ready=True)
 
-        async def answer() -> Any:
-            try:
-                await self._plane.line(request.name, request.version or None)
-            except UnknownLineError:
-                return pb.ModelReadyResponse(ready=False)
-            return pb.ModelReadyResponse(ready=True)
+    async def _model_metadata(self, request: Any, context: ServicerContext) -> Any:
+        line = await self._plane.line(request.name, request.version or None)
+        return pb.ModelMetadataResponse(**line.describe())
 
-        return await _answered(context, "ModelReady", answer)
-
-    async def ModelMetadata(self, request: Any, context: ServicerContext) -> Any:
-        """Describe the inputs, outputs and versions of a line."""
-
-        async def answer() -> Any:
-            line = await self._plane.line(request.name, request.version or None)
-            return pb.ModelMetadataResponse(**line.describe())
-
-        return await _answered(context, "ModelMetadata", answer)
-
-    async def ModelInfer(self, request: Any, context: ServicerContext) -> Any:
-        """Score images."""
-
-        async def answer() -> Any:
-            size = request.ByteSize()
-            self._budget.take(0, size)
-            try:
-                line = await self._plane.line(request.model_name, request.model_version or None)
-                _check_contents(request)
-                remaining = context.time_remaining()
-                due = inf if remaining is None else time.monotonic() + remaining
-                return (await self._plane.infer(line, InferRequest.from_grpc(request), due=due)).to_grpc()
-            finally:
-                self._budget.give_back(size)
-
-        return await _answered(context, "ModelInfer", answer)
+    async def _model_infer(self, request: Any, context: ServicerContext) -> Any:
+        remaining = context.time_remaining()
+        due = inf if remaining is None else time.monotonic() + remaining
+        size = request.ByteSize()
+        self._budget.take(0, size)
+        try:
+            line = await self._plane.line(request.model_name, request.model_version or None)
+            _check_contents(request)
+            asked, images = with_images(InferRequest.from_grpc(request))
+            del request  # the images are kept once
+            return (await self._plane.infer(line, asked, images, due=due)).to_grpc()
+        finally:
+            self._budget.give_back(size)
 
 
 class Gate(aio.ServerInterceptor):  # type: ignore[misc]
@@ -171,7 +186,7 @@ class RpcServer:
                 ("grpc.server_handshake_timeout_ms", int(1000 * ConnectionLimits.head_seconds)),
             ],
         )
-        add_GRPCInferenceServiceServicer_to_server(DetectorServicer(plane, budget), self._server)
+        self._server.add_generic_rpc_handlers((Calls(plane, budget),))
         try:
             if certificate is None:
                 self._server.add_insecure_port(address)
@@ -199,6 +214,14 @@ def _values(metadata: Sequence[tuple[str, str | bytes]], name: str) -> list[byte
     return [value if isinstance(value, bytes) else value.encode() for value in values]
 
 
+def _read(call: str, message: bytes) -> Any:
+    kind = _SERVICE.methods_by_name[call].input_type.name
+    try:
+        return getattr(pb, kind).FromString(message)
+    except DecodeError as error:
+        raise DataError(f"The message is not a {kind}.") from error
+
+
 def _check_contents(request: Any) -> None:
     """Refuse tensors whose content is missing or there twice."""
     raw = len(request.raw_input_contents)
@@ -221,6 +244,8 @@ async def _answered(context: ServicerContext, call: str, answer: Callable[[], Aw
             status = "OK"
         except asyncio.CancelledError:
             access.outcome = "abandoned"
+            if (remaining := context.time_remaining()) is not None and remaining <= 0:
+                access.outcome, status = "late", "DEADLINE_EXCEEDED"  # gRPC has seen it first
             raise
         except Exception as error:
             refused = as_request_error(error) or _failure(call, error)

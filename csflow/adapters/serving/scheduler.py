@@ -14,8 +14,7 @@ from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 
-from PIL import Image
-
+from csflow.adapters.serving.decoding import Sized
 from csflow.adapters.serving.errors import OverloadError
 from csflow.adapters.serving.limits import Limits
 from csflow.adapters.serving.orders import Item, Order, score
@@ -28,7 +27,7 @@ _SLOW_DECODING = 0.1
 _WEIGHT = 0.1
 """Weight of the last batch in the running mean of seconds an image."""
 
-Decode = Callable[[Engine, RequestedImage], Image.Image]
+Decode = Callable[[Engine, RequestedImage], Sized]
 
 
 class Scheduler:
@@ -36,7 +35,7 @@ class Scheduler:
 
     Args:
         workers: Number of threads that score.
-        decode: Decodes one image of a line, or raises :class:`csflow.errors.DataError`.
+        decode: Decodes and sizes one image of a line, or raises :class:`csflow.errors.DataError`.
         limits: What may wait.
     """
 
@@ -46,6 +45,7 @@ class Scheduler:
         self._changed = threading.Condition()
         self._lines: OrderedDict[str, deque[Order]] = OrderedDict()
         self._closed = False
+        self._idle = 0
         self._seconds_an_image = 0.0
         self._workers = [
             threading.Thread(target=self._work, name=f"score-{number}", daemon=True) for number in range(workers)
@@ -86,12 +86,16 @@ class Scheduler:
 
     def _refuse_excess(self, order: Order) -> None:
         counts = {line: _count(orders) for line, orders in self._lines.items()}
-        own, number = counts.get(order.line, 0), len(order.images)
-        lines = len(counts.keys() | {order.line})
-        seconds = own * lines * self._seconds_an_image / len(self._workers)
+        own, number = counts.pop(order.line, 0), len(order.images)
+        # By turns: each other request of the line, and each other line, gets as many as this one until it is done.
+        ahead = sum(min(len(each.pending), number) for each in self._lines.get(order.line, ()))
+        images = ahead + sum(min(count, ahead + number) for count in counts.values())
+        seconds = images * self._seconds_an_image / len(self._workers)
         most = self._limits.waiting_images
-        if own + number > most // 2 or sum(counts.values()) + number > most or seconds > self._limits.waiting_seconds:
-            raise OverloadError(f"{own} images of the line wait, for about {seconds:.1f} s. Try again later.", seconds)
+        if own + number > most // 2 or own + number + sum(counts.values()) > most:
+            raise OverloadError(f"{own} images of the line wait already. Try again later.", seconds)
+        if seconds > self._limits.waiting_seconds:
+            raise OverloadError(f"The images would wait for about {seconds:.0f} s. Try again later.", seconds)
 
     def _drop_what_is_over(self) -> None:
         for line, orders in list(self._lines.items()):
@@ -103,49 +107,58 @@ class Scheduler:
 
     def _work(self) -> None:
         while batch := self._next_batch():
-            began = time.monotonic()
-            try:
-                ready = self._decoded(batch, began)
-                score(ready)
-            except BaseException as error:
-                for order in {item.order for item in batch}:
-                    order.fail(error)
-            else:
-                if ready:
-                    self._note((time.monotonic() - began) / len(ready))
+            self._process(batch)
+            del batch  # an idle worker keeps no images
+
+    def _process(self, batch: Sequence[Item]) -> None:
+        began = time.monotonic()
+        ready = self._decoded(batch, began)
+        score(ready)
+        if ready:
+            self._note((time.monotonic() - began) / len(ready))
 
     def _note(self, seconds: float) -> None:
-        before = self._seconds_an_image
-        self._seconds_an_image = before + _WEIGHT * (seconds - before) if before else seconds
+        with self._changed:
+            before = self._seconds_an_image
+            self._seconds_an_image = before + _WEIGHT * (seconds - before) if before else seconds
 
     def _next_batch(self) -> list[Item]:
         """Wait for images, and take some; an empty batch means that the scheduler was closed."""
         with self._changed:
-            while not self._closed:
-                self._drop_what_is_over()
-                if batch := self._taken():
-                    return batch
-                self._changed.wait()
-            return []
+            self._idle += 1
+            try:
+                while not self._closed:
+                    self._drop_what_is_over()
+                    if batch := self._taken():
+                        return batch
+                    self._changed.wait()
+                return []
+            finally:
+                self._idle -= 1
 
     def _taken(self) -> list[Item]:
         waiting = sum(_count(orders) for orders in self._lines.values())
-        most = max(1, min(CHUNK, -(-waiting // len(self._workers))))
+        most = min(CHUNK, -(-waiting // self._idle))  # the rest is for the others that are idle
         batch: list[Item] = []
-        passed = 0
-        while len(batch) < most and passed < len(self._lines):
+        passed: list[tuple[str, deque[Order]]] = []  # lines of another trunk keep their turn
+        while len(batch) < most and self._lines:
             line, orders = self._lines.popitem(last=False)
             if batch and orders[0].engine.trunk is not batch[0].order.engine.trunk:
-                passed += 1
-            else:
-                passed = 0
-                order = orders.popleft()
-                batch.append(Item(order, order.pending.popleft()))
-                if order.pending:
-                    orders.append(order)
+                passed.append((line, orders))
+                continue
+            order = orders.popleft()
+            batch.append(Item(order, order.pending.popleft()))
+            if order.pending:
+                orders.append(order)
             if orders:
                 self._lines[line] = orders
+        for line, orders in reversed(passed):
+            self._put_first(line, orders)
         return batch
+
+    def _put_first(self, line: str, orders: deque[Order]) -> None:
+        self._lines[line] = orders
+        self._lines.move_to_end(line, last=False)
 
     def _decoded(self, batch: Sequence[Item], began: float) -> list[Item]:
         """Decode the images of a batch; those that are left when it has taken long go back to the queue."""
@@ -154,7 +167,7 @@ class Scheduler:
             if ready and time.monotonic() - began > _SLOW_DECODING:
                 self._give_back(batch[position:])
                 break
-            if item.order.is_over() or not item.read(self._decode):
+            if item.order.is_over() or not item.read(self._decode, self._limits.request_pixels):
                 continue
             ready.append(item)
         return ready
@@ -165,11 +178,15 @@ class Scheduler:
                 for item in items:
                     item.order.fail(OverloadError("The server is stopping.", 1.0))
                 return
-            for item in reversed(items):
-                order = item.order
-                if not order.pending:  # it has left the queue of its line
-                    self._lines.setdefault(order.line, deque()).appendleft(order)
+            for item in reversed(items):  # they are the next, or slow images of others could hold them up for ever
+                order, orders = item.order, self._lines.get(item.order.line, deque())
+                if order.is_over():
+                    continue
+                if order.pending:
+                    orders.remove(order)
                 order.pending.appendleft(item.index)
+                orders.appendleft(order)
+                self._put_first(order.line, orders)
             self._changed.notify(len(items))
 
 

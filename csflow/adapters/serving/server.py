@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 
+from csflow.adapters.serving.access import write_log
 from csflow.adapters.serving.body_limit import BodyBudget
 from csflow.adapters.serving.decoding import Decoder
 from csflow.adapters.serving.limits import Limits
@@ -59,6 +60,7 @@ class DetectorServer:
             ModelError: If a directory contains no detector.
             DeployError: If the gRPC port is in use.
         """
+        write_log()
         if warning := open_door(self._listeners, self._options):
             _logger.warning(warning)
         try:

@@ -70,6 +70,17 @@ def images_of_request(request: InferRequest) -> list[RequestedImage]:
     return [RequestedImage(content, **wishes) for content in images]
 
 
+def with_images(request: InferRequest) -> tuple[InferRequest, list[RequestedImage]]:
+    """Read the images of a V2 request, and return it without its tensors, so that nothing is kept twice.
+
+    Raises:
+        DataError: If something does not fit.
+    """
+    images = images_of_request(request)
+    request.inputs = []
+    return request, images
+
+
 def outputs_of_request(request: InferRequest) -> set[str]:
     """Return the names of the outputs that the client chose; an empty set means all.
 

@@ -309,3 +309,45 @@ def _twelve_bits(values: NDArray[np.uint16]) -> bytes:
     first, second = values.reshape(-1, 2).T.astype(np.uint32)
     packed = first << 12 | second
     return np.stack([packed >> 16, packed >> 8 & 255, packed & 255], axis=1).astype(np.uint8).tobytes()
+
+
+def webp_of_many_codes(side: int) -> bytes:
+    """A black lossless WebP whose every 4 x 4 pixels have prefix codes of their own (RFC 9649, 3.7)."""
+    bits: list[int] = []
+
+    def put(value: int, count: int) -> None:
+        bits.extend(value >> place & 1 for place in range(count))
+
+    def code_of_one_symbol() -> None:
+        put(0b0001, 4)
+
+    def code_of_256_symbols(others: int) -> None:
+        put(0, 1)
+        put(12 - 4, 4)
+        for length in (17, 18, 0, 1, 2, 3, 4, 5, 16, 6, 7, 8):
+            put(length == 8 or (length == 18 and others > 0), 3)
+        put(0, 1)
+        if others:  # 256 lengths of 8, then zeros
+            put(0, 256)
+            put(1, 1)
+            put(others - 11, 7)
+
+    put(0x2F, 8)
+    put(side - 1, 14)
+    put(side - 1, 14)
+    put(0, 1 + 3 + 1 + 1)  # no alpha, version 0, no transform, no cache of colours
+    put(1, 1)
+    put(0, 3 + 1)  # codes by blocks of 4 x 4; the picture of their numbers has no cache
+    code_of_256_symbols(24)
+    code_of_256_symbols(0)
+    for _ in range(3):
+        code_of_one_symbol()
+    blocks = (-(-side // 4)) ** 2
+    for number in range(blocks):
+        for byte in (number & 255, number >> 8 & 255):
+            put(int(f"{byte:08b}"[::-1], 2), 8)
+    for _ in range(5 * min(2**16, blocks)):
+        code_of_one_symbol()
+    data = np.packbits(np.array(bits, np.uint8), bitorder="little").tobytes() + bytes(16)
+    data += bytes(len(data) % 2)
+    return b"RIFF" + struct.pack("<I", 12 + len(data)) + b"WEBPVP8L" + struct.pack("<I", len(data)) + data

@@ -104,7 +104,14 @@ def test_every_form_of_tensor_is_read(
         ("image", "UINT8", [1], [256], None, "0 to 255"),
         ("image", "UINT8", [1], ["x"], None, "0 to 255"),
         ("image", "UINT8", [7], None, CONTENT, r"shape \[7\] but contains 6"),
-        ("image", "BYTES", [MAX_IMAGES + 1], [TEXT] * (MAX_IMAGES + 1), None, "at most"),
+        ("image", "BYTES", [MAX_IMAGES + 1], [TEXT] * (MAX_IMAGES + 1), None, "more than 64 images"),
+        ("image", "BYTES", [2**24], None, bytes(2**26), "more than 64 images"),
+        ("image", "BYTES", [10**6], ["AAAA"] * 10**6, None, "more than 64 images"),
+        ("image", "UINT8", [0, 4, 3], None, b"", r"shape \[0, 4, 3\]"),
+        ("image", "UINT8", [1, 0, 4, 3], [], None, r"shape \[1, 0, 4, 3\]"),
+        ("image", "UINT8", [0, 4, 4, 3], None, b"", "no image"),
+        ("image", "UINT8", [2, 2, 4], None, bytes(16), r"shape \[2, 2, 4\]"),
+        ("image", "UINT8", [1, 1, 1, 1, 3], None, bytes(3), "Expected pixels"),
     ],
 )
 def test_whatever_is_wrong_with_a_tensor_is_named(
