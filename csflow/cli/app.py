@@ -35,6 +35,7 @@ from csflow.cli.serve import serve_lines
 from csflow.cli.status import show_status
 from csflow.cli.submit import submit
 from csflow.cli.synthesize import synthesize
+from csflow.cli.token import make_token
 from csflow.cli.why import why
 from csflow.system.project import PROJECT
 
@@ -66,6 +67,7 @@ app.command("promote", rich_help_panel=RELEASE)(promote_version)
 app.command("rollback", rich_help_panel=RELEASE)(rollback_champion)
 app.command("reconcile", rich_help_panel=RELEASE)(reconcile_endpoint)
 app.command("serve", rich_help_panel=SERVE)(serve_lines)
+app.command("token", rich_help_panel=SERVE)(make_token)
 app.command(rich_help_panel=SERVE)(endpoint)
 app.command(rich_help_panel=SERVE)(export)
 app.command(rich_help_panel=OPERATE)(lines)

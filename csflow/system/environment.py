@@ -67,6 +67,14 @@ _OURS = (
         "endpoints on a cluster",
     ),
     Variable(
+        "CSFLOW_TOKENS",
+        "SHA-256 of the tokens that a model server accepts, separated by commas or spaces; `csflow token` makes them. "
+        "Those of `--tokens FILE` are accepted as well.",
+        "no tokens: whoever reaches the server may use it",
+        "press-2:9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08",
+        "`csflow serve`, `python -m csflow.adapters.serving`; not the endpoints that promotions start on loopback",
+    ),
+    Variable(
         "CSFLOW_KFP_URL",
         "Address of the Kubeflow Pipelines server.",
         "no server: submitting, scheduling and its part of the status end with an error that says so",

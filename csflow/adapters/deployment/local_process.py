@@ -127,8 +127,10 @@ def _spawn(
 ) -> subprocess.Popen[bytes]:
     """Start the server in its own session, with the sockets on which it is to answer.
 
-    It belongs to no other family, because it outlives the run that starts it.
+    It belongs to no other family, because it outlives the run that starts it. It answers on loopback without a token,
+    because whoever starts it, and asks if it is ready, has none.
     """
+    inherited = {name: value for name, value in os.environ.items() if name != "CSFLOW_TOKENS"}
     descriptors = [listener.fileno() for listener in listeners]
     try:
         return subprocess.Popen(
@@ -138,7 +140,7 @@ def _spawn(
             stderr=subprocess.STDOUT,
             start_new_session=True,
             pass_fds=descriptors,
-            env=os.environ | {"PYTHONUNBUFFERED": "1", FAMILY: family.mark},
+            env=inherited | {"PYTHONUNBUFFERED": "1", FAMILY: family.mark},
         )
     except OSError as error:
         raise DeployError(f"The server cannot be started: {error}. The command was: {' '.join(command)}") from error

@@ -3,56 +3,59 @@
 Only detector directories are read: no tracker, registry or orchestrator is imported here.
 ``python -m csflow.adapters.serving --model LINE=DIRECTORY --port 8080`` serves one line.
 
-================== ===============================================================
-``requests.py``    reads images and wishes from a request, or says what is wrong
-``responses.py``   describes predictions to clients
-``tensors.py``     reads V2 requests
-``lines.py``       loads, replaces and unloads detectors
-``decoding.py``    decodes images within a bound of memory
-``orders.py``      the images of a request until each has been scored
-``scheduler.py``   fair queues, batches and workers
-``plane.py``       answers decoded requests, of any protocol
-``access.py``      accounts for every request: access log, metrics
-``metrics.py``     the metrics
-``errors.py``      all that a request can fail with, and its status
-``limits.py``      what one client and all together may take
-``bodies.py``      unpacks bodies and parses JSON within bounds
-``body_limit.py``  refuses bodies that are too large
-``routes.py``      the addresses of REST
-``replies.py``     HTTP responses
-``rest.py``        the REST server
-``connections.py`` bounds what a client may take: headers, time, connections
-``rpc.py``         the gRPC server
-``server.py``      start and stop
-================== ===============================================================
+===================== ===============================================================
+``requests.py``       reads images and wishes from a request, or says what is wrong
+``responses.py``      describes predictions to clients
+``tensors.py``        reads V2 requests
+``lines.py``          loads, replaces and unloads detectors
+``decoding.py``       decodes images within a bound of memory
+``orders.py``         the images of a request until each has been scored
+``scheduler.py``      fair queues, batches and workers
+``plane.py``          answers decoded requests, of any protocol
+``access.py``         accounts for every request: access log, metrics
+``metrics.py``        the metrics
+``errors.py``         all that a request can fail with, and its status
+``limits.py``         what one client and all together may take
+``bodies.py``         unpacks bodies and parses JSON within bounds
+``body_limit.py``     refuses bodies that are too large
+``tokens.py``         the tokens of those who may use the server
+``authentication.py`` refuses requests without a token
+``tls.py``            certificate and key, for encrypted connections
+``watched.py``        notices that files have changed
+``routes.py``         the addresses of REST
+``replies.py``        HTTP responses
+``rest.py``           the REST server
+``connections.py``    bounds what a client may take: headers, time, connections
+``rpc.py``            the gRPC server
+``documentation.py``  describes the routes of REST, on demand
+``served.py``         what is served, and how
+``lines_file.py``     reads the lines to serve from a file
+``replacing.py``      serves other detectors while requests are answered
+``server.py``         start and stop
+===================== ===============================================================
 """
 
 from __future__ import annotations
 
 import socket
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from csflow.adapters.serving.served import LOOPBACK as LOOPBACK
 from csflow.adapters.serving.served import ServedDetector as ServedDetector
+from csflow.adapters.serving.served import ServerOptions as ServerOptions
+from csflow.adapters.serving.served import Wanted
 
 
-def serve_detectors(
-    wanted: Callable[[], Mapping[str, ServedDetector]],
-    listeners: Sequence[socket.socket],
-    *,
-    grpc_port: int | None = None,
-    max_memory: int | None = None,
-) -> None:
+def serve_detectors(wanted: Wanted, listeners: Sequence[socket.socket], options: ServerOptions) -> None:
     """Load the detectors and answer requests until SIGTERM or Ctrl-C.
 
     Args:
         wanted: Returns the detectors by the name under which they are served, which is the line's; it is called
             again at every SIGHUP.
         listeners: Bound TCP sockets; binding them beforehand makes "port in use" a clear early error.
-        grpc_port: Port of the gRPC server, on the address of the first listener; ``None`` for no gRPC.
-        max_memory: Bytes that the weights of loaded detectors may take; ``None`` for no bound.
+        options: Who may use the server, and how.
 
     Raises:
         ModelError: If a directory contains no detector.
@@ -60,7 +63,7 @@ def serve_detectors(
     """
     with without_arguments():
         from csflow.adapters.serving.server import DetectorServer
-    DetectorServer(listeners, grpc_port=grpc_port, max_memory=max_memory).run(wanted)
+    DetectorServer(listeners, options).run(wanted)
 
 
 @contextmanager

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from math import inf
 from typing import Any, NoReturn
 
@@ -13,16 +13,20 @@ from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from grpc import (  # type: ignore[import-untyped]
     GenericRpcHandler,
     HandlerCallDetails,
+    RpcMethodHandler,
     ServicerContext,
     StatusCode,
     aio,
+    stream_unary_rpc_method_handler,
     unary_unary_rpc_method_handler,
 )
 from kserve import InferRequest
 from kserve.protocol.grpc import grpc_predict_v2_pb2 as pb
 
 from csflow.adapters.serving.access import Access, accounted
+from csflow.adapters.serving.authentication import OPEN_CALLS, authenticate
 from csflow.adapters.serving.body_limit import BodyBudget
+from csflow.adapters.serving.connections import ConnectionLimits
 from csflow.adapters.serving.errors import (
     RequestError,
     ScoringError,
@@ -33,10 +37,11 @@ from csflow.adapters.serving.errors import (
 from csflow.adapters.serving.limits import Limits
 from csflow.adapters.serving.plane import Plane
 from csflow.adapters.serving.tensors import with_images
+from csflow.adapters.serving.tls import Certificate
+from csflow.adapters.serving.tokens import Tokens
 from csflow.errors import DataError, DeployError
 
 _logger = logging.getLogger("csflow.serving")
-
 
 _SERVICE = pb.DESCRIPTOR.services_by_name["GRPCInferenceService"]
 
@@ -114,6 +119,38 @@ class Calls(GenericRpcHandler):  # type: ignore[misc]
             self._budget.give_back(size)
 
 
+class Gate(aio.ServerInterceptor):  # type: ignore[misc]
+    """Refuse calls without a token, known or unknown ones, before their message is received.
+
+    Args:
+        tokens: Those that are accepted.
+    """
+
+    def __init__(self, tokens: Tokens) -> None:
+        self._tokens = tokens
+
+    async def intercept_service(
+        self, continuation: Callable[[HandlerCallDetails], Awaitable[RpcMethodHandler]], call: HandlerCallDetails
+    ) -> RpcMethodHandler:
+        """Return the handler of a call if it may, otherwise one that refuses."""
+        try:
+            if call.method not in OPEN_CALLS:
+                authenticate(self._tokens, _values(call.invocation_metadata, "authorization"))
+        except RequestError as error:
+            refused, name = error, call.method.rpartition("/")[2]
+            known = name if name in _SERVICE.methods_by_name else "unknown"  # strangers write no names into the log
+
+            async def raised() -> NoReturn:
+                raise refused
+
+            async def refuse(_messages: Any, context: ServicerContext) -> Any:
+                return await _answered(context, known, raised)
+
+            # A handler of streams may answer without reading any, and a client does not see the difference.
+            return stream_unary_rpc_method_handler(refuse)
+        return await continuation(call)
+
+
 class RpcServer:
     """A gRPC server on one address.
 
@@ -121,25 +158,40 @@ class RpcServer:
         plane: The lines.
         budget: What requests may take.
         address: ``HOST:PORT``.
+        tokens: Those of the clients that are let in; ``None`` for all clients.
+        certificate: Certificate and key for encrypted connections; ``None`` for plain ones.
 
     Raises:
         DeployError: If the port is in use.
     """
 
-    def __init__(self, plane: Plane, budget: BodyBudget, address: str) -> None:
+    def __init__(
+        self,
+        plane: Plane,
+        budget: BodyBudget,
+        address: str,
+        *,
+        tokens: Tokens | None = None,
+        certificate: Certificate | None = None,
+    ) -> None:
         most = Limits.body_bytes
         self._server = aio.server(
+            interceptors=[] if tokens is None else [Gate(tokens)],
             options=[
                 ("grpc.max_send_message_length", most),
                 ("grpc.max_receive_message_length", most),
                 ("grpc.max_metadata_size", 32 * 1024),
                 # Without so_reuseport=0 two servers could share one port and each get half of the requests.
                 ("grpc.so_reuseport", 0),
-            ]
+                ("grpc.server_handshake_timeout_ms", int(1000 * ConnectionLimits.head_seconds)),
+            ],
         )
         self._server.add_generic_rpc_handlers((Calls(plane, budget),))
         try:
-            self._server.add_insecure_port(address)
+            if certificate is None:
+                self._server.add_insecure_port(address)
+            else:
+                self._server.add_secure_port(address, certificate.credentials())
         except RuntimeError as error:
             raise DeployError(f"gRPC address {address} is in use. Stop what uses it or choose another port.") from error
 
@@ -154,6 +206,12 @@ class RpcServer:
             grace: Seconds after which they are cancelled.
         """
         await self._server.stop(grace)
+
+
+def _values(metadata: Sequence[tuple[str, str | bytes]], name: str) -> list[bytes]:
+    """Return all values of a call's metadata under a name."""
+    values = [value for key, value in metadata or () if key.lower() == name]
+    return [value if isinstance(value, bytes) else value.encode() for value in values]
 
 
 def _read(call: str, message: bytes) -> Any:

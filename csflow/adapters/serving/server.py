@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 import logging
 import os
 import signal
 import socket
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 
 from csflow.adapters.serving.access import write_log
 from csflow.adapters.serving.body_limit import BodyBudget
@@ -17,16 +19,14 @@ from csflow.adapters.serving.limits import Limits
 from csflow.adapters.serving.lines import Lines
 from csflow.adapters.serving.metrics import Queues
 from csflow.adapters.serving.plane import Plane
+from csflow.adapters.serving.replacing import Replacing
 from csflow.adapters.serving.rest import GRACE_SECONDS, RestServer, application
 from csflow.adapters.serving.rpc import RpcServer
 from csflow.adapters.serving.scheduler import Scheduler
-from csflow.adapters.serving.served import ServedDetector
+from csflow.adapters.serving.served import ServerOptions, Wanted
 from csflow.system.cores import cores
 
 _logger = logging.getLogger("csflow.serving")
-
-Wanted = Callable[[], Mapping[str, ServedDetector]]
-"""Returns the detectors to serve, by line, as they are wanted now."""
 
 
 class DetectorServer:
@@ -34,16 +34,13 @@ class DetectorServer:
 
     Args:
         listeners: Bound TCP sockets of the REST server.
-        grpc_port: Port of the gRPC server, on the address of the first listener; ``None`` for no gRPC.
-        max_memory: Bytes that the weights of loaded detectors may take; ``None`` for no bound.
+        options: Who may use it, and how.
     """
 
-    def __init__(
-        self, listeners: Sequence[socket.socket], *, grpc_port: int | None, max_memory: int | None = None
-    ) -> None:
+    def __init__(self, listeners: Sequence[socket.socket], options: ServerOptions) -> None:
         self._listeners = list(listeners)
-        self._grpc_port = grpc_port
-        self._lines = Lines(max_memory)
+        self._options = options
+        self._lines = Lines(options.max_memory)
         limits = Limits()
         self._scheduler = Scheduler(_workers(), Decoder(limits), limits)
         self._plane = Plane(self._lines, self._scheduler)
@@ -53,7 +50,8 @@ class DetectorServer:
     def run(self, wanted: Wanted) -> None:
         """Load the detectors and answer requests until a signal arrives; requests in flight are finished.
 
-        SIGHUP asks again what is wanted: new detectors are loaded beside the old ones, which answer until then.
+        SIGHUP reads tokens and certificate again, and asks again what is wanted: new detectors are loaded beside the
+        old ones, which answer until then.
 
         Args:
             wanted: Returns the detectors to serve.
@@ -63,13 +61,16 @@ class DetectorServer:
             DeployError: If the gRPC port is in use.
         """
         write_log()
+        if warning := open_door(self._listeners, self._options):
+            _logger.warning(warning)
         try:
-            self._lines.serve(wanted())
-            asyncio.run(self._serve(wanted))
+            replacing = Replacing(self._lines, wanted)
+            replacing.start()
+            asyncio.run(self._serve(replacing))
         finally:
             self._scheduler.close()
 
-    async def _serve(self, wanted: Wanted) -> None:
+    async def _serve(self, replacing: Replacing) -> None:
         loop, asked = asyncio.get_running_loop(), asyncio.Event()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, asked.set)
@@ -80,32 +81,81 @@ class DetectorServer:
             def on_hangup() -> None:
                 if terminal and not _has_terminal():  # it was closed, which ends what runs in it
                     asked.set()
-                else:
-                    aside.submit(self._replace, wanted)
+                elif not asked.is_set():
+                    aside.submit(self._refresh, replacing)
 
             loop.add_signal_handler(signal.SIGHUP, on_hangup)
-            rest = RestServer(application(self._plane, self._budget))
-            rpc = None if self._grpc_port is None else RpcServer(self._plane, self._budget, self._grpc_address())
+            watching = asyncio.create_task(self._watch(replacing, aside))
+            rest, rpc = self._rest(), self._rpc()
             if rpc is not None:
                 await rpc.start()
             serving = asyncio.create_task(rest.serve_on(self._listeners))
             waiting = asyncio.create_task(asked.wait())
             await asyncio.wait({serving, waiting}, return_when=asyncio.FIRST_COMPLETED)
-            waiting.cancel()
-            loop.remove_signal_handler(signal.SIGHUP)
+            for task in (waiting, watching):
+                task.cancel()
             _logger.info("stopping: requests in flight have %d s", GRACE_SECONDS)
             self._plane.stopping = rest.should_exit = True
             await asyncio.gather(serving, *([] if rpc is None else [rpc.stop(GRACE_SECONDS)]))
 
-    def _replace(self, wanted: Wanted) -> None:
-        try:
-            self._lines.replace(wanted())
-        except Exception:
-            _logger.exception("what is served stays as it is")
+    def _rest(self) -> RestServer:
+        options = self._options
+        app = application(self._plane, self._budget, tokens=options.tokens, documented=options.documented)
+        return RestServer(app, None if options.certificate is None else options.certificate.context)
 
-    def _grpc_address(self) -> str:
+    def _rpc(self) -> RpcServer | None:
+        options = self._options
+        if options.grpc_port is None:
+            return None
         host = self._listeners[0].getsockname()[0]
-        return f"[{host}]:{self._grpc_port}" if ":" in host else f"{host}:{self._grpc_port}"
+        address = f"[{host}]:{options.grpc_port}" if ":" in host else f"{host}:{options.grpc_port}"
+        return RpcServer(self._plane, self._budget, address, tokens=options.tokens, certificate=options.certificate)
+
+    def _refresh(self, replacing: Replacing) -> None:
+        for each in (self._options.tokens, self._options.certificate):
+            if each is not None:
+                each.refresh(at_once=True)
+        replacing.look(at_once=True)
+
+    async def _watch(self, replacing: Replacing, aside: ThreadPoolExecutor) -> None:
+        if self._options.watch_seconds is None:
+            return
+        while True:
+            await asyncio.sleep(self._options.watch_seconds)
+            await asyncio.get_running_loop().run_in_executor(aside, replacing.look)
+
+
+def open_door(listeners: Sequence[socket.socket], options: ServerOptions) -> str:
+    """Return a warning if others than this machine reach a server without tokens or TLS; empty if all is well."""
+    missing = [
+        text
+        for text, given in (
+            ("without tokens anybody may use it (--tokens FILE, see csflow token)", options.tokens),
+            (
+                "without TLS images and tokens can be read on the way (--tls-cert FILE --tls-key FILE)",
+                options.certificate,
+            ),
+        )
+        if given is None
+    ]
+    reachable = sorted({address for each in listeners if (address := _reached(each))})
+    if not (missing and reachable):
+        return ""
+    return (
+        f"The server answers at {', '.join(reachable)}: {'; '.join(missing)}. That is right only behind a gateway or "
+        "mesh that does both."
+    )
+
+
+def _reached(listener: socket.socket) -> str:
+    """Return the address at which other machines reach a socket; empty if they do not."""
+    if listener.family not in (socket.AF_INET, socket.AF_INET6):
+        return ""
+    address = str(listener.getsockname()[0])
+    with suppress(ValueError):
+        if ipaddress.ip_address(address.partition("%")[0]).is_loopback:
+            return ""
+    return address
 
 
 def _has_terminal() -> bool:

@@ -37,7 +37,7 @@ def test_help_is_a_tour() -> None:
         *("run", "demo", "check", "estimate", "ablate", "choose"),
         *("score", "evaluate", "compare", "why"),
         *("promote", "rollback", "reconcile"),
-        *("serve", "export", "endpoint"),
+        *("serve", "token", "export", "endpoint"),
         *("lines", "compile", "submit", "schedule", "status", "prune", "restore", "doctor"),
     }
     assert [name for name in wanted if f" {name} " not in page] == []

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import socket
 from pathlib import Path
 
 import pytest
@@ -18,7 +18,8 @@ from csflow.adapters.deployment.inference_service import DesiredService
 from csflow.adapters.deployment.local import LocalLock
 from csflow.adapters.deployment.local_process import LocalEndpoint
 from csflow.adapters.mlflow.registry import Registry
-from csflow.adapters.serving import ServedDetector
+from csflow.adapters.serving import ServedDetector, ServerOptions
+from csflow.adapters.serving.served import Wanted
 from csflow.cli.endpoint import endpoint
 from csflow.cli.lines import lines as lines_command
 from csflow.cli.promote import promote_version
@@ -137,14 +138,17 @@ def test_a_mistyped_line_is_suggested(command: object, name: str) -> None:
         run(command, name)
 
 
-@pytest.fixture
-def served(monkeypatch: pytest.MonkeyPatch) -> list[tuple[dict[str, ServedDetector], str, int | None]]:
-    """What the server is asked to serve, without starting one."""
-    asked: list[tuple[dict[str, ServedDetector], str, int | None]] = []
+Asked = list[tuple[dict[str, ServedDetector], str, ServerOptions]]
 
-    def record(models: Mapping[str, ServedDetector], listeners: list[object], *, grpc_port: int | None) -> None:
+
+@pytest.fixture
+def served(monkeypatch: pytest.MonkeyPatch) -> Asked:
+    """What the server is asked to serve, without starting one."""
+    asked: Asked = []
+
+    def record(wanted: Wanted, listeners: list[socket.socket], options: ServerOptions) -> None:
         (listener,) = listeners
-        asked.append((dict(models), listener.getsockname()[0], grpc_port))  # type: ignore[attr-defined]
+        asked.append((dict(wanted()), listener.getsockname()[0], options))
 
     monkeypatch.setattr(serving, "serve_detectors", record)
     return asked
@@ -156,14 +160,30 @@ def detector(folder: Path, line: str) -> Path:
     return folder
 
 
-def test_serve_takes_detector_directories_and_prints_an_example(
-    served: list[tuple[dict[str, ServedDetector], str, int | None]], tmp_path: Path
-) -> None:
+def test_serve_takes_detector_directories_and_prints_an_example(served: Asked, tmp_path: Path) -> None:
     one, other = detector(tmp_path / "one", "tiles"), detector(tmp_path / "other", "nuts")
     output = run(serve_lines, str(one), str(other), "--port", "0", "--grpc-port", "7")
-    assert served == [({"tiles": ServedDetector(one), "nuts": ServedDetector(other)}, "127.0.0.1", 7)]
+    assert served == [
+        ({"tiles": ServedDetector(one), "nuts": ServedDetector(other)}, "127.0.0.1", ServerOptions(grpc_port=7))
+    ]
     assert "Serving tiles, nuts at http://127.0.0.1:" in output
     assert "/v1/models/tiles:predict" in output
+
+
+def test_serve_hands_its_options_on(served: Asked, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CSFLOW_TOKENS", "a" * 64)
+    directory = detector(tmp_path / "one", "tiles")
+    output = run(serve_lines, str(directory), "--port", "0", "--watch", "5", "--max-memory", "1Gi", "--docs")
+    ((_, _, options),) = served
+    assert (options.watch_seconds, options.max_memory, options.documented) == (5.0, 2**30, True)
+    assert options.tokens is not None
+    assert '-H "Authorization: Bearer $TOKEN"' in output
+    with pytest.raises(UsageError, match="both files"):
+        run(serve_lines, str(directory), "--tls-cert", str(directory))
+    with pytest.raises(UsageError, match="No such file"):
+        run(serve_lines, str(directory), "--tokens", str(tmp_path / "none"))
+    with pytest.raises(ConfigError, match="800M"):
+        run(serve_lines, str(directory), "--max-memory", "much")
 
 
 def test_serve_says_what_it_needs(tmp_path: Path) -> None:

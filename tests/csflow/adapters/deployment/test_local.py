@@ -157,6 +157,13 @@ def test_an_endpoint_is_a_detached_process_with_a_state_file(workspace: Workspac
     assert healthy(endpoint)
 
 
+def test_an_endpoint_asks_its_starter_for_no_token(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tokens for a server of one's own would lock out the promotion, which only knows their hashes."""
+    monkeypatch.setenv("CSFLOW_TOKENS", "a" * 64)
+    endpoint = ensure(workspace, "tiles", detector(workspace), "3")
+    assert b"CSFLOW_TOKENS" not in Path(f"/proc/{endpoint.pid}/environ").read_bytes()
+
+
 def test_the_same_detector_is_not_started_twice(workspace: Workspace) -> None:
     first = ensure(workspace, "tiles", detector(workspace), "3")
     assert ensure(workspace, "tiles", detector(workspace), "3") == first

@@ -11,7 +11,6 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 import pytest
-import uvicorn
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
@@ -65,10 +64,8 @@ def started() -> Iterator[Running]:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         app = Starlette(routes=[Route("/", echo, methods=["GET", "POST"])])
-        config = uvicorn.Config(app, http=Short, ws="none", lifespan="off", log_config=None, timeout_keep_alive=1)
-        config.timeout_graceful_shutdown = 5
-        server = RestServer.__new__(RestServer)
-        uvicorn.Server.__init__(server, config)
+        server = RestServer(app, protocol=Short)
+        server.config.timeout_graceful_shutdown = 5
         running = Running(server, listener)
         try:
             yield running
