@@ -22,6 +22,7 @@ Only detector directories are read: no tracker, registry or orchestrator is impo
 ``replies.py``     HTTP responses
 ``rest.py``        the REST server
 ``connections.py`` bounds what a client may take: headers, time, connections
+``messages.py``    reads gRPC requests within bounds
 ``rpc.py``         the gRPC server
 ``server.py``      start and stop
 ================== ===============================================================

@@ -23,11 +23,15 @@ MOST_VALUES = 12 * 2**20
 MOST_LISTS = 4 * 2**20 + 10_000
 """Lists at most: those of three numbers each in such an image."""
 
+MOST_TEXTS = 100_000
+"""Texts at most, keys not counted; each takes 50 bytes or more."""
+
 _BOUNDS = (
     (b":", MOST_KEYS, "keys"),
     (b"{", MOST_OBJECTS, "objects"),
     (b"[", MOST_LISTS, "lists"),
     (b",", MOST_VALUES, "values"),
+    (b'"', 2 * (MOST_KEYS + MOST_TEXTS), "quotation marks"),
 )
 """What can be counted without parsing; a text that contains these characters counts as well."""
 

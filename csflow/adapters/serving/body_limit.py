@@ -14,6 +14,9 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 App = Callable[[MutableMapping[str, Any], Receive, Send], Awaitable[None]]
 
+TAKE = "csflow.take"
+"""Key of an ASGI scope: a function that takes further bytes for the request, those that unpacking it made."""
+
 
 class BodyBudget:
     """Bytes of the requests that are in memory, over all protocols.
@@ -38,12 +41,26 @@ class BodyBudget:
             OverloadError: If too much is in memory.
         """
         if before + more > self._limits.body_bytes:
+            self.check(before + more)
+        self.check(more)
+        self.taken += more
+
+    def check(self, more: int) -> None:
+        """Check that there is room.
+
+        Args:
+            more: Bytes to come.
+
+        Raises:
+            TooLargeError: If one request is that large.
+            OverloadError: If too much is in memory.
+        """
+        if more > self._limits.body_bytes:
             raise TooLargeError(
                 f"The request is larger than {self._limits.body_bytes} bytes. Send fewer or smaller images at a time."
             )
         if self.taken + more > self._limits.bodies_bytes:
             raise OverloadError("Requests of other clients fill the memory. Try again later.", 1.0)
-        self.taken += more
 
     def give_back(self, size: int) -> None:
         """Give the bytes of a request back when it is over."""
@@ -66,24 +83,25 @@ class BodyLimit:
         """Pass the request on, counting the bytes of its body."""
         declared = dict(scope["headers"]).get(b"content-length", b"")
         announced = int(declared) if declared.isdigit() and len(declared) < 19 else 0
-        taken = seen = 0
+        taken = 0
+
+        def take(more: int) -> None:
+            nonlocal taken
+            self._budget.take(taken, max(0, more))
+            taken += max(0, more)
 
         async def counted() -> Message:
-            nonlocal taken, seen
             message = await receive()
-            seen += len(message.get("body", b""))
-            if seen > taken:
-                more, before = seen - taken, taken
-                self._budget.take(before, more)
-                taken = seen
+            take(len(message.get("body", b"")))
             return message
 
+        scope[TAKE] = take
         try:
-            self._budget.take(0, announced)
+            # What is announced is not taken: a few clients that announce much and send nothing would shut others out.
+            self._budget.check(announced)
         except RequestError as error:
             await refusal(error)(scope, receive, send)
             return
-        taken = announced
         try:
             await self._app(scope, counted, send)
         finally:

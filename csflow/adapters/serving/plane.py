@@ -18,10 +18,10 @@ from csflow.adapters.serving.errors import NotReadyError, RequestError, ScoringE
 from csflow.adapters.serving.lines import Line, Lines
 from csflow.adapters.serving.metrics import IMAGES, P_VALUES, SCORES
 from csflow.adapters.serving.orders import Order
-from csflow.adapters.serving.requests import RequestedImage, images_of_instances
+from csflow.adapters.serving.requests import RequestedImage
 from csflow.adapters.serving.responses import PredictionValues, describe_prediction, output_tensors
 from csflow.adapters.serving.scheduler import Scheduler
-from csflow.adapters.serving.tensors import images_of_request, outputs_of_request
+from csflow.adapters.serving.tensors import outputs_of_request
 from csflow.detector.prediction import Prediction
 from csflow.errors import ModelError
 
@@ -64,29 +64,37 @@ class Plane:
         access.line, access.version = line.name, line.version
         return line
 
-    async def predict(self, line: Line, body: object, *, due: float) -> dict[str, object]:
+    async def predict(self, line: Line, images: Sequence[RequestedImage], *, due: float) -> dict[str, object]:
         """Answer a V1 request.
 
         Args:
             line: The line.
-            body: The parsed JSON.
+            images: What the client sent.
             due: Time (``time.monotonic``) after which the client does not wait any more.
 
         Raises:
             DataError: If the request is wrong.
             RequestError: If there is no answer for another reason.
         """
-        return {"predictions": await self._score(line, images_of_instances(body), "instances[{}]", due)}
+        return {"predictions": await self._score(line, images, "instances[{}]", due)}
 
-    async def infer(self, line: Line, request: InferRequest, *, due: float) -> InferResponse:
+    async def infer(
+        self, line: Line, request: InferRequest, images: Sequence[RequestedImage], *, due: float
+    ) -> InferResponse:
         """Answer a V2 request, of REST or gRPC.
+
+        Args:
+            line: The line.
+            request: What the client wishes.
+            images: The images of the request.
+            due: As in :meth:`predict`.
 
         Raises:
             DataError: If the request is wrong.
             RequestError: If there is no answer for another reason.
         """
         wanted = outputs_of_request(request)
-        described = await self._score(line, images_of_request(request), "Input 'image'[{}]", due)
+        described = await self._score(line, images, "Input 'image'[{}]", due)
         outputs = [
             InferOutput(name=name, shape=[len(values)], datatype=datatype, data=values)
             for name, datatype, values in output_tensors(described)

@@ -9,23 +9,25 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import binascii
 import time
 from collections.abc import Awaitable, Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from math import inf
 from typing import TypeVar
 
 import orjson
 from fastapi import APIRouter, FastAPI, Request, Response
-from kserve import InferResponse
+from kserve import InferRequest, InferResponse
 from kserve.constants.constants import INFERENCE_CONTENT_LENGTH_HEADER
 from prometheus_client import REGISTRY, exposition
 
 from csflow.adapters.serving.bodies import parsed, unpacked
+from csflow.adapters.serving.body_limit import TAKE
 from csflow.adapters.serving.errors import AbandonedError, NotReadyError
 from csflow.adapters.serving.plane import Plane
 from csflow.adapters.serving.replies import json_response
-from csflow.adapters.serving.tensors import request_of_body
+from csflow.adapters.serving.requests import RequestedImage, images_of_instances
+from csflow.adapters.serving.tensors import images_of_request, request_of_body
 from csflow.errors import DataError
 
 _T = TypeVar("_T")
@@ -48,6 +50,8 @@ class Routes:
 
     def __init__(self, plane: Plane) -> None:
         self._plane = plane
+        # Only one at a time, because a parsed body takes several times its size.
+        self._large = ThreadPoolExecutor(1, thread_name_prefix="parse")
 
     def add_to(self, app: FastAPI) -> None:
         """Add all routes to an application."""
@@ -95,7 +99,10 @@ class Routes:
 
     async def metrics(self, request: Request) -> Response:
         """Return the metrics in the format that the client asks for."""
-        encode, kind = exposition.choose_encoder(request.headers.get("accept", ""))
+        try:
+            encode, kind = exposition.choose_encoder(request.headers.get("accept", ""))
+        except (ValueError, IndexError):  # the header says something that is no version
+            encode, kind = exposition.choose_encoder("")
         return Response(encode(REGISTRY), headers={"content-type": kind})
 
     async def models(self) -> Response:
@@ -115,17 +122,17 @@ class Routes:
         """Score the images of a V1 request."""
         line = await self._plane.line(name)
         body, event = await self._body(request)
-        asked = await _aside(body, lambda: parsed(body))
-        answer = await _while_wanted(request, self._plane.predict(line, asked, due=due_of(request.headers)))
+        images = await self._aside(body, lambda: images_of_instances(parsed(body)))
+        answer = await _while_wanted(request, self._plane.predict(line, images, due=due_of(request.headers)))
         return json_response(answer if event is None else event | {"data": answer})
 
     async def infer(self, name: str, request: Request, version: str | None = None) -> Response:
         """Score the images of a V2 request."""
         line = await self._plane.line(name, version)
         body, event = await self._body(request)
-        asked = await _aside(body, lambda: request_of_body(body, request.headers, name))
+        asked, images = await self._aside(body, lambda: _read(body, request.headers, name))
         answer: InferResponse = await _while_wanted(
-            request, self._plane.infer(line, asked, due=due_of(request.headers))
+            request, self._plane.infer(line, asked, images, due=due_of(request.headers))
         )
         encoded, json_length = answer.to_rest()
         if isinstance(encoded, bytes):
@@ -135,11 +142,19 @@ class Routes:
 
     async def _body(self, request: Request) -> tuple[bytes, dict[str, object] | None]:
         """Return the body, and the event to answer with if it came in a structured CloudEvent."""
-        received = await request.body()
-        body = await _aside(received, lambda: unpacked(received, request.headers))
+        body = await request.body()
+        if "content-encoding" in request.headers:
+            packed = body
+            loop = asyncio.get_running_loop()
+            body = await loop.run_in_executor(self._large, unpacked, packed, request.headers)
+            request.scope[TAKE](len(body) - len(packed))
         if request.headers.get("content-type", "").partition(";")[0].strip().lower() != _CLOUD_EVENT:
             return body, None
-        return await _aside(body, lambda: _opened(body))
+        return await self._aside(body, lambda: _opened(body))
+
+    async def _aside(self, body: bytes, work: Callable[[], _T]) -> _T:
+        """Read a body, in a thread if it is large."""
+        return work() if len(body) <= _SMALL else await asyncio.get_running_loop().run_in_executor(self._large, work)
 
 
 def due_of(headers: Mapping[str, str]) -> float:
@@ -169,10 +184,13 @@ def _opened(body: bytes) -> tuple[bytes, dict[str, object]]:
     if isinstance(packed := event.get("data_base64"), str):
         try:
             data = base64.b64decode(packed, validate=True)
-        except binascii.Error as error:
+        except ValueError as error:  # binascii.Error is one, and text that is not ASCII another
             raise DataError(f"The CloudEvent's data_base64 is not base64: {error}.") from error
     else:
-        data = orjson.dumps(event.get("data"))
+        try:
+            data = orjson.dumps(event.get("data"))
+        except orjson.JSONEncodeError as error:
+            raise DataError(f"The CloudEvent's data is nested too deeply: {error}.") from error
     return data, {
         "specversion": "1.0",
         "id": str(event["id"])[:200],
@@ -182,9 +200,12 @@ def _opened(body: bytes) -> tuple[bytes, dict[str, object]]:
     }
 
 
-async def _aside(body: bytes, work: Callable[[], _T]) -> _T:
-    """Parse a body, in a thread if it is large."""
-    return work() if len(body) <= _SMALL else await asyncio.get_running_loop().run_in_executor(None, work)
+def _read(body: bytes, headers: Mapping[str, str], name: str) -> tuple[InferRequest, list[RequestedImage]]:
+    """Read a V2 body; what was parsed is dropped once the images are known."""
+    request = request_of_body(body, headers, name)
+    images = images_of_request(request)
+    request.inputs = []
+    return request, images
 
 
 async def _while_wanted(request: Request, work: Awaitable[_T]) -> _T:

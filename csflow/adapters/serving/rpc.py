@@ -6,29 +6,43 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
 from math import inf
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
-from grpc import ServicerContext, StatusCode, aio  # type: ignore[import-untyped]
+from google.protobuf.message import Message
+from grpc import (  # type: ignore[import-untyped]
+    RpcMethodHandler,
+    ServicerContext,
+    StatusCode,
+    aio,
+    method_handlers_generic_handler,
+    unary_unary_rpc_method_handler,
+)
 from kserve import InferRequest
 from kserve.protocol.grpc import grpc_predict_v2_pb2 as pb
-from kserve.protocol.grpc.grpc_predict_v2_pb2_grpc import (
-    GRPCInferenceServiceServicer,
-    add_GRPCInferenceServiceServicer_to_server,
-)
 
 from csflow.adapters.serving.access import Access, accounted
 from csflow.adapters.serving.body_limit import BodyBudget
 from csflow.adapters.serving.errors import RequestError, ScoringError, UnknownLineError, as_request_error
 from csflow.adapters.serving.limits import Limits
+from csflow.adapters.serving.messages import parsed_message, request_of_message
 from csflow.adapters.serving.plane import Plane
-from csflow.errors import DataError, DeployError
+from csflow.adapters.serving.requests import RequestedImage
+from csflow.adapters.serving.tensors import images_of_request
+from csflow.errors import DeployError
 
 _logger = logging.getLogger("csflow.serving")
 
+_T = TypeVar("_T")
 
-class DetectorServicer(GRPCInferenceServiceServicer):  # type: ignore[misc]
-    """The calls that describe and score; those that change what is served are left unimplemented.
+_SERVICE = pb.DESCRIPTOR.services_by_name["GRPCInferenceService"].full_name
+
+
+class Calls:
+    """The calls that describe and score; there are none that change what is served.
+
+    Requests come as bytes and are parsed here, so that they can be checked first and mistakes get a status.
 
     Args:
         plane: The lines.
@@ -36,59 +50,90 @@ class DetectorServicer(GRPCInferenceServiceServicer):  # type: ignore[misc]
     """
 
     def __init__(self, plane: Plane, budget: BodyBudget) -> None:
-        super().__init__()
         self._plane = plane
         self._budget = budget
+        # Only one at a time, because a parsed message takes several times its size.
+        self._large = ThreadPoolExecutor(1, thread_name_prefix="parse")
 
-    async def ServerLive(self, request: Any, context: ServicerContext) -> Any:
+    def handlers(self) -> dict[str, RpcMethodHandler]:
+        """Return the handlers by the name of the call."""
+        return {
+            "ServerLive": _handler(pb.ServerLiveRequest, self.server_live),
+            "ServerReady": _handler(pb.ServerReadyRequest, self.server_ready),
+            "ServerMetadata": _handler(pb.ServerMetadataRequest, self.server_metadata),
+            "ModelReady": _handler(pb.ModelReadyRequest, self.model_ready),
+            "ModelMetadata": _handler(pb.ModelMetadataRequest, self.model_metadata),
+            "ModelInfer": unary_unary_rpc_method_handler(self.model_infer),
+        }
+
+    async def server_live(self, request: Any) -> Any:
         """Say that the process answers."""
         return pb.ServerLiveResponse(live=True)
 
-    async def ServerReady(self, request: Any, context: ServicerContext) -> Any:
+    async def server_ready(self, request: Any) -> Any:
         """Say that the server takes requests."""
         return pb.ServerReadyResponse(ready=not self._plane.stopping)
 
-    async def ServerMetadata(self, request: Any, context: ServicerContext) -> Any:
+    async def server_metadata(self, request: Any) -> Any:
         """Describe the server."""
         return pb.ServerMetadataResponse(**self._plane.metadata())
 
-    async def ModelReady(self, request: Any, context: ServicerContext) -> Any:
+    async def model_ready(self, request: Any) -> Any:
         """Say that a line can be scored."""
+        try:
+            await self._plane.line(request.name, request.version or None)
+        except UnknownLineError:
+            return pb.ModelReadyResponse(ready=False)
+        return pb.ModelReadyResponse(ready=True)
 
-        async def answer() -> Any:
-            try:
-                await self._plane.line(request.name, request.version or None)
-            except UnknownLineError:
-                return pb.ModelReadyResponse(ready=False)
-            return pb.ModelReadyResponse(ready=True)
-
-        return await _answered(context, "ModelReady", answer)
-
-    async def ModelMetadata(self, request: Any, context: ServicerContext) -> Any:
+    async def model_metadata(self, request: Any) -> Any:
         """Describe the inputs, outputs and versions of a line."""
+        line = await self._plane.line(request.name, request.version or None)
+        return pb.ModelMetadataResponse(**line.describe())
 
-        async def answer() -> Any:
-            line = await self._plane.line(request.name, request.version or None)
-            return pb.ModelMetadataResponse(**line.describe())
-
-        return await _answered(context, "ModelMetadata", answer)
-
-    async def ModelInfer(self, request: Any, context: ServicerContext) -> Any:
+    async def model_infer(self, raw: bytes, context: ServicerContext) -> bytes:
         """Score images."""
 
-        async def answer() -> Any:
-            size = request.ByteSize()
-            self._budget.take(0, size)
+        async def answer() -> bytes:
+            self._budget.take(0, len(raw))
             try:
-                line = await self._plane.line(request.model_name, request.model_version or None)
-                _check_contents(request)
+                message = await self._aside(len(raw), lambda: parsed_message(raw, pb.ModelInferRequest))
+                line = await self._plane.line(message.model_name, message.model_version or None)
+                asked, images = await self._aside(len(raw), lambda: _read(message))
                 remaining = context.time_remaining()
                 due = inf if remaining is None else time.monotonic() + remaining
-                return (await self._plane.infer(line, InferRequest.from_grpc(request), due=due)).to_grpc()
+                found = await self._plane.infer(line, asked, images, due=due)
+                return bytes(found.to_grpc().SerializeToString())
             finally:
-                self._budget.give_back(size)
+                self._budget.give_back(len(raw))
 
         return await _answered(context, "ModelInfer", answer)
+
+    async def _aside(self, size: int, work: Callable[[], _T]) -> _T:
+        """Read a message, in a thread if it is large."""
+        return work() if size <= _SMALL else await asyncio.get_running_loop().run_in_executor(self._large, work)
+
+
+_SMALL = 128 * 1024
+"""Bytes of a message that is parsed at once; larger ones are parsed aside, so that probes are answered meanwhile."""
+
+
+def _read(message: Any) -> tuple[InferRequest, list[RequestedImage]]:
+    """Read a request for scores; what was parsed is dropped once the images are known."""
+    request = request_of_message(message)
+    images = images_of_request(request)
+    request.inputs = []
+    return request, images
+
+
+def _handler(kind: type[Message], work: Callable[[Any], Awaitable[Any]]) -> RpcMethodHandler:
+    async def call(raw: bytes, context: ServicerContext) -> bytes:
+        async def answer() -> bytes:
+            return bytes((await work(parsed_message(raw, kind))).SerializeToString())
+
+        return await _answered(context, kind.__name__.removesuffix("Request"), answer)
+
+    return unary_unary_rpc_method_handler(call)
 
 
 class RpcServer:
@@ -114,7 +159,8 @@ class RpcServer:
                 ("grpc.so_reuseport", 0),
             ]
         )
-        add_GRPCInferenceServiceServicer_to_server(DetectorServicer(plane, budget), self._server)
+        calls = method_handlers_generic_handler(_SERVICE, Calls(plane, budget).handlers())
+        self._server.add_generic_rpc_handlers((calls,))
         try:
             self._server.add_insecure_port(address)
         except RuntimeError as error:
@@ -131,16 +177,6 @@ class RpcServer:
             grace: Seconds after which they are cancelled.
         """
         await self._server.stop(grace)
-
-
-def _check_contents(request: Any) -> None:
-    """Refuse tensors whose content is missing or there twice."""
-    raw = len(request.raw_input_contents)
-    if raw and raw != len(request.inputs):
-        raise DataError(f"The request has {len(request.inputs)} inputs, but {raw} raw_input_contents.")
-    for tensor in request.inputs:
-        if raw and tensor.HasField("contents"):
-            raise DataError(f"Input {tensor.name[:40]!r} has contents although there are raw_input_contents.")
 
 
 async def _answered(context: ServicerContext, call: str, answer: Callable[[], Awaitable[Any]]) -> Any:

@@ -526,6 +526,7 @@ def test_a_request_that_fails_is_a_failure_of_ours(make_detector: Callable[..., 
             from csflow.adapters.serving.limits import Limits
             from csflow.adapters.serving.lines import Lines
             from csflow.adapters.serving.plane import Plane
+            from csflow.adapters.serving.requests import images_of_instances
             from csflow.adapters.serving.scheduler import Scheduler
         lines = Lines()
         lines.serve({"tiles": ServedDetector(Path(sys.argv[1]))})
@@ -533,7 +534,7 @@ def test_a_request_that_fails_is_a_failure_of_ours(make_detector: Callable[..., 
         async def ask():
             line = await plane.line("tiles")
             line.engine.trunk.session = None  # as if memory were broken
-            return await plane.predict(line, {"instances": [sys.argv[2]]}, due=math.inf)
+            return await plane.predict(line, images_of_instances({"instances": [sys.argv[2]]}), due=math.inf)
         try:
             asyncio.run(ask())
         except ScoringError as error:
