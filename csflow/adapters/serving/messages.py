@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-from google.protobuf.message import DecodeError, Message
+from google.protobuf.message import DecodeError, Message  # type: ignore[import-untyped]
 from kserve import InferInput, InferRequest
 from kserve.protocol.grpc import grpc_predict_v2_pb2 as pb
 from kserve.protocol.infer_type import RequestedOutput, to_http_parameters
@@ -24,7 +24,7 @@ MOST_FIELDS = 2_000
 
 _INPUTS, _OUTPUTS, _CONTENTS, _SHAPE = 5, 6, 5, 3
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
-_TENSOR = {_CONTENTS: {}}
+_TENSOR: dict[int, Any] = {_CONTENTS: {}}
 _NESTED: dict[int, Any] = {_INPUTS: _TENSOR, _OUTPUTS: {}}
 _NUMBERS = range(1, 8)
 """Fields of numbers in the contents of a tensor; field 8 has bytes."""

@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from math import inf
 from typing import Any, NoReturn, TypeVar
 
-from google.protobuf.message import Message
+from google.protobuf.message import Message  # type: ignore[import-untyped]
 from grpc import (  # type: ignore[import-untyped]
     RpcMethodHandler,
     ServicerContext,
@@ -179,7 +179,7 @@ class RpcServer:
         await self._server.stop(grace)
 
 
-async def _answered(context: ServicerContext, call: str, answer: Callable[[], Awaitable[Any]]) -> Any:
+async def _answered(context: ServicerContext, call: str, answer: Callable[[], Awaitable[bytes]]) -> bytes:
     """Account for a call, and turn errors into a status without a traceback."""
     headers = {str(name).lower(): str(value) for name, value in context.invocation_metadata() or ()}
     access = Access.of("grpc", call, "", headers, scoring=call == "ModelInfer")
