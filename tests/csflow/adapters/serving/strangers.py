@@ -229,10 +229,10 @@ class Watch:
         """Return the bytes that the process has in memory."""
         return int(self.process.memory_info().rss)
 
-    def check(self) -> None:
-        """Check that nothing has suffered."""
+    def check(self, patience: float = 0.0) -> None:
+        """Check that nothing has suffered; a probe may have waited ``patience`` seconds, if that is more than usual."""
         slowest = float(self._probe.communicate("")[0])
-        patience = self.patience()
+        patience = max(patience, self.patience())
         assert self.server.process.poll() is None, "the process has ended"
         with self.server.log.open("rb") as log:
             log.seek(self._log_from)
