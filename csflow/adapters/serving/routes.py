@@ -101,7 +101,7 @@ class Routes:
         """Return the metrics in the format that the client asks for."""
         try:
             encode, kind = exposition.choose_encoder(request.headers.get("accept", ""))
-        except (ValueError, IndexError):  # the header says something that is no version
+        except (ValueError, TypeError, IndexError):  # the header says something that is no version
             encode, kind = exposition.choose_encoder("")
         return Response(encode(REGISTRY), headers={"content-type": kind})
 

@@ -55,7 +55,7 @@ def image_files() -> dict[str, bytes]:
         "GIF": encoded(colour, "GIF"),
         "GIF animated": encoded(colour, "GIF", save_all=True, append_images=[grey]),
         "PPM plain": b"P3 2 1 255 1 2 3 4 5 6\n",
-        "PGM 16": b"P5 24 16 65535\n" + bytes(24 * 16 * 2),
+        "PGM 16": b"P5 24 16 65535\n" + np.asarray(deep).astype(">u2").tobytes(),
         "PFM": encoded(grey.convert("F"), "PPM"),
         "JPEG2000": encoded(colour, "JPEG2000"),
         "JPEG2000 stream": encoded(colour, "JPEG2000", no_jp2=True),
