@@ -123,24 +123,31 @@ def images_of_tensor(
             f"{LONGEST_SIDE}."
         )
     if datatype == "BYTES":
-        # Nothing is read after the image that is one too many: a client can send millions of empty ones.
-        found = _bytes_elements(raw) if raw is not None else (_element(value) for value in _flat(data or []))
-        elements: list[Content] = list(islice(found, MAX_IMAGES + 1))
-        if len(elements) > MAX_IMAGES:
-            raise DataError(
-                f"Input 'image' contains more than {MAX_IMAGES} images. Send several requests, at most "
-                f"{MAX_IMAGES} in each."
-            )
-        _check_shape(shape, len(elements), datatype)
-        check_count(len(elements))
-        return elements
+        return _encoded_images(shape, data, raw)
     if datatype != "UINT8":
         raise DataError(
             f"Input 'image' has datatype {clipped(datatype)}. "
             "Expected BYTES (one encoded image an element) or UINT8 (pixels, or the bytes of one encoded image)."
         )
-    content = raw if raw is not None else _octets(data or [])
-    _check_shape(shape, len(content), datatype)
+    return _images_of_octets(shape, raw if raw is not None else _octets(data or []))
+
+
+def _encoded_images(shape: Sequence[int], data: Sequence[object] | None, raw: bytes | None) -> list[Content]:
+    # Nothing is read after the image that is one too many: a client can send millions of empty ones.
+    found = _bytes_elements(raw) if raw is not None else (_element(value) for value in _flat(data or []))
+    elements: list[Content] = list(islice(found, MAX_IMAGES + 1))
+    if len(elements) > MAX_IMAGES:
+        raise DataError(
+            f"Input 'image' contains more than {MAX_IMAGES} images. Send several requests, at most "
+            f"{MAX_IMAGES} in each."
+        )
+    _check_shape(shape, len(elements), "BYTES")
+    check_count(len(elements))
+    return elements
+
+
+def _images_of_octets(shape: Sequence[int], content: bytes) -> list[Content]:
+    _check_shape(shape, len(content), "UINT8")
     if len(shape) < 3:
         check_count(min(len(content), 1))
         return [content]
