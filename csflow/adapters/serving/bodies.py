@@ -22,7 +22,7 @@ MOST_VALUES = 6 * 2**20
 """Values in lists at most: the pixels of an image of 1 400 x 1 400 written as numbers."""
 
 MOST_LISTS = 2**20 + 10_000
-"""Lists at most: those of three numbers each in an image of 1 000 x 1 000. While lists are made no probe is answered."""
+"""Lists at most: those of three numbers each in an image of 1 000 x 1 000. Nothing is answered while they are made."""
 
 MOST_TEXTS = 100_000
 """Texts at most, keys not counted; each takes 50 bytes or more."""
