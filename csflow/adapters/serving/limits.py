@@ -36,7 +36,7 @@ class Limits:
 _COPIES = 2
 """Copies of a body that are in memory until its images are scored: as received, and the images in it."""
 
-_PARSED_BYTES = 900 * MEBI
+_PARSED_BYTES = 512 * MEBI
 """What parsing one body takes for a moment, measured with the worst that ``bodies.py`` and ``messages.py`` allow."""
 
 _CONNECTION_BYTES = 160 * 1024
