@@ -11,7 +11,7 @@ ifneq ($(wildcard ../shared/data),)
 export CSFLOW_TEST_DATA ?= $(abspath ../shared/data)
 endif
 
-.PHONY: help setup demo serve images docs test test-rest test-chaos test-all lint lock schema golden manifests clean
+.PHONY: help setup demo serve images docs test test-rest test-chaos fuzz test-all lint lock schema golden manifests clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -47,6 +47,11 @@ test-rest: setup ## What the fast suite leaves out and this machine can run
 test-chaos: export OMP_NUM_THREADS ?= 1
 test-chaos: setup ## Kill a run at 50 moments of its life and damage what it keeps (MOMENTS=n; an hour or two)
 	CSFLOW_CHAOS=$(or $(MOMENTS),50) CSFLOW_CHAOS_DAMAGE=1 $(PY) -m pytest -q tests/pipelines/test_chaos.py
+
+fuzz: export OMP_NUM_THREADS ?= 1
+fuzz: setup ## Send a server generated requests over all protocols (EXAMPLES=n for each test, or MINUTES=n in all; 10 minutes)
+	CSFLOW_FUZZ_EXAMPLES=$(or $(EXAMPLES),0) CSFLOW_FUZZ_MINUTES=$(if $(EXAMPLES),0,$(or $(MINUTES),10)) \
+	  $(PY) -m pytest -q --timeout 0 tests/csflow/adapters/serving/test_fuzz.py
 
 test-all: test test-rest ## Everything this machine can run
 

@@ -3,36 +3,7 @@
 Only detector directories are read: no tracker, registry or orchestrator is imported here.
 ``python -m csflow.adapters.serving --model LINE=DIRECTORY --port 8080`` serves one line.
 
-===================== ===============================================================
-``requests.py``       reads images and wishes from a request, or says what is wrong
-``responses.py``      describes predictions to clients
-``tensors.py``        reads V2 requests
-``lines.py``          loads, replaces and unloads detectors
-``decoding.py``       decodes images within a bound of memory
-``orders.py``         the images of a request until each has been scored
-``scheduler.py``      fair queues, batches and workers
-``plane.py``          answers decoded requests, of any protocol
-``access.py``         accounts for every request: access log, metrics
-``metrics.py``        the metrics
-``errors.py``         all that a request can fail with, and its status
-``limits.py``         what one client and all together may take
-``bodies.py``         unpacks bodies and parses JSON within bounds
-``body_limit.py``     refuses bodies that are too large
-``tokens.py``         the tokens of those who may use the server
-``authentication.py`` refuses requests without a token
-``tls.py``            certificate and key, for encrypted connections
-``watched.py``        notices that files have changed
-``routes.py``         the addresses of REST
-``replies.py``        HTTP responses
-``rest.py``           the REST server
-``connections.py``    bounds what a client may take: headers, time, connections
-``rpc.py``            the gRPC server
-``documentation.py``  describes the routes of REST, on demand
-``served.py``         what is served, and how
-``lines_file.py``     reads the lines to serve from a file
-``replacing.py``      serves other detectors while requests are answered
-``server.py``         start and stop
-===================== ===============================================================
+===================== ========================================================
 """
 
 from __future__ import annotations

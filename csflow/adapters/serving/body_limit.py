@@ -14,9 +14,8 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 App = Callable[[MutableMapping[str, Any], Receive, Send], Awaitable[None]]
 
-
-GROW = "csflow.grow"
-"""Key of a request's scope: a function to call with the size of the body once it is unpacked."""
+TAKE = "csflow.take"
+"""Key of an ASGI scope: a function that takes further bytes for the request, those that unpacking it made."""
 
 
 class BodyBudget:
@@ -41,17 +40,22 @@ class BodyBudget:
             TooLargeError: If the request is too large.
             OverloadError: If too much is in memory.
         """
-        self.check(before, more)
+        if before + more > self._limits.body_bytes:
+            self.check(before + more)
+        self.check(more)
         self.taken += more
 
-    def check(self, before: int, more: int) -> None:
-        """Refuse bytes that cannot be taken.
+    def check(self, more: int) -> None:
+        """Check that there is room.
+
+        Args:
+            more: Bytes to come.
 
         Raises:
-            TooLargeError: If the request is too large.
+            TooLargeError: If one request is that large.
             OverloadError: If too much is in memory.
         """
-        if before + more > self._limits.body_bytes:
+        if more > self._limits.body_bytes:
             raise TooLargeError(
                 f"The request is larger than {self._limits.body_bytes} bytes. Send fewer or smaller images at a time."
             )
@@ -79,25 +83,22 @@ class BodyLimit:
         """Pass the request on, counting the bytes of its body."""
         declared = dict(scope["headers"]).get(b"content-length", b"")
         announced = int(declared) if declared.isdigit() and len(declared) < 19 else 0
-        taken = seen = 0
+        taken = 0
 
-        def grow(size: int) -> None:
+        def take(more: int) -> None:
             nonlocal taken
-            if size > taken:
-                self._budget.take(taken, size - taken)
-                taken = size
+            self._budget.take(taken, max(0, more))
+            taken += max(0, more)
 
         async def counted() -> Message:
-            nonlocal seen
             message = await receive()
-            seen += len(message.get("body", b""))
-            grow(seen)
+            take(len(message.get("body", b"")))
             return message
 
-        scope[GROW] = grow
+        scope[TAKE] = take
         try:
             # What is announced is not taken: a few clients that announce much and send nothing would shut others out.
-            self._budget.check(0, announced)
+            self._budget.check(announced)
         except RequestError as error:
             await refusal(error)(scope, receive, send)
             return

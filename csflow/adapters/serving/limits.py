@@ -37,3 +37,29 @@ class Limits:
     decoding_bytes: int = 640 * MEBI
     waiting_images: int = 1024
     waiting_seconds: float = 30.0
+
+
+_COPIES = 2
+"""Copies of a body that are in memory until its images are scored: as received, and the images in it."""
+
+_PARSED_BYTES = 512 * MEBI
+"""What parsing one body takes for a moment, measured with the worst that ``bodies.py`` and ``messages.py`` allow."""
+
+_CONNECTION_BYTES = 160 * 1024
+"""What a connection takes that is sending its headers or the first part of a body."""
+
+_SLACK = 1.1
+"""Allocators keep holes between what is used."""
+
+
+def memory_needed(limits: Limits, loaded: int, connections: int = 1000) -> int:
+    """Return the bytes that a server takes at most.
+
+    Args:
+        limits: What requests may take.
+        loaded: Bytes that the process takes with its lines loaded, once each worker has scored a full batch:
+            interpreter, libraries, trunk, weights and the arena.
+        connections: Clients that are connected at most.
+    """
+    bodies = _COPIES * limits.bodies_bytes + _PARSED_BYTES
+    return int(_SLACK * (loaded + limits.decoding_bytes + bodies + connections * _CONNECTION_BYTES))

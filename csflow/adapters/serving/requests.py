@@ -11,9 +11,9 @@ import binascii
 import math
 import re
 import struct
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
 from typing import TypeAlias
 
 import numpy as np
@@ -26,6 +26,13 @@ Content: TypeAlias = bytes | NDArray[np.uint8]
 """An image as a client sends it: the bytes of a file, or pixels ``(H, W, 3)`` in RGB."""
 
 MAX_IMAGES = Limits.images
+
+MOST_SIDES = 8
+"""Sides of a tensor at most."""
+
+LONGEST_SIDE = 2**26
+"""Longest side of a tensor."""
+
 WISHES = ("heatmap", "boxes")
 _EXPECTED = (
     'Expected {"instances": [{"image": {"b64": "…"}, "heatmap": true, "boxes": true}]}, '
@@ -87,7 +94,7 @@ def wishes_of(parameters: Mapping[str, object] | None) -> dict[str, bool]:
         DataError: If a wish is not a boolean.
     """
     given = parameters or {}
-    return {name: _boolean(given[name], f"parameters.{name}") for name in WISHES if name in given}
+    return {name: boolean(given[name], f"parameters.{name}") for name in WISHES if name in given}
 
 
 def images_of_tensor(
@@ -110,22 +117,37 @@ def images_of_tensor(
     """
     if name != "image":
         raise DataError(f"There is no input {clipped(name)}. Expected one input named 'image'.")
+    if len(shape) > MOST_SIDES or not all(0 <= side <= LONGEST_SIDE for side in shape):
+        raise DataError(
+            f"Input 'image' has the shape {clipped(list(shape))}, expected at most {MOST_SIDES} sides of at most "
+            f"{LONGEST_SIDE}."
+        )
     if datatype == "BYTES":
-        # One more than allowed is enough to refuse, and a request can hold millions of empty ones.
-        found = _bytes_elements(raw) if raw is not None else (_element(value) for value in _flat(data or []))
-        elements: list[Content] = list(islice(found, MAX_IMAGES + 1))
-        if len(elements) > MAX_IMAGES:
-            raise DataError(f"The request contains more than {MAX_IMAGES} images. Send several requests.")
-        _check_shape(shape, len(elements), datatype)
-        check_count(len(elements))
-        return elements
+        return _encoded_images(shape, data, raw)
     if datatype != "UINT8":
         raise DataError(
             f"Input 'image' has datatype {clipped(datatype)}. "
             "Expected BYTES (one encoded image an element) or UINT8 (pixels, or the bytes of one encoded image)."
         )
-    content = raw if raw is not None else _octets(data or [])
-    _check_shape(shape, len(content), datatype)
+    return _images_of_octets(shape, raw if raw is not None else _octets(data or []))
+
+
+def _encoded_images(shape: Sequence[int], data: Sequence[object] | None, raw: bytes | None) -> list[Content]:
+    # Nothing is read after the image that is one too many: a client can send millions of empty ones.
+    found = _bytes_elements(raw) if raw is not None else (_element(value) for value in _flat(data or []))
+    elements: list[Content] = list(islice(found, MAX_IMAGES + 1))
+    if len(elements) > MAX_IMAGES:
+        raise DataError(
+            f"Input 'image' contains more than {MAX_IMAGES} images. Send several requests, at most "
+            f"{MAX_IMAGES} in each."
+        )
+    _check_shape(shape, len(elements), "BYTES")
+    check_count(len(elements))
+    return elements
+
+
+def _images_of_octets(shape: Sequence[int], content: bytes) -> list[Content]:
+    _check_shape(shape, len(content), "UINT8")
     if len(shape) < 3:
         check_count(min(len(content), 1))
         return [content]
@@ -134,9 +156,9 @@ def images_of_tensor(
             f"Input 'image' of datatype UINT8 has the shape {clipped(list(shape))}. "
             "Expected pixels in RGB, [H, W, 3] or [N, H, W, 3], or the bytes of one encoded image."
         )
-    pixels = np.frombuffer(content, np.uint8).reshape(-1, *shape[-3:])
-    check_count(len(pixels))
-    return list(pixels)
+    count = shape[0] if len(shape) == 4 else 1
+    check_count(count if content else 0)
+    return list(np.frombuffer(content, np.uint8).reshape(count, *shape[-3:]))
 
 
 def _check_shape(shape: Sequence[int], found: int, datatype: str) -> None:
@@ -166,7 +188,7 @@ def _image(instance: object, path: str) -> RequestedImage:
     unknown = sorted(str(key) for key in instance if key not in {"image", "b64", *WISHES})
     if unknown or len(holders) != 1:
         raise DataError(f"{path} has the keys {names_of(instance)}. {_EXPECTED}.")
-    wishes = {name: _boolean(instance[name], f"{path}.{name}") for name in WISHES if name in instance}
+    wishes = {name: boolean(instance[name], f"{path}.{name}") for name in WISHES if name in instance}
     key = holders[0]
     value, path = instance[key], f"{path}.{key}"
     if key == "image" and isinstance(value, dict):
@@ -218,20 +240,33 @@ def _element(value: object) -> bytes:
 
 
 def _octets(data: Sequence[object]) -> bytes:
+    """Read numbers in lists, nested as the tensor is; NumPy would make an array of whatever else they contain."""
+    values: Iterable[object] = data
+    first: object = data
+    for _ in range(_DEEPEST - 1):
+        first = first[0] if isinstance(first, list) and first else None
+        if not isinstance(first, list):
+            break
+        values = chain.from_iterable(_lists(values))
     try:
-        values = np.array(data)
-    except ValueError as error:
-        raise DataError(f"Input 'image' of datatype UINT8 has lists of different lengths: {error}.") from error
-    if values.size == 0:
-        return b""
-    if values.dtype.kind not in "iu" or values.min() < 0 or values.max() > 255:
-        raise DataError("Input 'image' of datatype UINT8 has a value that is not a whole number from 0 to 255.")
-    return values.astype(np.uint8).tobytes()
+        return bytes(values)  # type: ignore[arg-type]
+    except (TypeError, ValueError) as error:
+        raise DataError(
+            "Input 'image' of datatype UINT8 has a value that is not a whole number from 0 to 255, or lists of "
+            "different depths."
+        ) from error
+
+
+def _lists(values: Iterable[object]) -> Iterator[list[object]]:
+    for value in values:
+        if not isinstance(value, list):
+            raise TypeError("no list")
+        yield value
 
 
 def _bytes_elements(raw: bytes) -> Iterator[bytes]:
-    """Split a binary BYTES tensor, in which each element follows its length as a little-endian uint32."""
-    offset = number = 0
+    """Yield the elements of a binary BYTES tensor; each follows its length as a little-endian uint32."""
+    count = offset = 0
     while offset < len(raw):
         if offset + 4 > len(raw):
             raise DataError(f"Input 'image': expected a 4-byte length, but only {len(raw) - offset} bytes are left.")
@@ -239,15 +274,19 @@ def _bytes_elements(raw: bytes) -> Iterator[bytes]:
         offset += 4
         if offset + length > len(raw):
             raise DataError(
-                f"Input 'image': element {number} declares {length} bytes but only {len(raw) - offset} follow. "
+                f"Input 'image': element {count} declares {length} bytes but only {len(raw) - offset} follow. "
                 "In a BYTES tensor each element is preceded by its length as a little-endian uint32."
             )
         yield raw[offset : offset + length]
-        offset += length
-        number += 1
+        count, offset = count + 1, offset + length
 
 
-def _boolean(value: object, path: str) -> bool:
+def boolean(value: object, path: str) -> bool:
+    """Return a value that must be true or false; ``path`` names it in errors.
+
+    Raises:
+        DataError: If it is anything else.
+    """
     if not isinstance(value, bool):
         raise DataError(f"{path} is a JSON {_kind(value)}, expected true or false.")
     return value

@@ -169,7 +169,14 @@ def application(plane: Plane, budget: BodyBudget, *, tokens: Tokens | None = Non
         tokens: Those of the clients that are let in; ``None`` for all clients.
         documented: True to describe the routes at ``/docs``.
     """
-    app = FastAPI(title="csflow", version=version("csflow"), docs_url=None, redoc_url=None, openapi_url=None)
+    app = FastAPI(
+        title="csflow",
+        version=version("csflow"),
+        redirect_slashes=False,
+        docs_url=None,
+        redoc_url=None,
+        openapi_url=None,
+    )
     Routes(plane).add_to(app)
     if documented:
         add_documentation(app, tokens=tokens is not None)

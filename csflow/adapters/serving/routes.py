@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import binascii
 import time
 from collections.abc import Awaitable, Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from math import inf
 from typing import TypeVar
 
@@ -22,7 +22,7 @@ from kserve.constants.constants import INFERENCE_CONTENT_LENGTH_HEADER
 from prometheus_client import REGISTRY, exposition
 
 from csflow.adapters.serving.bodies import parsed, unpacked
-from csflow.adapters.serving.body_limit import GROW
+from csflow.adapters.serving.body_limit import TAKE
 from csflow.adapters.serving.errors import AbandonedError, NotReadyError
 from csflow.adapters.serving.plane import Plane
 from csflow.adapters.serving.replies import json_response
@@ -50,6 +50,8 @@ class Routes:
 
     def __init__(self, plane: Plane) -> None:
         self._plane = plane
+        # Only one at a time, because a parsed body takes several times its size.
+        self._large = ThreadPoolExecutor(1, thread_name_prefix="parse")
 
     def add_to(self, app: FastAPI) -> None:
         """Add all routes to an application."""
@@ -97,7 +99,10 @@ class Routes:
 
     async def metrics(self, request: Request) -> Response:
         """Return the metrics in the format that the client asks for."""
-        encode, kind = exposition.choose_encoder(request.headers.get("accept", ""))
+        try:
+            encode, kind = exposition.choose_encoder(request.headers.get("accept", ""))
+        except (ValueError, TypeError, IndexError):  # the header says something that is no version
+            encode, kind = exposition.choose_encoder("")
         return Response(encode(REGISTRY), headers={"content-type": kind})
 
     async def models(self) -> Response:
@@ -117,7 +122,7 @@ class Routes:
         """Score the images of a V1 request."""
         due = due_of(request.headers)
         line = await self._plane.line(name)
-        images, event = await _read(request, lambda body: images_of_instances(parsed(body)))
+        images, event = await self._read(request, lambda body: images_of_instances(parsed(body)))
         answer = await _while_wanted(request, self._plane.predict(line, images, due=due))
         return json_response(answer if event is None else event | {"data": answer})
 
@@ -125,7 +130,7 @@ class Routes:
         """Score the images of a V2 request."""
         due = due_of(request.headers)
         line = await self._plane.line(name, version)
-        (asked, images), event = await _read(
+        (asked, images), event = await self._read(
             request, lambda body: with_images(request_of_body(body, request.headers, name))
         )
         answer: InferResponse = await _while_wanted(request, self._plane.infer(line, asked, images, due=due))
@@ -134,6 +139,35 @@ class Routes:
             headers = {INFERENCE_CONTENT_LENGTH_HEADER: str(json_length)}
             return Response(encoded, headers=headers, media_type="application/octet-stream")
         return json_response(encoded if event is None else event | {"data": encoded})
+
+    async def _read(self, request: Request, read: Callable[[bytes], _T]) -> tuple[_T, dict[str, object] | None]:
+        """Receive, unpack and read a body, and keep nothing of it but what was read.
+
+        Args:
+            request: The request.
+            read: Reads the unpacked body; called in a thread if that is large.
+
+        Returns:
+            What was read, and the event to answer with if the body was a structured CloudEvent.
+        """
+        body = b"".join([part async for part in request.stream()])  # request.body() would keep it
+        if request.headers.get("content-encoding"):
+            packed = body
+            body = await self._aside(lambda: unpacked(packed, request.headers))
+            request.scope[TAKE](len(body) - len(packed))
+            del packed
+        kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+
+        def opened() -> tuple[_T, dict[str, object] | None]:
+            if kind != _CLOUD_EVENT:
+                return read(body), None
+            data, event = _opened(body)
+            return read(data), event
+
+        return opened() if len(body) <= _SMALL else await self._aside(opened)
+
+    async def _aside(self, work: Callable[[], _T]) -> _T:
+        return await asyncio.get_running_loop().run_in_executor(self._large, work)
 
 
 def due_of(headers: Mapping[str, str]) -> float:
@@ -163,10 +197,13 @@ def _opened(body: bytes) -> tuple[bytes, dict[str, object]]:
     if isinstance(packed := event.get("data_base64"), str):
         try:
             data = base64.b64decode(packed, validate=True)
-        except binascii.Error as error:
+        except ValueError as error:  # binascii.Error is one, and text that is not ASCII another
             raise DataError(f"The CloudEvent's data_base64 is not base64: {error}.") from error
     else:
-        data = orjson.dumps(event.get("data"))
+        try:
+            data = orjson.dumps(event.get("data"))
+        except orjson.JSONEncodeError as error:
+            raise DataError(f"The CloudEvent's data is nested too deeply: {error}.") from error
     return data, {
         "specversion": "1.0",
         "id": str(event["id"])[:200],
@@ -174,37 +211,6 @@ def _opened(body: bytes) -> tuple[bytes, dict[str, object]]:
         "type": "io.csflow.scores",
         "datacontenttype": "application/json",
     }
-
-
-async def _read(request: Request, read: Callable[[bytes], _T]) -> tuple[_T, dict[str, object] | None]:
-    """Receive, unpack and read a body, and keep nothing of it but what was read.
-
-    Args:
-        request: The request.
-        read: Reads the unpacked body; called in a thread if that is large.
-
-    Returns:
-        What was read, and the event to answer with if the body was a structured CloudEvent.
-    """
-    body = b"".join([part async for part in request.stream()])  # request.body() would keep it
-    if request.headers.get("content-encoding"):
-        packed = body
-        body = await _aside(lambda: unpacked(packed, request.headers))
-        request.scope[GROW](len(body))
-        del packed
-    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-
-    def opened() -> tuple[_T, dict[str, object] | None]:
-        if kind != _CLOUD_EVENT:
-            return read(body), None
-        data, event = _opened(body)
-        return read(data), event
-
-    return opened() if len(body) <= _SMALL else await _aside(opened)
-
-
-async def _aside(work: Callable[[], _T]) -> _T:
-    return await asyncio.get_running_loop().run_in_executor(None, work)
 
 
 async def _while_wanted(request: Request, work: Awaitable[_T]) -> _T:

@@ -6,10 +6,12 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from math import inf
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
-from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+from google.protobuf.message import Message  # type: ignore[import-untyped]
 from grpc import (  # type: ignore[import-untyped]
     GenericRpcHandler,
     HandlerCallDetails,
@@ -20,7 +22,6 @@ from grpc import (  # type: ignore[import-untyped]
     stream_unary_rpc_method_handler,
     unary_unary_rpc_method_handler,
 )
-from kserve import InferRequest
 from kserve.protocol.grpc import grpc_predict_v2_pb2 as pb
 
 from csflow.adapters.serving.access import Access, accounted
@@ -35,21 +36,28 @@ from csflow.adapters.serving.errors import (
     as_request_error,
 )
 from csflow.adapters.serving.limits import Limits
+from csflow.adapters.serving.messages import parsed_message, request_of_message
 from csflow.adapters.serving.plane import Plane
 from csflow.adapters.serving.tensors import with_images
 from csflow.adapters.serving.tls import Certificate
 from csflow.adapters.serving.tokens import Tokens
-from csflow.errors import DataError, DeployError
+from csflow.errors import DeployError
 
 _logger = logging.getLogger("csflow.serving")
 
+_T = TypeVar("_T")
+
 _SERVICE = pb.DESCRIPTOR.services_by_name["GRPCInferenceService"]
+
+_SMALL = 128 * 1024
+"""Bytes of a message that is parsed at once; larger ones are parsed aside, so that probes are answered meanwhile."""
 
 
 class Calls(GenericRpcHandler):  # type: ignore[misc]
     """The calls that describe and score; those that change what is served are unknown.
 
-    Requests are read here and not by gRPC, so that one that cannot be read is accounted for, too.
+    Requests come as bytes and are read here and not by gRPC, so that they can be checked first, and one that cannot be
+    read is accounted for, too.
 
     Args:
         plane: The lines.
@@ -59,64 +67,73 @@ class Calls(GenericRpcHandler):  # type: ignore[misc]
     def __init__(self, plane: Plane, budget: BodyBudget) -> None:
         self._plane = plane
         self._budget = budget
-        self._calls: dict[str, Callable[[Any, ServicerContext], Awaitable[Any]]] = {
-            "ServerLive": self._server_live,
-            "ServerReady": self._server_ready,
-            "ServerMetadata": self._server_metadata,
-            "ModelReady": self._model_ready,
-            "ModelMetadata": self._model_metadata,
-            "ModelInfer": self._model_infer,
+        # Only one at a time, because a parsed message takes several times its size.
+        self._large = ThreadPoolExecutor(1, thread_name_prefix="parse")
+        self._calls: dict[str, tuple[type[Message], Callable[[Any], Awaitable[Any]]]] = {
+            "ServerLive": (pb.ServerLiveRequest, self._server_live),
+            "ServerReady": (pb.ServerReadyRequest, self._server_ready),
+            "ServerMetadata": (pb.ServerMetadataRequest, self._server_metadata),
+            "ModelReady": (pb.ModelReadyRequest, self._model_ready),
+            "ModelMetadata": (pb.ModelMetadataRequest, self._model_metadata),
         }
 
     def service(self, handler_call_details: HandlerCallDetails) -> Any:
         """Return what handles a call."""
         path = str(handler_call_details.method)
-        known = {f"/{_SERVICE.full_name}/{name}": name for name in self._calls}.get(path)
+        name = path.removeprefix(f"/{_SERVICE.full_name}/")
 
         async def handle(message: bytes, context: ServicerContext) -> bytes:
             async def answer() -> Any:
-                if known is None:
+                if name == "ModelInfer":
+                    return await self._model_infer(message, context)
+                if name not in self._calls:
                     raise UnknownCallError(path)
-                return await self._calls[known](_read(known, message), context)
+                kind, call = self._calls[name]
+                return await call(parsed_message(message, kind))
 
-            found = await _answered(context, known or "unknown", answer)
-            return bytes(found.SerializeToString())
+            known = name if name == "ModelInfer" or name in self._calls else "unknown"
+            return bytes((await _answered(context, known, answer)).SerializeToString())
 
         return unary_unary_rpc_method_handler(handle)
 
-    async def _server_live(self, request: Any, context: ServicerContext) -> Any:
+    async def _server_live(self, request: Any) -> Any:
         return pb.ServerLiveResponse(live=True)
 
-    async def _server_ready(self, request: Any, context: ServicerContext) -> Any:
+    async def _server_ready(self, request: Any) -> Any:
         return pb.ServerReadyResponse(ready=not self._plane.stopping)
 
-    async def _server_metadata(self, request: Any, context: ServicerContext) -> Any:
+    async def _server_metadata(self, request: Any) -> Any:
         return pb.ServerMetadataResponse(**self._plane.metadata())
 
-    async def _model_ready(self, request: Any, context: ServicerContext) -> Any:
+    async def _model_ready(self, request: Any) -> Any:
         try:
             await self._plane.line(request.name, request.version or None)
         except UnknownLineError:
             return pb.ModelReadyResponse(ready=False)
         return pb.ModelReadyResponse(ready=True)
 
-    async def _model_metadata(self, request: Any, context: ServicerContext) -> Any:
+    async def _model_metadata(self, request: Any) -> Any:
         line = await self._plane.line(request.name, request.version or None)
         return pb.ModelMetadataResponse(**line.describe())
 
-    async def _model_infer(self, request: Any, context: ServicerContext) -> Any:
+    async def _model_infer(self, raw: bytes, context: ServicerContext) -> Any:
         remaining = context.time_remaining()
         due = inf if remaining is None else time.monotonic() + remaining
-        size = request.ByteSize()
+        size = len(raw)
         self._budget.take(0, size)
         try:
-            line = await self._plane.line(request.model_name, request.model_version or None)
-            _check_contents(request)
-            asked, images = with_images(InferRequest.from_grpc(request))
-            del request  # the images are kept once
+            message = await self._aside(size, partial(parsed_message, raw, pb.ModelInferRequest))
+            line = await self._plane.line(message.model_name, message.model_version or None)
+            asked = request_of_message(message)
+            del message  # the images are not kept in it, too
+            asked, images = await self._aside(size, partial(with_images, asked))
             return (await self._plane.infer(line, asked, images, due=due)).to_grpc()
         finally:
             self._budget.give_back(size)
+
+    async def _aside(self, size: int, work: Callable[[], _T]) -> _T:
+        """Read a message, in a thread if it is large."""
+        return work() if size <= _SMALL else await asyncio.get_running_loop().run_in_executor(self._large, work)
 
 
 class Gate(aio.ServerInterceptor):  # type: ignore[misc]
@@ -212,24 +229,6 @@ def _values(metadata: Sequence[tuple[str, str | bytes]], name: str) -> list[byte
     """Return all values of a call's metadata under a name."""
     values = [value for key, value in metadata or () if key.lower() == name]
     return [value if isinstance(value, bytes) else value.encode() for value in values]
-
-
-def _read(call: str, message: bytes) -> Any:
-    kind = _SERVICE.methods_by_name[call].input_type.name
-    try:
-        return getattr(pb, kind).FromString(message)
-    except DecodeError as error:
-        raise DataError(f"The message is not a {kind}.") from error
-
-
-def _check_contents(request: Any) -> None:
-    """Refuse tensors whose content is missing or there twice."""
-    raw = len(request.raw_input_contents)
-    if raw and raw != len(request.inputs):
-        raise DataError(f"The request has {len(request.inputs)} inputs, but {raw} raw_input_contents.")
-    for tensor in request.inputs:
-        if raw and tensor.HasField("contents"):
-            raise DataError(f"Input {tensor.name[:40]!r} has contents although there are raw_input_contents.")
 
 
 async def _answered(context: ServicerContext, call: str, answer: Callable[[], Awaitable[Any]]) -> Any:

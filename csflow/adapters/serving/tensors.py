@@ -11,10 +11,13 @@ from kserve.protocol.infer_type import RequestedOutput, to_http_parameters
 
 from csflow.adapters.serving.bodies import parsed
 from csflow.adapters.serving.requests import (
+    LONGEST_SIDE,
     MAX_IMAGES,
+    MOST_SIDES,
     WISHES,
     Content,
     RequestedImage,
+    boolean,
     check_count,
     clipped,
     images_of_tensor,
@@ -27,11 +30,11 @@ from csflow.errors import DataError
 MOST_OUTPUTS = 32
 """Outputs that a request names at most; there are seven."""
 
-MOST_SIDES = 8
-"""Sides of a tensor at most."""
+_LONGEST_ID = 200
+"""Characters of a request's name at most; it is repeated in the response."""
 
-_LONGEST = 2**26
-"""Longest side of a tensor."""
+_SWITCHES = ("binary_data", "binary_data_output")
+"""Parameters of the binary extension that are true or false."""
 
 _Field = TypeVar("_Field")
 
@@ -123,10 +126,23 @@ def infer_request(head: object, tail: bytes, model_name: str) -> InferRequest:
     return InferRequest(
         model_name=model_name,
         infer_inputs=inputs,
-        request_id=str(fields["id"]) if fields.get("id") is not None else None,
+        request_id=checked_id(fields.get("id")),
         parameters=_parameters(fields),
         request_outputs=wanted or None,
     )
+
+
+def checked_id(value: object) -> str | None:
+    """Return what the client calls its request, or None.
+
+    Raises:
+        DataError: If that is no text or number, or too long.
+    """
+    if value is None or value == "":
+        return None
+    if not isinstance(value, str | int | float) or len(text := str(value)) > _LONGEST_ID:
+        raise DataError(f"'id' is {clipped(value)}, expected a text of at most {_LONGEST_ID} characters.")
+    return text
 
 
 def _json_length(body: bytes, headers: Mapping[str, str]) -> int:
@@ -185,12 +201,18 @@ def _objects(fields: dict[str, object], key: str, *, most: int, optional: bool =
 
 
 def _is_count(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= _LONGEST
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= LONGEST_SIDE
 
 
 def _parameters(fields: dict[str, object]) -> dict[str, object] | None:
     value = fields.get("parameters")
-    return None if value is None else _object(value, "'parameters'")
+    if value is None:
+        return None
+    parameters = _object(value, "'parameters'")
+    for name in _SWITCHES:
+        if name in parameters:
+            boolean(parameters[name], f"parameters.{name}")
+    return parameters
 
 
 def _field(fields: dict[str, object], key: str, kind: type[_Field], path: str) -> _Field:

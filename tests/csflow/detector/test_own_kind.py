@@ -116,6 +116,7 @@ def test_it_is_served(directory: Path, images: Path) -> None:
     from csflow.adapters.serving.decoding import Decoder
     from csflow.adapters.serving.limits import Limits
     from csflow.adapters.serving.lines import Lines
+    from csflow.adapters.serving.requests import images_of_instances
     from csflow.adapters.serving.scheduler import Scheduler
     from csflow.adapters.serving.served import ServedDetector
 
@@ -127,7 +128,7 @@ def test_it_is_served(directory: Path, images: Path) -> None:
 
     async def ask() -> dict[str, Any]:
         plane = Plane(lines, scheduler)
-        return await plane.predict(await plane.line("plates"), body, due=math.inf)
+        return await plane.predict(await plane.line("plates"), images_of_instances(body), due=math.inf)
 
     (answer,) = asyncio.run(ask())["predictions"]
     scheduler.close()

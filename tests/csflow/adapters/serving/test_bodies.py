@@ -76,10 +76,10 @@ def test_other_encodings_are_refused(encoding: str) -> None:
 )
 def test_json_that_would_grow_is_refused_at_once(body: bytes) -> None:
     tracemalloc.start()
-    began = time.perf_counter()
+    began = time.process_time()
     with pytest.raises(DataError, match=r"The JSON has about \d+ (keys|objects|lists|values)|not JSON"):
         parsed(body)
-    seconds, (_, peak) = time.perf_counter() - began, tracemalloc.get_traced_memory()
+    seconds, (_, peak) = time.process_time() - began, tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert seconds < 1.0
     assert peak < 2**20

@@ -557,8 +557,7 @@ def test_a_request_that_fails_is_a_failure_of_ours(make_detector: Callable[..., 
         async def ask():
             line = await plane.line("tiles")
             line.engine.trunk.session = None  # as if memory were broken
-            images = images_of_instances({"instances": [sys.argv[2]]})
-            return await plane.predict(line, images, due=math.inf)
+            return await plane.predict(line, images_of_instances({"instances": [sys.argv[2]]}), due=math.inf)
         try:
             asyncio.run(ask())
         except ScoringError as error:
