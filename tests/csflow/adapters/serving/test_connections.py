@@ -11,13 +11,14 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 import pytest
+from prometheus_client import REGISTRY
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
 from csflow.adapters.serving.connections import ConnectionLimits, GuardedProtocol
-from csflow.adapters.serving.rest import RestServer
+from csflow.adapters.serving.rest import Accounting, RestServer
 
 LIMITS = ConnectionLimits(
     head_bytes=4096, headers=20, connections=8, head_seconds=0.5, idle_seconds=1.5, pause_seconds=0.7,
@@ -64,7 +65,7 @@ def started() -> Iterator[Running]:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         app = Starlette(routes=[Route("/", echo, methods=["GET", "POST"])])
-        server = RestServer(app, protocol=Short)
+        server = RestServer(Accounting(app), protocol=Short)
         server.config.timeout_graceful_shutdown = 5
         running = Running(server, listener)
         try:
@@ -131,6 +132,33 @@ def test_a_body_that_trickles_has_a_limit_as_a_whole(running: Running) -> None:
     assert 1.5 < time.monotonic() - began < 4.0
 
 
+def counted() -> dict[str, float]:
+    """Responses by status."""
+    samples = [sample for family in REGISTRY.collect() for sample in family.samples]
+    return {each.labels["status"]: each.value for each in samples if each.name == "csflow_responses_total"}
+
+
+@pytest.mark.parametrize(
+    ("status", "content"),
+    [
+        ("400", b"\x16\x03\x01\r\n\r\n"),
+        ("408", b"GET / HTTP/1.1\r\nHost: x\r\nA: "),
+        ("408", b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\nhalf"),
+        ("431", b"GET / HTTP/1.1\r\nHost: x\r\nA: " + b"a" * 5000 + b"\r\n\r\n"),
+    ],
+    ids=["no HTTP", "half headers", "half a body", "large headers"],
+)
+def test_what_is_refused_on_the_wire_counts_once(running: Running, status: str, content: bytes) -> None:
+    before = counted()
+    connection = running.connect()
+    connection.sendall(content)
+    assert everything(connection)[0].startswith(f"HTTP/1.1 {status} ".encode())
+    time.sleep(0.1)
+    assert {each: number - before.get(each, 0) for each, number in counted().items() if number != before.get(each)} == {
+        status: 1
+    }
+
+
 @pytest.mark.parametrize(
     "head",
     [
@@ -171,7 +199,9 @@ def test_a_refused_request_of_a_pipeline_leaves_the_one_before_it_its_answer(run
 def test_more_connections_than_allowed_are_told(running: Running) -> None:
     several = [running.connect() for _ in range(LIMITS.connections)]
     time.sleep(0.2)
+    before = counted().get("503", 0)
     assert everything(running.connect())[0].startswith(b"HTTP/1.1 503 ")
+    assert counted()["503"] == before + 1
     for connection in several:
         connection.close()
     time.sleep(0.2)
