@@ -23,6 +23,9 @@ for number in (signal.SIGHUP, signal.SIGINT):
         signal.signal(number, signal.SIG_DFL if number == signal.SIGHUP else signal.default_int_handler)
 
 
+collect_ignore = ["csflow/adapters/serving/triton_calls.py"]
+"""Runs with Triton's clients in an environment of its own, see test_triton.py."""
+
 REQUIRED = "CSFLOW_REQUIRE"
 """Markers, parted by commas, whose tests must not be skipped: what a machine is said to have, it has to have."""
 

@@ -18,8 +18,8 @@ MOST_OBJECTS = 10_000
 MOST_KEYS = 100_000
 """Keys at most, in all objects together."""
 
-MOST_VALUES = 6 * 2**20
-"""Values in lists at most: the pixels of an image of 1 400 x 1 400 written as numbers."""
+MOST_VALUES = 3 * 2**20
+"""Values in lists at most: the pixels of an image of 1 000 x 1 000 written as numbers."""
 
 MOST_LISTS = 2**20 + 10_000
 """Lists at most: those of three numbers each in an image of 1 000 x 1 000. Nothing is answered while they are made."""

@@ -30,11 +30,11 @@ class Limits:
 
     images: int = 64
     body_bytes: int = 64 * MEBI
-    bodies_bytes: int = 256 * MEBI
+    bodies_bytes: int = 160 * MEBI
     pixels: int = 50_000_000
     request_pixels: int = 200_000_000
     formats: tuple[str, ...] = SERVED_FORMATS
-    decoding_bytes: int = 640 * MEBI
+    decoding_bytes: int = 448 * MEBI
     waiting_images: int = 1024
     waiting_seconds: float = 30.0
 
@@ -42,7 +42,7 @@ class Limits:
 _COPIES = 2
 """Copies of a body that are in memory until its images are scored: as received, and the images in it."""
 
-_PARSED_BYTES = 512 * MEBI
+_PARSED_BYTES = 256 * MEBI
 """What parsing one body takes for a moment, measured with the worst that ``bodies.py`` and ``messages.py`` allow."""
 
 _CONNECTION_BYTES = 160 * 1024

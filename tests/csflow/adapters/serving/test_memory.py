@@ -23,7 +23,7 @@ import psutil
 import pytest
 from PIL import Image
 
-from csflow.adapters.serving import decoding, without_arguments
+from csflow.adapters.serving import without_arguments
 from csflow.adapters.serving.bodies import MOST_LISTS, MOST_VALUES
 from csflow.adapters.serving.limits import Limits, memory_needed
 from tests.csflow.adapters.serving.strangers import Watch, framed
@@ -36,9 +36,6 @@ pytestmark = pytest.mark.slow
 LIMITS = Limits()
 ROOM = 4 * 2**20
 """Bytes by which a body stays below the largest."""
-
-DECODING_IS_BOUNDED = hasattr(decoding, "decoding_cost")
-"""False as long as :class:`csflow.adapters.serving.decoding.Decoder` does not ask what an image will take."""
 
 
 class Peak:
@@ -195,7 +192,6 @@ PICTURES: dict[str, Callable[[], bytes]] = {
 }
 
 
-@pytest.mark.xfail(not DECODING_IS_BOUNDED, reason="the decoder does not bound what it decodes", run=False)
 @pytest.mark.parametrize("what", list(PICTURES))
 def test_the_largest_images_of_several_clients(server: Server, loaded: int, what: str) -> None:
     content = PICTURES[what]()

@@ -380,9 +380,9 @@ def test_most_images_of_clients_that_have_gone_are_not_computed(server: Server, 
 
 def test_most_images_of_late_and_cancelled_calls_are_not_computed(server: Server, rpc: Any, watched: Watched) -> None:
     request = call([64], "BYTES", packed(*[LARGE] * 64))
-    assert refused(rpc, request, timeout=0.5)[0] == "DEADLINE_EXCEEDED"
+    assert refused(rpc, request, timeout=0.2)[0] == "DEADLINE_EXCEEDED"
     future = rpc.ModelInfer.future(request)
-    time.sleep(0.5)
+    time.sleep(0.2)
     assert future.cancel()
     assert watched.becomes(1, "csflow_requests_total", model_name="tiles", outcome="abandoned")
     assert watched.becomes(1, "csflow_requests_total", model_name="tiles", outcome="late")

@@ -74,7 +74,7 @@ WIRE: dict[str, tuple[bytes, list[int], bool]] = {
     "half an encoding": (framed("/v2/models/%f", b"", method="GET"), [404], False),
     "address of 10 kB": (framed("/" + "a" * 10_000, b"", method="GET"), [404], False),
     "address of 60 kB": (framed("/" + "a" * 60_000, b"", method="GET"), [431], CLOSED),
-    "HEAD": (framed("/v2/health/live", b"", method="HEAD"), [405], False),
+    "HEAD": (framed("/v2/health/live", b"", method="HEAD"), [200], False),
     "DELETE": (framed("/v2/models/tiles", b"", method="DELETE"), [405], False),
     "TRACE": (framed("/v2", b"", method="TRACE"), [405], False),
     "websocket": (framed("/v2", b"", "Connection: Upgrade", "Upgrade: websocket", "Sec-WebSocket-Version: 13",
@@ -121,8 +121,8 @@ EVENT = {"specversion": "1.0", "id": "1", "source": "s", "type": "t"}
 OF_EVENT = {"Content-Type": "application/cloudevents+json"}
 NESTED = (json.dumps(EVENT)[:-1] + ',"data":' + "[" * 600 + "]" * 600 + "}").encode()
 MISTAKES: dict[str, tuple[str, object, dict[str, str], str]] = {
-    "no pixels": (V2, {"inputs": [TENSOR | {"shape": [0, 5, 3], "datatype": "UINT8", "data": []}]}, {}, "no image"),
-    "no rows": (V2, {"inputs": [TENSOR | {"shape": [2, 0, 5, 3], "datatype": "UINT8", "data": []}]}, {}, "no image"),
+    "no pixels": (V2, {"inputs": [TENSOR | {"shape": [0, 5, 3], "datatype": "UINT8", "data": []}]}, {}, "has the shape"),
+    "no rows": (V2, {"inputs": [TENSOR | {"shape": [2, 0, 5, 3], "datatype": "UINT8", "data": []}]}, {}, "has the shape"),
     "side below zero": (V2, {"inputs": [TENSOR | {"shape": [-1, -1]}]}, {}, "shape"),
     "fraction": (V2, {"inputs": [TENSOR | {"datatype": "UINT8", "data": [0.5]}]}, {}, "whole number"),
     "ragged": (V2, {"inputs": [TENSOR | {"datatype": "UINT8", "data": [[1], 2]}]}, {}, "depths"),
