@@ -121,8 +121,8 @@ EVENT = {"specversion": "1.0", "id": "1", "source": "s", "type": "t"}
 OF_EVENT = {"Content-Type": "application/cloudevents+json"}
 NESTED = (json.dumps(EVENT)[:-1] + ',"data":' + "[" * 600 + "]" * 600 + "}").encode()
 MISTAKES: dict[str, tuple[str, object, dict[str, str], str]] = {
-    "no pixels": (V2, {"inputs": [TENSOR | {"shape": [0, 5, 3], "datatype": "UINT8", "data": []}]}, {}, "has the shape"),
-    "no rows": (V2, {"inputs": [TENSOR | {"shape": [2, 0, 5, 3], "datatype": "UINT8", "data": []}]}, {}, "has the shape"),
+    "no pixels": (V2, {"inputs": [TENSOR | {"shape": [0, 5, 3], "datatype": "UINT8", "data": []}]}, {}, "the shape"),
+    "no rows": (V2, {"inputs": [TENSOR | {"shape": [2, 0, 5, 3], "datatype": "UINT8", "data": []}]}, {}, "the shape"),
     "side below zero": (V2, {"inputs": [TENSOR | {"shape": [-1, -1]}]}, {}, "shape"),
     "fraction": (V2, {"inputs": [TENSOR | {"datatype": "UINT8", "data": [0.5]}]}, {}, "whole number"),
     "ragged": (V2, {"inputs": [TENSOR | {"datatype": "UINT8", "data": [[1], 2]}]}, {}, "depths"),
