@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
@@ -41,6 +42,11 @@ class Contender:
         """Return the module path of its processes."""
         return os.pathsep.join([str(self.checkout or ROOT), str(BENCHMARKS)])
 
+    @property
+    def environment(self) -> dict[str, str]:
+        """Return the variables of its processes; without the last, the current folder would come before the path."""
+        return {"PYTHONPATH": self.python_path, "PYTHONWARNINGS": "ignore", "PYTHONSAFEPATH": "1"}
+
     def model(self, folder: Path, width: int) -> Path:
         """Return the detector directory, or the ONNX file, of a width."""
         return folder / f"{self.name.replace(' ', '-')}-{width}{'' if self.checkout else '.onnx'}"
@@ -70,8 +76,7 @@ class Contender:
             command = [sys.executable, "-m", "csflow.adapters.serving", "--port", str(ports[0])]
             command += ["--grpc-port", str(ports[1]), *self.options]
             command += [argument for name in named for argument in ("--model", name)]
-        environment = {"PYTHONPATH": self.python_path, "PYTHONWARNINGS": "ignore"}
-        return started(self.name, command, environment, ports, log, confine)
+        return started(self.name, command, self.environment, ports, log, confine)
 
 
 def ours(options: Sequence[str] = ()) -> Contender:
@@ -87,7 +92,14 @@ def older(version: str, checkout: Path) -> Contender:
     """
     if not (checkout / "csflow/adapters/serving/__main__.py").is_file():
         raise ValueError(f"{checkout} is no checkout of csflow. Make one: git worktree add FOLDER beb3801")
-    return Contender(version, checkout.resolve(), PROTOCOLS)
+    found = Contender(version, checkout.resolve(), PROTOCOLS)
+    code = "import csflow.adapters.serving.__main__ as served; print(served.__file__)"
+    told = subprocess.run(
+        [sys.executable, "-c", code], env=os.environ | found.environment, capture_output=True, text=True, check=True
+    )
+    if not Path(told.stdout.strip()).is_relative_to(checkout.resolve()):
+        raise ValueError(f"{checkout} would be served with {told.stdout.strip()}, which is not in it.")
+    return found
 
 
 def plain() -> Contender:

@@ -56,7 +56,7 @@ def _make(contender: Contender, folder: Path, width: int, settings: Settings, **
     files = {"directory": str(contender.model(folder, width)), "weights": str(folder / f"weights-{width}.pt")}
     ran = subprocess.run(
         [sys.executable, "-m", "servers.make_detector", json.dumps({**shape, **files, **more})],
-        env={**os.environ, "PYTHONPATH": contender.python_path, "PYTHONWARNINGS": "ignore"},
+        env=os.environ | contender.environment,
         capture_output=True,
         text=True,
     )

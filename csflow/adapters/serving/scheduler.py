@@ -24,6 +24,9 @@ from csflow.detector.engine import CHUNK, Engine
 _SLOW_DECODING = 0.1
 """Seconds of decoding after which a batch takes no further image: the others may be quicker elsewhere."""
 
+_LONGEST_BATCH = 0.15
+"""Seconds that a batch may take, or as long as one image: whoever comes meanwhile waits for it."""
+
 _WEIGHT = 0.1
 """Weight of the last batch in the running mean of seconds an image."""
 
@@ -138,7 +141,7 @@ class Scheduler:
 
     def _taken(self) -> list[Item]:
         waiting = sum(_count(orders) for orders in self._lines.values())
-        most = min(CHUNK, -(-waiting // self._idle))  # the rest is for the others that are idle
+        most = min(self._largest_batch(), -(-waiting // self._idle))  # the rest is for the others that are idle
         batch: list[Item] = []
         passed: list[tuple[str, deque[Order]]] = []  # lines of another trunk keep their turn
         while len(batch) < most and self._lines:
@@ -155,6 +158,11 @@ class Scheduler:
         for line, orders in reversed(passed):
             self._put_first(line, orders)
         return batch
+
+    def _largest_batch(self) -> int:
+        """Return the number of images of a batch that is over in time, by how long images have taken."""
+        in_time = _LONGEST_BATCH / self._seconds_an_image if self._seconds_an_image else CHUNK
+        return max(1, min(CHUNK, int(in_time)))
 
     def _put_first(self, line: str, orders: deque[Order]) -> None:
         self._lines[line] = orders
