@@ -239,7 +239,7 @@ BODY = json.dumps({"instances": [{"image": {"b64": b64(IMAGES[0])}}]}).encode()
         (["--header", "Content-Type: application/json"], BODY),
         (["--header", "Expect: 100-continue"], BODY),
         (["--header", "Transfer-Encoding: chunked"], BODY),
-        (["--header", "Content-Encoding: gzip"], gzip.compress(BODY)),
+        (["--header", "Content-Encoding: gzip"], gzip.compress(BODY, mtime=0)),
         (["--compressed"], BODY),
         (["--http1.0"], BODY),
         (OFFERS_HTTP2, BODY),
