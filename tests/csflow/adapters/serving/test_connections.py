@@ -268,7 +268,9 @@ def test_an_offer_of_another_protocol_costs_no_body(running: Running, pause: boo
             time.sleep(0.1)
         answer = b""
         while b"\r\n\r\n1" not in answer:
-            answer += opened.recv(65536)
+            more = opened.recv(65536)
+            assert more, answer  # it was closed
+            answer += more
         assert answer.startswith(b"HTTP/1.1 200")
         assert answer.endswith(b"\r\n\r\n13")
 
